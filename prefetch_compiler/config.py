@@ -1,0 +1,130 @@
+"""KernelConfig: one point of the template's search space, and the invariants that hold on every device."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from enum import Enum
+from functools import lru_cache
+from typing import Any
+
+from .errors import InvalidConfigError
+
+MAX_PREFETCH_DEPTH = 8
+MAX_SPLITS = 512
+
+
+class PrefetchKind(str, Enum):
+    """How a KV tile is asked into L2: one ``prefetch.global.L2`` per 128-byte line, or
+    ``cp.async.bulk.prefetch.L2`` (PTX ISA 8.0, sm_90 and later)."""
+
+    LINE = "line"
+    BULK = "bulk"
+
+
+class LoadPath(str, Enum):
+    """How K and V reach shared memory: per-thread (asynchronous) copies, or the tensor memory accelerator."""
+
+    POINTER = "pointer"
+    TMA = "tma"
+
+
+class OperandOrder(str, Enum):
+    """Which operand leads in the two products: ``qk`` computes S = Q K^T, ``kq`` computes S^T = K Q^T (so that the
+    long KV side, not the few query rows, fills the tensor cores' M)."""
+
+    QK = "qk"
+    KQ = "kq"
+
+
+class Merge(str, Enum):
+    """Who combines the splits: a second kernel, or the last program to finish. With one split neither is needed."""
+
+    SEPARATE = "separate"
+    INPLACE = "inplace"
+
+
+def _power_of_two(value: int) -> bool:
+    return value > 0 and value & (value - 1) == 0
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """How a template is specialised. Depth 0 means no prefetch instruction at all; it is a first-class value.
+
+    Attributes:
+        block_kv: keys per tile, a power of two from 16 to 256.
+        num_splits: programs that share one sequence's valid keys, 1 to 512.
+        num_warps: 1, 2, 4 or 8.
+        num_stages: software pipelining depth of the KV loop, 1 to 8.
+        prefetch_depth: KV tiles asked into L2 ahead of the one computed, 0 to 8.
+        launch_overlap: programmatic dependent launch (sm_90 and later).
+
+    Raises:
+        InvalidConfigError: a field is outside its range.
+    """
+
+    block_kv: int
+    num_splits: int
+    num_warps: int
+    num_stages: int
+    prefetch_depth: int = 0
+    prefetch_kind: PrefetchKind = PrefetchKind.LINE
+    load_path: LoadPath = LoadPath.POINTER
+    operand_order: OperandOrder = OperandOrder.QK
+    launch_overlap: bool = False
+    merge: Merge = Merge.SEPARATE
+
+    def __post_init__(self) -> None:
+        self._require("block_kv", _power_of_two(self.block_kv) and 16 <= self.block_kv <= 256, "a power of two in 16..256")
+        self._require("num_splits", 1 <= self.num_splits <= MAX_SPLITS, f"in 1..{MAX_SPLITS}")
+        self._require("num_warps", self.num_warps in (1, 2, 4, 8), "1, 2, 4 or 8")
+        self._require("num_stages", 1 <= self.num_stages <= 8, "in 1..8")
+        self._require("prefetch_depth", 0 <= self.prefetch_depth <= MAX_PREFETCH_DEPTH, f"in 0..{MAX_PREFETCH_DEPTH}")
+
+    def _require(self, name: str, holds: bool, rule: str) -> None:
+        if not holds:
+            raise InvalidConfigError(name, getattr(self, name), rule)
+
+    def encode(self) -> str:
+        """A short, reversible name, such as ``b128-s16-w4-st3-p0line-pointer-qk-pdl-separate``."""
+        overlap = "pdl" if self.launch_overlap else "nopdl"
+        return (
+            f"b{self.block_kv}-s{self.num_splits}-w{self.num_warps}-st{self.num_stages}"
+            f"-p{self.prefetch_depth}{self.prefetch_kind.value}-{self.load_path.value}"
+            f"-{self.operand_order.value}-{overlap}-{self.merge.value}"
+        )
+
+    @staticmethod
+    @lru_cache(maxsize=None)
+    def decode(name: str) -> KernelConfig:
+        """The inverse of :meth:`encode`.
+
+        Raises:
+            InvalidConfigError: ``name`` is not such a name.
+        """
+        match = _ENCODED.fullmatch(name)
+        if match is None:
+            raise InvalidConfigError("encode()", name, "like b128-s16-w4-st3-p0line-pointer-qk-pdl-separate")
+        return KernelConfig(
+            block_kv=int(match["block"]),
+            num_splits=int(match["splits"]),
+            num_warps=int(match["warps"]),
+            num_stages=int(match["stages"]),
+            prefetch_depth=int(match["depth"]),
+            prefetch_kind=PrefetchKind(match["kind"]),
+            load_path=LoadPath(match["path"]),
+            operand_order=OperandOrder(match["order"]),
+            launch_overlap=match["overlap"] == "pdl",
+            merge=Merge(match["merge"]),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {k: v.value if isinstance(v, Enum) else v for k, v in asdict(self).items()}
+
+
+_ENCODED = re.compile(
+    r"b(?P<block>\d+)-s(?P<splits>\d+)-w(?P<warps>\d+)-st(?P<stages>\d+)-p(?P<depth>\d+)(?P<kind>line|bulk)"
+    r"-(?P<path>pointer|tma)-(?P<order>qk|kq)-(?P<overlap>pdl|nopdl)-(?P<merge>separate|inplace)"
+)
