@@ -1,7 +1,7 @@
 """kvprefetch: a torch.compile backend that lowers decode attention to kernels reading only the valid KV cache."""
 
 from .backend import kvprefetch
-from .explain import Report, SiteReport, Verdict
+from .report import Report, SiteReport, Verdict
 from .explainer import explain
 
 __version__ = "0.1.0"
