@@ -1,0 +1,1 @@
+"""Spec + config → constexprs and grid; the operators that graphs call; graph surgery."""

@@ -1,0 +1,141 @@
+"""Compile a spec's kernels before they are needed: for the present GPU, or for one that is not there.
+
+Compiling while the graph is lowered turns a configuration that the compiler or the device refuses into a fallback with
+a reason, instead of a crash in the first decode step.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import KernelConfig
+from ..device import DeviceProfile
+from ..spec import AttentionSpec, MaskKind, TensorLayout
+from .launch import allocate
+from .specialise import DecodeTensors, KernelCall, decode_call, merge_call
+
+_TRITON_TYPES = {
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float32: "fp32",
+    torch.int32: "i32",
+    torch.bool: "i1",
+}
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """What one kernel takes on its target. Spills are bytes stored plus bytes loaded, by ptxas; None off NVIDIA."""
+
+    name: str
+    shared_bytes: int
+    registers: int | None
+    spill_bytes: int | None
+
+
+def example_tensors(spec: AttentionSpec, config: KernelConfig, device: torch.device | str) -> DecodeTensors:
+    """Operands with the dtypes, shapes and strides of ``spec``; on "meta" they take no memory.
+
+    Their addresses count as 16-byte aligned, as those of torch's allocations are.
+    """
+
+    def strided(shape: tuple[int, ...], layout: TensorLayout) -> torch.Tensor:
+        strides = (layout.batch_stride, layout.head_stride, layout.row_stride, 1)
+        return torch.empty_strided(shape, strides, dtype=spec.dtype, device=device)
+
+    q = torch.empty((spec.batch, spec.query_heads, spec.q_len, spec.head_dim), dtype=spec.dtype, device=device)
+    k = strided((spec.batch, spec.kv_heads, spec.kv_len, spec.head_dim), spec.key_layout)
+    v = strided((spec.batch, spec.kv_heads, spec.kv_len, spec.value_dim), spec.value_layout)
+    mask = bounds = None
+    if spec.mask is not MaskKind.NONE:
+        rows = (spec.query_heads, spec.q_len) if spec.mask_per_row else (1, 1)
+        mask = torch.empty((spec.batch, *rows, spec.kv_len), dtype=spec.mask_dtype, device=device)
+        mask = mask.expand(spec.batch, spec.query_heads, spec.q_len, spec.kv_len)
+        bounds = torch.empty((spec.batch, 4), dtype=torch.int32, device=device)
+    return allocate(q, k, v, mask, bounds, spec.out_heads_first, config)
+
+
+def kernel_calls(spec: AttentionSpec, config: KernelConfig, tensors: DecodeTensors) -> list[KernelCall]:
+    """Every kernel that one launch of ``spec`` under ``config`` runs, in order."""
+    decode = decode_call(tensors, is_causal=spec.is_causal, scale=spec.scale, config=config)
+    merge = merge_call(tensors, is_causal=spec.is_causal, config=config)
+    return [decode] if merge is None else [decode, merge]
+
+
+def compile_for_target(spec: AttentionSpec, config: KernelConfig, profile: DeviceProfile) -> list[CompiledKernel]:
+    """Compile for ``profile``, which need not be present. Not possible in a process that has TRITON_INTERPRET=1.
+
+    Raises:
+        triton.CompilationError, triton.OutOfResources or another error of the compiler's.
+    """
+    from triton.backends.compiler import GPUTarget
+
+    if profile.backend == "hip":
+        target = GPUTarget("hip", "gfx942", 64)
+    else:
+        target = GPUTarget("cuda", profile.arch, 32)
+    calls = kernel_calls(spec, config, example_tensors(spec, config, "meta"))
+    return [_compile(call, target) for call in calls]
+
+
+def _compile(call: KernelCall, target: Any) -> CompiledKernel:
+    import triton
+    from triton.compiler import ASTSource
+
+    constants = {name: value for name, value in call.arguments.items() if value is None} | call.constants
+    signature = {name: _type_name(value) for name, value in call.arguments.items()}
+    signature |= {name: "constexpr" for name in call.constants}
+    aligned = {
+        (index,): [["tt.divisibility", 16]]
+        for index, name in enumerate(signature)
+        if signature[name].startswith("*")
+    }
+    source = ASTSource(fn=call.kernel, signature=signature, constexprs=constants, attrs=aligned)
+    compiled = triton.compile(source, target=target, options=call.options)
+    registers = spills = None
+    if target.backend == "cuda":
+        registers, spills = _ptxas_usage(compiled.asm["ptx"], target.arch)
+    return CompiledKernel(call.kernel.__name__, compiled.metadata.shared, registers, spills)
+
+
+def _type_name(value: Any) -> str:
+    if value is None:
+        return "constexpr"
+    if isinstance(value, torch.Tensor):
+        return f"*{_TRITON_TYPES[value.dtype]}"
+    if isinstance(value, float):
+        return "fp32"
+    if isinstance(value, int):
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+    return f"tensordesc<{_TRITON_TYPES[value.base.dtype]}{list(value.block_shape)}>"
+
+
+def _ptxas_usage(ptx: str, arch: int) -> tuple[int | None, int | None]:
+    """Registers per thread and bytes spilled, as the assembler that Triton bundles reports them."""
+    from triton import knobs
+
+    ptxas = knobs.nvidia.ptxas_blackwell if arch >= 100 else knobs.nvidia.ptxas
+    suffix = "a" if arch >= 90 else ""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(ptx)
+        result = subprocess.run(
+            [ptxas.path, "-v", f"--gpu-name=sm_{arch}{suffix}", str(source), "-o", os.devnull],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    registers = re.search(r"Used (\d+) registers", result.stderr)
+    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", result.stderr)
+    return (
+        int(registers[1]) if registers else None,
+        int(spills[1]) + int(spills[2]) if spills else None,
+    )

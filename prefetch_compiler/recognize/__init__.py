@@ -1,0 +1,1 @@
+"""Graphs → sites: one file per family of forms."""

@@ -1,0 +1,1 @@
+"""Choosing a KernelConfig: what is admissible, and what the heuristic says."""

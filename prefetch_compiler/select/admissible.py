@@ -1,0 +1,34 @@
+"""The one predicate that says whether a config may run a spec on a device: used before every use of a config."""
+
+from __future__ import annotations
+
+from ..config import KernelConfig, LoadPath, PrefetchKind
+from ..device import DeviceProfile
+from ..spec import AttentionSpec
+from .footprint import shared_memory_estimate_bytes
+
+
+def why_inadmissible(spec: AttentionSpec, config: KernelConfig, profile: DeviceProfile) -> str | None:
+    """The reason why ``config`` cannot run ``spec`` on ``profile``, or None when it can.
+
+    The interpreter ignores launch overlap and prefetching and emulates TMA, so it admits all three.
+    """
+    emulated = profile.backend == "interpreter"
+    if config.load_path is LoadPath.TMA:
+        if not (profile.has_tma or emulated):
+            return f"TMA loads need sm_90 or later, not {profile.name}"
+        if not spec.tma_loadable:
+            return "TMA loads need K and V strides that are positive multiples of 16 bytes"
+    if config.launch_overlap and not (profile.has_launch_overlap or emulated):
+        return f"launch overlap needs sm_90 or later, not {profile.name}"
+    if config.prefetch_depth > 0 and not emulated:
+        if config.prefetch_kind is PrefetchKind.BULK and not profile.has_bulk_prefetch:
+            return f"bulk prefetch needs sm_90 or later, not {profile.name}"
+        if config.prefetch_kind is PrefetchKind.BULK and not spec.tma_loadable:
+            return "bulk prefetch needs K and V strides that are positive multiples of 16 bytes"
+        if not profile.has_line_prefetch:
+            return f"L2 prefetch instructions need an NVIDIA GPU, not {profile.name}"
+    needed = shared_memory_estimate_bytes(spec, config)
+    if needed > profile.shared_memory_bytes:
+        return f"about {needed} bytes of shared memory are needed and {profile.name} has {profile.shared_memory_bytes}"
+    return None

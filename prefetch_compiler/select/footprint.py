@@ -1,0 +1,35 @@
+"""Arithmetic on what a specialised kernel takes, before anything is compiled."""
+
+from __future__ import annotations
+
+from ..config import KernelConfig
+from ..spec import AttentionSpec
+
+MAX_ROW_TILE = 128
+MIN_DOT_ROWS = 16
+
+
+def padded_dim(dim: int) -> int:
+    """The power of two, at least 16 (the least that tl.dot takes), that holds ``dim`` columns."""
+    return max(MIN_DOT_ROWS, 1 << (dim - 1).bit_length())
+
+
+def row_tile(rows: int) -> int:
+    """Query rows of one program: all that share a KV head, up to 128, padded to a power of two of at least 16."""
+    return min(MAX_ROW_TILE, padded_dim(rows))
+
+
+def row_tiles(rows: int) -> int:
+    """Programs that the query rows of one KV head are divided among."""
+    return -(-rows // row_tile(rows))
+
+
+def kv_tile_bytes(spec: AttentionSpec, block_kv: int) -> int:
+    """Shared memory of one K tile and one V tile."""
+    return block_kv * (padded_dim(spec.head_dim) + padded_dim(spec.value_dim)) * spec.element_bytes
+
+
+def shared_memory_estimate_bytes(spec: AttentionSpec, config: KernelConfig) -> int:
+    """Tiles in flight plus the query tile. Compiling tells the exact figure; this one prunes."""
+    q_bytes = row_tile(spec.rows) * padded_dim(spec.head_dim) * spec.element_bytes
+    return config.num_stages * kv_tile_bytes(spec, config.block_kv) + q_bytes

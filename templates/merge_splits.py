@@ -1,0 +1,85 @@
+"""The separate merge: combine the partial results of one query row's splits and write the output row."""
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from .softmax import finite_maximum
+from .split_plan import keys_per_split, valid_keys
+
+_RUNTIME_INTEGERS = [
+    "q_len", "kv_len", "kv_heads", "num_splits", "bounds_stride", "out_batch_stride", "out_head_stride", "out_row_stride",
+]  # fmt: skip
+
+
+@triton.jit(do_not_specialize=_RUNTIME_INTEGERS)
+def merge_splits(
+    partial_ptr,
+    stats_ptr,
+    bounds_ptr,
+    out_ptr,
+    q_len,
+    kv_len,
+    kv_heads,
+    num_splits,
+    bounds_stride,
+    out_batch_stride,
+    out_head_stride,
+    out_row_stride,
+    GROUP: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_KV: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    LAUNCH_OVERLAP: tl.constexpr,
+    EXP2_SCALE: tl.constexpr,
+):
+    """Grid (batch * kv_heads * group * q_len,). Only splits that had keys are read, in order, CHUNK at a time, so the
+    result does not depend on which program finished first. Layouts as in ``split_kv_decode``."""
+    if LAUNCH_OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
+    rows = GROUP * q_len
+    flat = tl.program_id(0)
+    row = flat % rows
+    head_slot = flat // rows
+    kv_head = head_slot % kv_heads
+    sequence = head_slot // kv_heads
+
+    first_key, end_key, _, _ = valid_keys(
+        bounds_ptr, bounds_stride, sequence, kv_len, q_len, bounds_ptr is not None, CAUSAL
+    )
+    _, active = keys_per_split(first_key, end_key, num_splits, BLOCK_KV)
+
+    slot = head_slot.to(tl.int64) * num_splits
+    splits = tl.arange(0, BLOCK_SPLITS)
+    maxima = tl.load(stats_ptr + ((slot + splits) * rows + row) * 2, mask=splits < active, other=float("-inf"))
+    reference = finite_maximum(tl.max(maxima, 0))
+
+    columns = tl.arange(0, BLOCK_DV)
+    accumulator = tl.zeros([BLOCK_DV], tl.float32)
+    total = tl.zeros([1], tl.float32)
+    for chunk_first in range(0, active, CHUNK):
+        chunk = chunk_first + tl.arange(0, CHUNK)
+        chunk_row = (slot + chunk) * rows + row
+        inside = chunk < active
+        maximum = tl.load(stats_ptr + chunk_row * 2, mask=inside, other=float("-inf"))
+        weight = tl.exp2((maximum - reference) * EXP2_SCALE)
+        total += tl.sum(tl.load(stats_ptr + chunk_row * 2 + 1, mask=inside, other=0.0) * weight, 0)
+        partial = tl.load(
+            partial_ptr + (chunk_row * VALUE_DIM)[:, None] + columns[None, :],
+            mask=inside[:, None] & (columns < VALUE_DIM)[None, :],
+            other=0.0,
+        )
+        accumulator += tl.sum(partial * weight[:, None], 0)
+
+    head = kv_head * GROUP + row // q_len
+    out_row = (
+        sequence.to(tl.int64) * out_batch_stride + head.to(tl.int64) * out_head_stride + (row % q_len) * out_row_stride
+    )
+    denominator = tl.where(total == 0.0, 1.0, total)
+    tl.store(
+        out_ptr + out_row + columns, (accumulator / denominator).to(out_ptr.dtype.element_ty), mask=columns < VALUE_DIM
+    )

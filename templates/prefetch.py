@@ -1,0 +1,94 @@
+"""Asking L2 for a KV tile before it is loaded, in the two forms that PTX has.
+
+Sources: PTX ISA, "prefetch, prefetchu" and "cp.async.bulk.prefetch.L2" (sm_90 and later: 16-byte aligned address,
+size a multiple of 16 bytes); arXiv 2504.06319 for the use of it in decode attention. An inline-asm result must be
+used or the statement marked impure, hence ``is_pure=False`` and a dummy output.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def prefetch_lines_l2(tile_ptr, rows, row_stride, DIM: tl.constexpr, LINES: tl.constexpr, LINE_ELEMENTS: tl.constexpr):
+    """One ``prefetch.global.L2`` per 128-byte line of the rows of a tile.
+
+    ``rows`` (BLOCK,) are row numbers relative to ``tile_ptr``; LINES, a power of two, covers DIM elements.
+    """
+    columns = tl.minimum(tl.arange(0, LINES) * LINE_ELEMENTS, DIM - 1)
+    lines = tile_ptr + rows[:, None] * row_stride + columns[None, :]
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [lines], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
+def prefetch_rows_l2(tile_ptr, rows, row_stride, ROW_BYTES: tl.constexpr):
+    """One ``cp.async.bulk.prefetch.L2`` per row, for tiles whose rows are not adjacent in memory."""
+    starts = tile_ptr + rows * row_stride
+    sizes = tl.zeros_like(rows).to(tl.int32) + ROW_BYTES
+    tl.inline_asm_elementwise(
+        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
+        "=r,l,r",
+        [starts, sizes],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
+def prefetch_span_l2(tile_ptr, span_bytes):
+    """One ``cp.async.bulk.prefetch.L2`` for a whole contiguous tile, issued by one elected thread."""
+    one = tl.zeros([1], dtype=tl.int32)
+    start = tile_ptr + one
+    size = one + span_bytes
+    tl.inline_asm_elementwise(
+        """{
+        .reg .pred elected;
+        .reg .u32 thread;
+        mov.u32 thread, %tid.x;
+        setp.eq.u32 elected, thread, 0;
+        @elected cp.async.bulk.prefetch.L2.global [$1], $2;
+        mov.u32 $0, 0;
+        }""",
+        "=r,l,r",
+        [start, size],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
+def prefetch_tile_l2(
+    base_ptr,
+    first,
+    end,
+    row_stride,
+    DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    BLOCK_KV: tl.constexpr,
+    BULK: tl.constexpr,
+    ROWS_ADJACENT: tl.constexpr,
+):
+    """Ask L2 for rows [first, first + BLOCK_KV) of one head's K or V, never beyond row ``end``.
+
+    Rows past the end are clamped onto the last valid one: asking for a line twice costs less than a branch.
+    """
+    ELEMENT_BYTES: tl.constexpr = base_ptr.dtype.element_ty.primitive_bitwidth // 8
+    if first < end:
+        tile_ptr = base_ptr + tl.cast(first, tl.int64) * row_stride
+        if BULK and ROWS_ADJACENT:
+            count = tl.minimum(end - first, BLOCK_KV)
+            prefetch_span_l2(tile_ptr, count * (DIM * ELEMENT_BYTES))
+        else:
+            rows = tl.minimum(tl.arange(0, BLOCK_KV), end - first - 1).to(tl.int64)
+            if BULK:
+                prefetch_rows_l2(tile_ptr, rows, row_stride, DIM * ELEMENT_BYTES)
+            else:
+                LINE_ELEMENTS: tl.constexpr = 128 // ELEMENT_BYTES
+                if BLOCK_DIM > LINE_ELEMENTS:
+                    prefetch_lines_l2(tile_ptr, rows, row_stride, DIM, BLOCK_DIM // LINE_ELEMENTS, LINE_ELEMENTS)
+                else:
+                    prefetch_lines_l2(tile_ptr, rows, row_stride, DIM, 1, LINE_ELEMENTS)

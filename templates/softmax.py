@@ -1,0 +1,31 @@
+"""Online softmax (Milakov and Gimelshein, arXiv 1805.02867) with query rows on either axis of the score tile."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def along_keys(per_row, KEYS_AXIS: tl.constexpr):
+    """Broadcast a per-query-row vector along the axis that holds keys (or value columns)."""
+    return tl.expand_dims(per_row, KEYS_AXIS)
+
+
+@triton.jit
+def finite_maximum(maximum):
+    """0 in place of -inf, so that rows that have seen no key give exp(-inf - 0) = 0 and not NaN."""
+    return tl.where(maximum == float("-inf"), 0.0, maximum)
+
+
+@triton.jit
+def online_softmax(scores, maximum, total, EXP2_SCALE: tl.constexpr, KEYS_AXIS: tl.constexpr):
+    """One step: returns unnormalised probabilities of this tile, new maximum and total, and the factor by which
+    what was accumulated before must shrink. Scores times EXP2_SCALE are powers of two."""
+    new_maximum = tl.maximum(maximum, tl.max(scores, KEYS_AXIS))
+    reference = finite_maximum(new_maximum)
+    if EXP2_SCALE == 1.0:
+        shrink = tl.exp2(maximum - reference)
+        probabilities = tl.exp2(scores - along_keys(reference, KEYS_AXIS))
+    else:
+        shrink = tl.exp2((maximum - reference) * EXP2_SCALE)
+        probabilities = tl.exp2((scores - along_keys(reference, KEYS_AXIS)) * EXP2_SCALE)
+    return probabilities, new_maximum, total * shrink + tl.sum(probabilities, KEYS_AXIS), shrink

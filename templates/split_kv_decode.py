@@ -1,0 +1,472 @@
+"""Split-KV flash decoding: each program attends one tile of query rows to one share of one KV head's valid keys.
+
+Query heads that share a KV head are packed in one tile of BLOCK_M rows (row r is head r // q_len of the group, query
+r % q_len), so that K and V are read once. Accumulation is fp32. With one split a program writes the output; with more
+it writes an fp32 partial result and its softmax statistics, which ``merge_splits`` or the last program combines.
+
+Flash decoding: https://crfm.stanford.edu/2023/10/12/flashdecoding.html. Layouts as in AttentionSpec, strides in units
+of STRIDE_UNIT elements (passing the common factor as a constant tells the compiler how far loads may be widened).
+"""
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from .prefetch import prefetch_tile_l2
+from .softmax import along_keys, finite_maximum, online_softmax
+from .split_plan import keys_per_split, valid_keys
+
+
+@triton.jit
+def load_tile(
+    head_ptr,
+    descriptor,
+    sequence,
+    head,
+    first,
+    end,
+    row_stride,
+    DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    BLOCK_KV: tl.constexpr,
+    TMA: tl.constexpr,
+    WHOLE: tl.constexpr,
+    ZERO_TAIL: tl.constexpr,
+):
+    """Rows [first, first + BLOCK_KV) of one head as (BLOCK_KV, BLOCK_DIM). Columns past DIM are 0, and so are rows past
+    ``end`` unless the tile is WHOLE. TMA reads rows past the end that lie inside the cache; ZERO_TAIL clears them, which
+    V needs: its stale rows may hold NaN, and 0 * NaN is NaN."""
+    keys = first + tl.arange(0, BLOCK_KV)
+    columns = tl.arange(0, BLOCK_DIM)
+    if TMA:
+        tile = descriptor.load([sequence, head, first, 0]).reshape([BLOCK_KV, BLOCK_DIM])
+        if ZERO_TAIL and not WHOLE:
+            tile = tl.where((keys < end)[:, None], tile, 0.0)
+    else:
+        rows = tl.arange(0, BLOCK_KV).to(tl.int64)
+        pointers = head_ptr + tl.cast(first, tl.int64) * row_stride + rows[:, None] * row_stride + columns[None, :]
+        if WHOLE and DIM == BLOCK_DIM:
+            tile = tl.load(pointers)
+        elif WHOLE:
+            tile = tl.load(pointers, mask=(columns < DIM)[None, :], other=0.0)
+        else:
+            tile = tl.load(pointers, mask=(keys < end)[:, None] & (columns < DIM)[None, :], other=0.0)
+    return tile
+
+
+@triton.jit
+def apply_mask(
+    scores,
+    mask_ptr,
+    mask_row_offsets,
+    mask_key_stride,
+    keys,
+    needed,
+    ADDITIVE: tl.constexpr,
+    PER_ROW: tl.constexpr,
+    KEYS_AXIS: tl.constexpr,
+):
+    """Hide (bool) or shift (additive) scores. ``needed`` (BLOCK_KV,) is False where the mask is known to hide nothing,
+    so that nothing is loaded there. A mask equal for all rows is loaded once per key."""
+    key_offsets = tl.expand_dims(keys.to(tl.int64) * mask_key_stride, 1 - KEYS_AXIS)
+    wanted = tl.expand_dims(needed, 1 - KEYS_AXIS)
+    if PER_ROW:
+        pointers = mask_ptr + along_keys(mask_row_offsets, KEYS_AXIS) + key_offsets
+        wanted = wanted & (along_keys(mask_row_offsets, KEYS_AXIS) >= 0)
+    else:
+        pointers = mask_ptr + key_offsets
+    if ADDITIVE:
+        scores += tl.load(pointers, mask=wanted, other=0.0).to(tl.float32)
+    else:
+        scores = tl.where(tl.load(pointers, mask=wanted, other=1) != 0, scores, float("-inf"))
+    return scores
+
+
+@triton.jit
+def multiply(a, b, accumulator, UPCAST: tl.constexpr):
+    """a @ b in fp32, added to ``accumulator`` unless it is None. Triton's interpreter computes garbage for bf16
+    operands without saying so, hence UPCAST there. fp32 operands are not rounded to tf32, as in PyTorch's default."""
+    if UPCAST:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    if accumulator is None:
+        return tl.dot(a, b, input_precision="ieee")
+    return tl.dot(a, b, accumulator, input_precision="ieee")
+
+
+@triton.jit
+def attend_tile(
+    q,
+    maximum,
+    total,
+    accumulator,
+    k_head_ptr,
+    v_head_ptr,
+    k_descriptor,
+    v_descriptor,
+    mask_ptr,
+    mask_row_offsets,
+    mask_key_stride,
+    sequence,
+    kv_head,
+    first,
+    end,
+    clean_first,
+    clean_end,
+    row_query,
+    score_scale,
+    k_row_stride,
+    v_row_stride,
+    HEAD_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_KV: tl.constexpr,
+    MASK: tl.constexpr,
+    MASK_PER_ROW: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    TMA: tl.constexpr,
+    KEYS_FIRST: tl.constexpr,
+    UPCAST: tl.constexpr,
+    EXP2_SCALE: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """Fold keys [first, first + BLOCK_KV) into the running softmax. KEYS_FIRST keeps scores as (keys, rows) and the
+    accumulator as (value columns, rows); otherwise both lead with rows."""
+    KEYS_AXIS: tl.constexpr = 0 if KEYS_FIRST else 1
+    keys = first + tl.arange(0, BLOCK_KV)
+    k = load_tile(
+        k_head_ptr, k_descriptor, sequence, kv_head, first, end, k_row_stride,
+        HEAD_DIM, BLOCK_D, BLOCK_KV, TMA, WHOLE, False,
+    )  # fmt: skip
+    if KEYS_FIRST:
+        scores = multiply(k, tl.trans(q), None, UPCAST)
+    else:
+        scores = multiply(q, tl.trans(k), None, UPCAST)
+    scores *= score_scale
+    if MASK != "none":
+        needed = ((keys < clean_first) | (keys >= clean_end)) & (keys < end)
+        scores = apply_mask(
+            scores, mask_ptr, mask_row_offsets, mask_key_stride, keys, needed,
+            MASK == "additive", MASK_PER_ROW, KEYS_AXIS,
+        )  # fmt: skip
+    if not WHOLE:
+        scores = tl.where(tl.expand_dims(keys < end, 1 - KEYS_AXIS), scores, float("-inf"))
+    if CAUSAL:
+        visible = tl.expand_dims(keys, 1 - KEYS_AXIS) <= along_keys(row_query, KEYS_AXIS)
+        scores = tl.where(visible, scores, float("-inf"))
+    probabilities, maximum, total, shrink = online_softmax(scores, maximum, total, EXP2_SCALE, KEYS_AXIS)
+    v = load_tile(
+        v_head_ptr, v_descriptor, sequence, kv_head, first, end, v_row_stride,
+        VALUE_DIM, BLOCK_DV, BLOCK_KV, TMA, WHOLE, True,
+    )  # fmt: skip
+    accumulator *= along_keys(shrink, KEYS_AXIS)
+    probabilities = probabilities.to(v.dtype)
+    if KEYS_FIRST:
+        accumulator = multiply(tl.trans(v), probabilities, accumulator, UPCAST)
+    else:
+        accumulator = multiply(probabilities, v, accumulator, UPCAST)
+    return maximum, total, accumulator
+
+
+@triton.jit
+def attend_range(
+    q,
+    maximum,
+    total,
+    accumulator,
+    k_head_ptr,
+    v_head_ptr,
+    k_descriptor,
+    v_descriptor,
+    mask_ptr,
+    mask_row_offsets,
+    mask_key_stride,
+    sequence,
+    kv_head,
+    first,
+    end,
+    clean_first,
+    clean_end,
+    row_query,
+    score_scale,
+    k_row_stride,
+    v_row_stride,
+    HEAD_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_KV: tl.constexpr,
+    MASK: tl.constexpr,
+    MASK_PER_ROW: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    TMA: tl.constexpr,
+    KEYS_FIRST: tl.constexpr,
+    UPCAST: tl.constexpr,
+    EXP2_SCALE: tl.constexpr,
+    PREFETCH_DEPTH: tl.constexpr,
+    PREFETCH_BULK: tl.constexpr,
+    ROWS_ADJACENT: tl.constexpr,
+):
+    """Fold keys [first, end): whole tiles in a software-pipelined loop with no bound checks, then the tail."""
+    for ahead in tl.static_range(1, PREFETCH_DEPTH):
+        target = first + ahead * BLOCK_KV
+        prefetch_tile_l2(
+            k_head_ptr, target, end, k_row_stride, HEAD_DIM, BLOCK_D, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
+        )
+        prefetch_tile_l2(
+            v_head_ptr, target, end, v_row_stride, VALUE_DIM, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
+        )
+    whole_end = first + tl.maximum(end - first, 0) // BLOCK_KV * BLOCK_KV
+    for tile_first in range(first, whole_end, BLOCK_KV):
+        if PREFETCH_DEPTH > 0:
+            target = tile_first + PREFETCH_DEPTH * BLOCK_KV
+            prefetch_tile_l2(
+                k_head_ptr, target, end, k_row_stride, HEAD_DIM, BLOCK_D, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
+            )
+            prefetch_tile_l2(
+                v_head_ptr, target, end, v_row_stride, VALUE_DIM, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
+            )
+        maximum, total, accumulator = attend_tile(
+            q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
+            mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, tile_first, end, clean_first, clean_end,
+            row_query, score_scale, k_row_stride, v_row_stride, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
+            MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, True,
+        )  # fmt: skip
+    if whole_end < end:
+        maximum, total, accumulator = attend_tile(
+            q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
+            mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, whole_end, end, clean_first, clean_end,
+            row_query, score_scale, k_row_stride, v_row_stride, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
+            MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, False,
+        )  # fmt: skip
+    return maximum, total, accumulator
+
+
+@triton.jit
+def store_output(
+    out_ptr, accumulator, total, row_offsets, row_valid, VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr,
+    KEYS_AXIS: tl.constexpr,
+):  # fmt: skip
+    """Normalise and write one tile of output rows. A row that saw no key is 0, as in SDPA's safe softmax."""
+    columns = tl.arange(0, BLOCK_DV)
+    denominator = along_keys(tl.where(total == 0.0, 1.0, total), KEYS_AXIS)
+    pointers = out_ptr + along_keys(row_offsets, KEYS_AXIS) + tl.expand_dims(columns, 1 - KEYS_AXIS)
+    inside = along_keys(row_valid, KEYS_AXIS) & tl.expand_dims(columns < VALUE_DIM, 1 - KEYS_AXIS)
+    tl.store(pointers, (accumulator / denominator).to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def merge_in_place(
+    partial_ptr, stats_ptr, out_ptr, first_slot, active, rows, row, row_valid, row_offsets,
+    VALUE_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_DV: tl.constexpr, EXP2_SCALE: tl.constexpr,
+):  # fmt: skip
+    """Combine ``active`` partial results of one tile of rows, in split order, and write the output."""
+    columns = tl.arange(0, BLOCK_DV)
+    inside = row_valid[:, None] & (columns < VALUE_DIM)[None, :]
+    maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    accumulator = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
+    for split in range(0, active):
+        slot = (first_slot + split) * rows + row
+        split_maximum = tl.load(stats_ptr + slot * 2, mask=row_valid, other=float("-inf"), cache_modifier=".cg")
+        split_total = tl.load(stats_ptr + slot * 2 + 1, mask=row_valid, other=0.0, cache_modifier=".cg")
+        partial = tl.load(
+            partial_ptr + (slot * VALUE_DIM)[:, None] + columns[None, :], mask=inside, other=0.0, cache_modifier=".cg"
+        )
+        new_maximum = tl.maximum(maximum, split_maximum)
+        reference = finite_maximum(new_maximum)
+        shrink = tl.exp2((maximum - reference) * EXP2_SCALE)
+        weight = tl.exp2((split_maximum - reference) * EXP2_SCALE)
+        accumulator = accumulator * shrink[:, None] + partial * weight[:, None]
+        total = total * shrink + split_total * weight
+        maximum = new_maximum
+    store_output(out_ptr, accumulator, total, row_offsets, row_valid, VALUE_DIM, BLOCK_DV, 1)
+
+
+_RUNTIME_INTEGERS = [
+    "q_len", "kv_len", "kv_heads", "row_tiles", "bounds_stride",
+    "q_batch_stride", "q_head_stride", "q_row_stride",
+    "k_batch_stride", "k_head_stride", "k_row_stride",
+    "v_batch_stride", "v_head_stride", "v_row_stride",
+    "mask_batch_stride", "mask_head_stride", "mask_row_stride", "mask_key_stride",
+    "out_batch_stride", "out_head_stride", "out_row_stride",
+]  # fmt: skip
+
+
+# Integers are not specialised: a cache that grows by one key a step must not compile a kernel a step.
+@triton.jit(do_not_specialize=_RUNTIME_INTEGERS)
+def split_kv_decode(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    k_descriptor,
+    v_descriptor,
+    mask_ptr,
+    bounds_ptr,
+    out_ptr,
+    partial_ptr,
+    stats_ptr,
+    arrivals_ptr,
+    score_scale,
+    q_len,
+    kv_len,
+    kv_heads,
+    row_tiles,
+    bounds_stride,
+    q_batch_stride,
+    q_head_stride,
+    q_row_stride,
+    k_batch_stride,
+    k_head_stride,
+    k_row_stride,
+    v_batch_stride,
+    v_head_stride,
+    v_row_stride,
+    mask_batch_stride,
+    mask_head_stride,
+    mask_row_stride,
+    mask_key_stride,
+    out_batch_stride,
+    out_head_stride,
+    out_row_stride,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_KV: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    SPLIT: tl.constexpr,
+    STRIDE_UNIT: tl.constexpr,
+    MASK: tl.constexpr,
+    MASK_PER_ROW: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    TMA: tl.constexpr,
+    KEYS_FIRST: tl.constexpr,
+    PREFETCH_DEPTH: tl.constexpr,
+    PREFETCH_BULK: tl.constexpr,
+    ROWS_ADJACENT: tl.constexpr,
+    LAUNCH_OVERLAP: tl.constexpr,
+    MERGE_IN_PLACE: tl.constexpr,
+    EXP2_SCALE: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Grid (batch * kv_heads * row_tiles, num_splits); SPLIT says whether num_splits is more than 1.
+
+    ``score_scale`` is the softmax scale, times log2(e) unless the mask is additive (EXP2_SCALE is 1 or log2(e)
+    accordingly: scaling an additive finfo.min by log2(e) would overflow to -inf and change rows that hide everything).
+    partial fp32 (batch * kv_heads, num_splits, rows, VALUE_DIM), stats fp32 (..., rows, 2): maximum and total.
+    """
+    KEYS_AXIS: tl.constexpr = 0 if KEYS_FIRST else 1
+    # Before anything that an earlier kernel may have written is read, and in every program: a grid that ended without
+    # waiting would let its successors overtake its predecessors.
+    if LAUNCH_OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
+
+    flat = tl.program_id(0)
+    split = tl.program_id(1)
+    num_splits = tl.num_programs(1)
+    row_tile = flat % row_tiles
+    head_slot = flat // row_tiles
+    kv_head = head_slot % kv_heads
+    sequence = head_slot // kv_heads
+
+    first_key, end_key, clean_first, clean_end = valid_keys(
+        bounds_ptr, bounds_stride, sequence, kv_len, q_len, bounds_ptr is not None, CAUSAL
+    )
+    share, active = keys_per_split(first_key, end_key, num_splits, BLOCK_KV)
+    first = first_key + split * share
+    end = tl.minimum(first + share, end_key)
+
+    # Split 0 goes on even with no keys: it must write the zeros of rows that see nothing.
+    if (split < active) | (split == 0):
+        rows = GROUP * q_len
+        row = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
+        row_valid = row < rows
+        row_head = kv_head * GROUP + row // q_len
+        row_query = row % q_len
+
+        sequence_wide = sequence.to(tl.int64)
+        columns = tl.arange(0, BLOCK_D)
+        q_rows = (
+            sequence_wide * q_batch_stride + row_head.to(tl.int64) * q_head_stride + row_query * q_row_stride
+        ) * STRIDE_UNIT
+        q = tl.load(
+            q_ptr + q_rows[:, None] + columns[None, :],
+            mask=row_valid[:, None] & (columns < HEAD_DIM)[None, :],
+            other=0.0,
+        )
+        k_head_ptr = k_ptr + (sequence_wide * k_batch_stride + kv_head.to(tl.int64) * k_head_stride) * STRIDE_UNIT
+        v_head_ptr = v_ptr + (sequence_wide * v_batch_stride + kv_head.to(tl.int64) * v_head_stride) * STRIDE_UNIT
+        k_row = tl.cast(k_row_stride, tl.int64) * STRIDE_UNIT
+        v_row = tl.cast(v_row_stride, tl.int64) * STRIDE_UNIT
+        mask_rows = (
+            sequence_wide * mask_batch_stride + row_head.to(tl.int64) * mask_head_stride + row_query * mask_row_stride
+        )
+        if MASK_PER_ROW:
+            mask_rows = tl.where(row_valid, mask_rows, -1)
+        mask_base = mask_ptr
+        if MASK != "none" and not MASK_PER_ROW:
+            mask_base = mask_ptr + sequence_wide * mask_batch_stride
+
+        maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
+        total = tl.zeros([BLOCK_M], tl.float32)
+        if KEYS_FIRST:
+            accumulator = tl.zeros([BLOCK_DV, BLOCK_M], tl.float32)
+        else:
+            accumulator = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
+
+        # Most masks hide nothing inside their bounds (a prefix, left padding): then the loop has no mask code at all.
+        if MASK == "none":
+            maximum, total, accumulator = attend_range(
+                q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
+                mask_base, mask_rows, mask_key_stride, sequence, kv_head, first, end, clean_first, clean_end,
+                row_query, score_scale, k_row, v_row, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
+                "none", MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE,
+                PREFETCH_DEPTH, PREFETCH_BULK, ROWS_ADJACENT,
+            )  # fmt: skip
+        elif (clean_first <= first) & (end <= clean_end):
+            maximum, total, accumulator = attend_range(
+                q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
+                mask_base, mask_rows, mask_key_stride, sequence, kv_head, first, end, clean_first, clean_end,
+                row_query, score_scale, k_row, v_row, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
+                "none", MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE,
+                PREFETCH_DEPTH, PREFETCH_BULK, ROWS_ADJACENT,
+            )  # fmt: skip
+        else:
+            maximum, total, accumulator = attend_range(
+                q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
+                mask_base, mask_rows, mask_key_stride, sequence, kv_head, first, end, clean_first, clean_end,
+                row_query, score_scale, k_row, v_row, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
+                MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE,
+                PREFETCH_DEPTH, PREFETCH_BULK, ROWS_ADJACENT,
+            )  # fmt: skip
+
+        out_rows = (
+            sequence_wide * out_batch_stride + row_head.to(tl.int64) * out_head_stride + row_query * out_row_stride
+        )
+        if not SPLIT:
+            store_output(out_ptr, accumulator, total, out_rows, row_valid, VALUE_DIM, BLOCK_DV, KEYS_AXIS)
+        else:
+            slot = (head_slot.to(tl.int64) * num_splits + split) * rows + row
+            value_columns = tl.arange(0, BLOCK_DV)
+            tl.store(stats_ptr + slot * 2, maximum, mask=row_valid)
+            tl.store(stats_ptr + slot * 2 + 1, total, mask=row_valid)
+            tl.store(
+                partial_ptr
+                + along_keys(slot * VALUE_DIM, KEYS_AXIS)
+                + tl.expand_dims(value_columns, 1 - KEYS_AXIS),
+                accumulator,
+                mask=along_keys(row_valid, KEYS_AXIS) & tl.expand_dims(value_columns < VALUE_DIM, 1 - KEYS_AXIS),
+            )
+            if MERGE_IN_PLACE:
+                # Every thread's stores must be done before one of them announces the arrival.
+                tl.debug_barrier()
+                arrived = tl.atomic_add(arrivals_ptr + flat, 1, sem="acq_rel", scope="gpu")
+                if arrived == tl.maximum(active, 1) - 1:
+                    merge_in_place(
+                        partial_ptr, stats_ptr, out_ptr, head_slot.to(tl.int64) * num_splits, tl.maximum(active, 1),
+                        rows, row, row_valid, out_rows, VALUE_DIM, BLOCK_M, BLOCK_DV, EXP2_SCALE,
+                    )  # fmt: skip
