@@ -1,0 +1,108 @@
+"""``kvprefetch bench``: the commands, their options, and what they print."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import torch
+import typer
+
+from ..errors import KVPrefetchError
+from .case import parse_cases
+from .e2e import Settings, run
+from .floor import step_bytes
+from .model import RANDOM_LLAMA, meta_model
+from .result import RunResult
+from .table import bytes_table, e2e_tables, show
+from .timing import Rounds
+from .variant import VARIANTS, parse_variants
+
+app = typer.Typer(help="Measure on your own GPU.", no_args_is_help=True)
+
+QUICK_ROUNDS = 5
+ALL_VARIANTS = ",".join(variant.name for variant in VARIANTS)
+
+
+@app.callback()
+def bench() -> None:
+    """Measure on your own GPU."""
+
+
+@app.command()
+def e2e(
+    model: Annotated[str, typer.Option(help="llama-8b (random weights), smollm2, a local folder, or a hub id")] = (
+        RANDOM_LLAMA
+    ),
+    layers: Annotated[int, typer.Option(min=1, help="layers of llama-8b")] = 8,
+    cases: Annotated[str, typer.Option(help="BATCHxCAPACITYxHELD, comma-separated; empty: the default set")] = "",
+    variants: Annotated[str, typer.Option(help="comma-separated")] = ALL_VARIANTS,
+    mode: Annotated[str, typer.Option(help="torch.compile mode of every variant")] = "reduce-overhead",
+    rounds: Annotated[int, typer.Option(min=1, help="interleaved rounds")] = 15,
+    steps: Annotated[int, typer.Option(min=1, help="back-to-back steps per round")] = 20,
+    tokens: Annotated[int, typer.Option(min=1, help="tokens that a real model decodes for its tokens/s")] = 128,
+    oracle: Annotated[bool, typer.Option(help="also compute each case in float64")] = True,
+    profile: Annotated[bool, typer.Option(help="device time per step by kernel, on stderr and in the JSON")] = False,
+    compile_time: Annotated[int, typer.Option(min=0, help="cold compiles of Inductor and of ours to time")] = 0,
+    quick: Annotated[bool, typer.Option(help=f"{QUICK_ROUNDS} rounds")] = False,
+    dry_run: Annotated[bool, typer.Option(help="list the cases and their bytes; needs no GPU")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of tables")] = False,
+    out: Annotated[Path | None, typer.Option(help="also write the JSON, raw samples included, to a file")] = None,
+) -> None:
+    """Whole decode steps: Inductor+SDPA, Inductor+FlexAttention, ours, and the floor that memory sets, in one run."""
+    try:
+        settings = Settings(
+            model=model,
+            layers=layers,
+            cases=parse_cases(cases) if cases else None,
+            variants=parse_variants(variants),
+            mode=mode,
+            rounds=Rounds(QUICK_ROUNDS if quick else rounds, steps),
+            generated=tokens,
+            profile=profile,
+            oracle=oracle,
+            compile_repeats=compile_time,
+        )
+        settings.chosen_cases()
+    except (KVPrefetchError, ValueError, FileNotFoundError) as error:
+        _refuse(str(error))
+    if dry_run:
+        _dry_run(settings, as_json)
+        return
+    if not torch.cuda.is_available():
+        _refuse("bench e2e measures on a GPU and torch sees none here; --dry-run lists the cases and their bytes")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    report(run(settings, torch.device("cuda"), say=_progress), as_json, out)
+
+
+def report(result: RunResult, as_json: bool, out: Path | None) -> None:
+    """Write the JSON to ``out`` and print one form of the result."""
+    document = json.dumps(result.to_dict(), indent=1)
+    if out is not None:
+        out.write_text(document)
+    if as_json:
+        print(document)
+        return
+    for table in e2e_tables(result):
+        show(table)
+
+
+def _dry_run(settings: Settings, as_json: bool) -> None:
+    model = meta_model(settings.source(), settings.dtype)
+    counted = [(case, step_bytes(model, case)) for case in settings.chosen_cases()]
+    if as_json:
+        print(json.dumps([{"case": vars(case), "bytes": size.to_dict()} for case, size in counted], indent=1))
+    else:
+        show(bytes_table(counted))
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _refuse(message: str) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(2)
