@@ -42,7 +42,7 @@ def _split_kv_refusal(spec: AttentionSpec) -> str | None:
 
 SPLIT_KV = Template(
     name="split_kv_decode",
-    modules=("split_kv_decode", "merge_splits", "split_plan", "softmax", "prefetch"),
+    modules=("split_kv_decode", "merge_splits", "split_plan", "softmax", "rounding", "prefetch"),
     refusal=_split_kv_refusal,
 )
 

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .rounding import round_to
 from .softmax import finite_maximum
 from .split_plan import keys_per_split, valid_keys
 
@@ -35,6 +36,7 @@ def merge_splits(
     CAUSAL: tl.constexpr,
     LAUNCH_OVERLAP: tl.constexpr,
     EXP2_SCALE: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):
     """Grid (batch * kv_heads * group * q_len,). Only splits that had keys are read, in order, CHUNK at a time, so the
     result does not depend on which program finished first. Layouts as in ``split_kv_decode``."""
@@ -80,6 +82,5 @@ def merge_splits(
         sequence.to(tl.int64) * out_batch_stride + head.to(tl.int64) * out_head_stride + (row % q_len) * out_row_stride
     )
     denominator = tl.where(total == 0.0, 1.0, total)
-    tl.store(
-        out_ptr + out_row + columns, (accumulator / denominator).to(out_ptr.dtype.element_ty), mask=columns < VALUE_DIM
-    )
+    result = round_to(accumulator / denominator, out_ptr.dtype.element_ty, UPCAST)
+    tl.store(out_ptr + out_row + columns, result, mask=columns < VALUE_DIM)

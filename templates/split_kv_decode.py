@@ -13,6 +13,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .prefetch import prefetch_tile_l2
+from .rounding import round_to
 from .softmax import along_keys, finite_maximum, online_softmax
 from .split_plan import keys_per_split, valid_keys
 
@@ -161,7 +162,7 @@ def attend_tile(
         VALUE_DIM, BLOCK_DV, BLOCK_KV, TMA, WHOLE, True,
     )  # fmt: skip
     accumulator *= along_keys(shrink, KEYS_AXIS)
-    probabilities = probabilities.to(v.dtype)
+    probabilities = round_to(probabilities, v.dtype, UPCAST)
     if KEYS_FIRST:
         accumulator = multiply(tl.trans(v), probabilities, accumulator, UPCAST)
     else:
@@ -246,20 +247,21 @@ def attend_range(
 @triton.jit
 def store_output(
     out_ptr, accumulator, total, row_offsets, row_valid, VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr,
-    KEYS_AXIS: tl.constexpr,
+    KEYS_AXIS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Normalise and write one tile of output rows. A row that saw no key is 0, as in SDPA's safe softmax."""
     columns = tl.arange(0, BLOCK_DV)
     denominator = along_keys(tl.where(total == 0.0, 1.0, total), KEYS_AXIS)
     pointers = out_ptr + along_keys(row_offsets, KEYS_AXIS) + tl.expand_dims(columns, 1 - KEYS_AXIS)
     inside = along_keys(row_valid, KEYS_AXIS) & tl.expand_dims(columns < VALUE_DIM, 1 - KEYS_AXIS)
-    tl.store(pointers, (accumulator / denominator).to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(pointers, round_to(accumulator / denominator, out_ptr.dtype.element_ty, UPCAST), mask=inside)
 
 
 @triton.jit
 def merge_in_place(
     partial_ptr, stats_ptr, out_ptr, first_slot, active, rows, row, row_valid, row_offsets,
     VALUE_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_DV: tl.constexpr, EXP2_SCALE: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Combine ``active`` partial results of one tile of rows, in split order, and write the output."""
     columns = tl.arange(0, BLOCK_DV)
@@ -281,7 +283,7 @@ def merge_in_place(
         accumulator = accumulator * shrink[:, None] + partial * weight[:, None]
         total = total * shrink + split_total * weight
         maximum = new_maximum
-    store_output(out_ptr, accumulator, total, row_offsets, row_valid, VALUE_DIM, BLOCK_DV, 1)
+    store_output(out_ptr, accumulator, total, row_offsets, row_valid, VALUE_DIM, BLOCK_DV, 1, UPCAST)
 
 
 _RUNTIME_INTEGERS = [
@@ -448,7 +450,7 @@ def split_kv_decode(
             sequence_wide * out_batch_stride + row_head.to(tl.int64) * out_head_stride + row_query * out_row_stride
         )
         if not SPLIT:
-            store_output(out_ptr, accumulator, total, out_rows, row_valid, VALUE_DIM, BLOCK_DV, KEYS_AXIS)
+            store_output(out_ptr, accumulator, total, out_rows, row_valid, VALUE_DIM, BLOCK_DV, KEYS_AXIS, UPCAST)
         else:
             slot = (head_slot.to(tl.int64) * num_splits + split) * rows + row
             value_columns = tl.arange(0, BLOCK_DV)
@@ -468,5 +470,5 @@ def split_kv_decode(
                 if arrived == tl.maximum(active, 1) - 1:
                     merge_in_place(
                         partial_ptr, stats_ptr, out_ptr, head_slot.to(tl.int64) * num_splits, tl.maximum(active, 1),
-                        rows, row, row_valid, out_rows, VALUE_DIM, BLOCK_M, BLOCK_DV, EXP2_SCALE,
+                        rows, row, row_valid, out_rows, VALUE_DIM, BLOCK_M, BLOCK_DV, EXP2_SCALE, UPCAST,
                     )  # fmt: skip

@@ -198,6 +198,7 @@ def merge_call(t: DecodeTensors, *, is_causal: bool, config: KernelConfig) -> Ke
         "CAUSAL": is_causal,
         "LAUNCH_OVERLAP": config.launch_overlap and not interpreting(),
         "EXP2_SCALE": LOG2_E if _mask_mode(t.mask) == "additive" else 1.0,
+        "UPCAST": interpreting(),
     }
     kernel = SPLIT_KV.load("merge_splits").merge_splits
     options = {"num_warps": 1 if value_dim <= 64 else 2, "num_stages": 1, **_overlap_option(config)}
