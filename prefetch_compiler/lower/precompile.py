@@ -70,6 +70,19 @@ def kernel_calls(spec: AttentionSpec, config: KernelConfig, tensors: DecodeTenso
     return [decode] if merge is None else [decode, merge]
 
 
+def precompile(spec: AttentionSpec, config: KernelConfig, device: torch.device) -> None:
+    """Compile and load the kernels of ``spec`` for the present ``device``. The interpreter has nothing to compile.
+
+    Raises:
+        triton.OutOfResources, triton.CompilationError or a driver error: the device refuses the configuration.
+    """
+    if device.type != "cuda":
+        return
+    with torch.cuda.device(device):
+        for call in kernel_calls(spec, config, example_tensors(spec, config, "meta")):
+            call.precompile()
+
+
 def compile_for_target(spec: AttentionSpec, config: KernelConfig, profile: DeviceProfile) -> list[CompiledKernel]:
     """Compile for ``profile``, which need not be present. Not possible in a process that has TRITON_INTERPRET=1.
 

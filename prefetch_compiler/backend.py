@@ -1,0 +1,127 @@
+"""The pipeline: Dynamo graph → mark → AOTAutograd → recognise, select, lower → Inductor. In order, on one screen."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from .errors import LoweringError, SiteNotLoweredError
+from .lower.graph_pass import LoweringPass
+from .lower.mark import Marks, mark
+from .lower.rewrite import Lowering
+from .options import Options, split_options
+from .report import SiteReport, publish
+
+log = logging.getLogger("prefetch_compiler")
+
+
+def kvprefetch(
+    module: GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: dict[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """The backend function behind ``torch.compile(model, backend="kvprefetch")``.
+
+    ``mode`` and ``options`` mean what they mean to Inductor; ``kvprefetch.`` options are ours (see ``options.Options``).
+
+    Raises:
+        UnknownOptionError, InvalidOptionError: a wrong option of ours.
+        SiteNotLoweredError, LoweringError: under ``kvprefetch.strict`` only; otherwise a site that cannot be lowered is
+            left to Inductor with a reason in the report.
+    """
+    ours, inductor_options = split_options(options)
+    inductor = torch._TorchCompileInductorWrapper(ours.mode or mode, inductor_options, None)
+    if not ours.enabled:
+        return inductor(module, example_inputs)
+
+    marks = _mark_or_leave(module, ours)
+    if not marks.marked:
+        _finish(marks.reports, marks, ours)
+        return inductor(module, example_inputs)
+    lowering = Lowering(marks.reports, ours.strict)
+    try:
+        compiled = _compile(inductor, lowering, module, example_inputs)
+    except Exception as error:
+        if _is_control_flow(error):
+            raise
+        if ours.strict:
+            raise LoweringError("compiling the lowered graph", error) from error
+        log.warning("the lowered graph did not compile, Inductor serves alone: %s: %s", type(error).__name__, error)
+        _leave_untouched(marks, f"the lowered graph did not compile: {type(error).__name__}: {error}")
+        module.recompile()
+        compiled = inductor(module, example_inputs)
+    _raise_failures(lowering, ours)
+    _finish(marks.reports, marks, ours)
+    return compiled
+
+
+def _mark_or_leave(module: GraphModule, ours: Options) -> Marks:
+    try:
+        return mark(module)
+    except Exception as error:
+        if ours.strict:
+            raise LoweringError("marking", error) from error
+        log.warning("marking failed, Inductor serves alone: %s: %s", type(error).__name__, error)
+        return Marks()
+
+
+def _compile(
+    inductor: Any, lowering: Lowering, module: GraphModule, example_inputs: Sequence[Any]
+) -> Callable[..., Any]:
+    """Inductor with our pass in it.
+
+    AOTAutograd's own cache is off: a hit would skip the pass, and with it the report and the loading of kernels before
+    the first launch. Inductor's compiled-graph cache, which holds what is slow, stays on.
+    """
+    from torch._functorch import config as functorch_config
+    from torch._inductor import config as inductor_config
+
+    user_pass = inductor.config.get("joint_custom_pre_pass", inductor_config.joint_custom_pre_pass)
+    patches = {"joint_custom_pre_pass": LoweringPass(lowering, user_pass)}
+    with functorch_config.patch(enable_autograd_cache=False):
+        return inductor(module, example_inputs, config_patches=patches)
+
+
+def _is_control_flow(error: Exception) -> bool:
+    """Exceptions by which the compiler asks Dynamo to start again are not failures."""
+    from torch._dynamo.exc import RestartAnalysis, SkipFrame
+
+    return isinstance(error, RestartAnalysis | SkipFrame)
+
+
+def _leave_untouched(marks: Marks, reason: str) -> None:
+    marks.undo()
+    for index in marks.marked:
+        report = marks.reports[index]
+        marks.reports[index] = SiteReport(index, report.graph, report.layer, report.form, reason=reason)
+
+
+def _raise_failures(lowering: Lowering, ours: Options) -> None:
+    if ours.strict and lowering.failures:
+        _, error = lowering.failures[0]
+        raise LoweringError("lowering", error) from error
+
+
+def _finish(reports: list[SiteReport], marks: Marks, ours: Options) -> None:
+    """Publish the report; under ``strict`` an untouched decode site is an error."""
+    publish(reports)
+    for report in reports:
+        log.info("%s: %s (%s)", report.layer or report.index, report.verdict.value, report.reason)
+        if ours.strict and not report.lowered and report.index not in marks.not_decode:
+            raise SiteNotLoweredError(report.layer or str(report.index), report.reason)
+
+
+def _reset() -> None:
+    """What torch.compiler.reset() asks of a backend: forget recorded CUDA graphs, as Inductor does."""
+    if "torch._inductor.cudagraph_trees" in sys.modules:
+        sys.modules["torch._inductor.cudagraph_trees"].reset_cudagraph_trees()
+
+
+kvprefetch.reset = _reset  # type: ignore[attr-defined]

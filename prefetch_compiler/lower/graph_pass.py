@@ -1,0 +1,53 @@
+"""The pass as Inductor runs it: on the functional graph, before its own joint-graph passes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch.fx import Graph
+
+from .rewrite import Lowering
+
+
+class LoweringPass(CustomGraphPass):  # type: ignore[misc]
+    """Runs a user's own pass of the same hook first, then lowers.
+
+    ``uuid`` enters the key of Inductor's compiled-graph cache: our sources, and the user's pass.
+    """
+
+    def __init__(self, lowering: Lowering, before: Any = None) -> None:
+        self._lowering = lowering
+        self._before: list[Callable[[Graph], None]] = _as_list(before)
+
+    def __call__(self, graph: Graph) -> None:
+        for user_pass in self._before:
+            user_pass(graph)
+        self._lowering.run(graph)
+
+    def uuid(self) -> Any | None:
+        user_ids = [p.uuid() if isinstance(p, CustomGraphPass) else None for p in self._before]
+        return None if None in user_ids else ("kvprefetch", source_digest(), tuple(user_ids))
+
+
+def _as_list(passes: Any) -> list[Any]:
+    if passes is None:
+        return []
+    return list(passes) if isinstance(passes, list | tuple) else [passes]
+
+
+@lru_cache(maxsize=1)
+def source_digest() -> str:
+    """SHA-256 of this package's and the templates' sources: what the same graph lowers to depends on them."""
+    from prefetch_compiler import templates
+
+    digest = hashlib.sha256()
+    folders = (Path(__file__).parents[1], Path(str(templates.__file__)).parent)
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,87 @@
+"""Marking: replace decode attention in a Dynamo graph by the marker, at the same place in program order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch.fx import GraphModule, Node
+
+from ..errors import Refused
+from ..recognize.marker import MARKED_SDPA
+from ..recognize.sdpa import NotDecode, SdpaCall, is_sdpa, parse
+from ..report import SiteReport
+
+
+@dataclass
+class Marks:
+    """What marking did to one graph: a report per attention site, and how to take the marks back."""
+
+    reports: list[SiteReport] = field(default_factory=list)
+    marked: set[int] = field(default_factory=set)
+    not_decode: set[int] = field(default_factory=set)
+    _undo: list[Callable[[], None]] = field(default_factory=list)
+
+    def undo(self) -> None:
+        """Restore the graph to what Dynamo captured."""
+        while self._undo:
+            self._undo.pop()()
+
+
+def mark(module: GraphModule) -> Marks:
+    """Mark every decode-attention site of a Dynamo graph, in place. Nothing is removed but the replaced SDPA nodes:
+    eliminating dead code here would delete in-place cache writes whose results nobody reads."""
+    marks = Marks()
+    for node in [node for node in module.graph.nodes if is_sdpa(node)]:
+        report = SiteReport(len(marks.reports), 0, layer_of(node), "sdpa")
+        marks.reports.append(report)
+        try:
+            call = parse(node)
+        except Refused as refusal:
+            report.reason = refusal.reason
+            if isinstance(refusal, NotDecode):
+                marks.not_decode.add(report.index)
+            continue
+        marks._undo.append(_replace(node, call, report.index))
+        marks.marked.add(report.index)
+    if marks.marked:
+        module.recompile()
+    return marks
+
+
+def _replace(node: Node, call: SdpaCall, index: int) -> Callable[[], None]:
+    """Put the marker in ``node``'s place; the returned function puts SDPA back."""
+    graph = node.graph
+    arguments = (
+        call.q, call.k, call.v, call.mask, call.is_causal, call.scale, call.enable_gqa, call.heads_first, index,
+    )  # fmt: skip
+    with graph.inserting_before(node):
+        marker = graph.call_function(MARKED_SDPA, arguments)
+    # Not the whole meta: Inductor asserts that "eager_input_vals" fit the node's own target.
+    marker.meta = {name: node.meta[name] for name in _KEPT_META if name in node.meta}
+    target, args, kwargs, meta = node.target, node.args, dict(node.kwargs), node.meta
+    node.replace_all_uses_with(marker)
+    graph.erase_node(node)
+
+    def restore() -> None:
+        with graph.inserting_before(marker):
+            original = graph.call_function(target, args, kwargs)  # type: ignore[arg-type]
+        original.meta = meta
+        marker.replace_all_uses_with(original)
+        graph.erase_node(marker)
+
+    return restore
+
+
+_KEPT_META = ("example_value", "nn_module_stack", "stack_trace", "source_fn_stack", "custom")
+
+
+def layer_of(node: Node) -> str:
+    """Path of the innermost module that a Dynamo node came from, as users write it (``model.layers.0.self_attn``)."""
+    stack = node.meta.get("nn_module_stack") or {}
+    if not stack:
+        return ""
+    path = str(list(stack.values())[-1][0])
+    for prefix in ("L['self'].", "L['fn'].", "self."):
+        path = path.removeprefix(prefix)
+    return path.replace("._modules['", ".").replace("']", "").replace("['", ".")

@@ -1,0 +1,119 @@
+"""The operator that a lowered graph calls in place of a site.
+
+A plain library operator, not ``triton_op``: programmatic dependent launch and tensor descriptors are launch arguments that
+Inductor does not pass on for user kernels, and the same graph must run in Triton's interpreter on a CPU.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from ..config import KernelConfig, LoadPath, PrefetchKind
+from ..errors import KernelLaunchError
+from ..recognize.marker import call_sdpa, fake_output, library
+from .launch import launch_decode
+
+log = logging.getLogger("prefetch_compiler")
+
+library.define(
+    "decode_attention(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? bounds, bool is_causal, float scale,"
+    " bool heads_first, str config, int site, bool strict) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
+)
+
+DECODE_ATTENTION = torch.ops.kvprefetch.decode_attention.default
+
+# Sequences' bounds seen per site while explain() runs a model; None, and free, at all other times.
+_observed: dict[int, float] | None = None
+_failed_configs: set[str] = set()
+
+
+@contextmanager
+def observe_keys_read() -> Iterator[dict[int, float]]:
+    """Collect, per site, the keys read per sequence (mean over the batch) by launches inside the ``with`` block.
+
+    Reads bounds back to the host, so it must not be active under CUDA graph capture.
+    """
+    global _observed
+    _observed = {}
+    try:
+        yield _observed
+    finally:
+        _observed = None
+
+
+def _observe(site: int, bounds: torch.Tensor | None, kv_len: int, q_len: int, is_causal: bool) -> None:
+    assert _observed is not None
+    limit = min(kv_len, q_len) if is_causal else kv_len
+    if bounds is None:
+        _observed[site] = float(limit)
+    else:
+        _observed[site] = float((bounds[:, 1] - bounds[:, 0]).clamp(min=0).double().mean())
+
+
+def _for_these_addresses(config: KernelConfig, k: torch.Tensor, v: torch.Tensor) -> KernelConfig:
+    """TMA and bulk prefetch need 16-byte aligned addresses, which only the tensors of a call can tell."""
+    if (k.data_ptr() | v.data_ptr()) % 16 == 0:
+        return config
+    return replace(config, load_path=LoadPath.POINTER, prefetch_kind=PrefetchKind.LINE)
+
+
+def _decode_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    bounds: torch.Tensor | None,
+    is_causal: bool,
+    scale: float,
+    heads_first: bool,
+    config: str,
+    site: int,
+    strict: bool,
+) -> torch.Tensor:
+    batch, query_heads, q_len, _ = q.shape
+    kv_len = k.shape[2]
+    if v.shape[2] != kv_len:
+        raise RuntimeError(f"attention site {site}: key has {kv_len} positions and value {v.shape[2]}")
+    if _observed is not None:
+        _observe(site, bounds, kv_len, q_len, is_causal)
+    if mask is not None:
+        mask = mask.expand(batch, query_heads, q_len, kv_len)
+    if config not in _failed_configs:
+        chosen = _for_these_addresses(KernelConfig.decode(config), k, v)
+        try:
+            return launch_decode(
+                q, k, v, mask, bounds, is_causal=is_causal, scale=scale, heads_first=heads_first, config=chosen
+            )
+        except Exception as error:
+            if strict:
+                raise KernelLaunchError(config, error) from error
+            _failed_configs.add(config)
+            log.warning("kernel %s failed to launch, SDPA serves from now on: %s: %s", config, type(error).__name__, error)
+    return call_sdpa(q, k, v, mask, is_causal, scale, True, heads_first)
+
+
+for _backend in ("CPU", "CUDA"):
+    library.impl("decode_attention", _decode_attention, _backend)
+
+
+@torch.library.register_fake("kvprefetch::decode_attention", lib=library)
+def _fake(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    bounds: torch.Tensor | None,
+    is_causal: bool,
+    scale: float,
+    heads_first: bool,
+    config: str,
+    site: int,
+    strict: bool,
+) -> torch.Tensor:
+    return fake_output(q, v.shape[3], heads_first)

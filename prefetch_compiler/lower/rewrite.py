@@ -1,0 +1,191 @@
+"""Lowering in the functional ATen graph: each site becomes one call of the decode operator, or SDPA again.
+
+A site that fails at any stage is unmarked, which traces SDPA where the marker stood; the other sites are not affected.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from ..config import KernelConfig
+from ..device import profile
+from ..errors import InadmissibleConfigError, Refused
+from ..recognize.bounds import mask_bounds
+from ..recognize.marker import MARKED_SDPA, call_sdpa
+from ..recognize.registry import recognise
+from ..recognize.site import Site
+from ..recognize.sizes import is_symbolic
+from ..recognize.views import StoredKV, aten
+from ..report import SiteReport
+from ..select.selection import Selection, select
+from ..spec import AttentionSpec
+from .ops import DECODE_ATTENTION
+from .precompile import precompile
+from .trace import inline, insert_call
+
+
+@dataclass
+class Lowering:
+    """Lowers the sites of one graph. ``reports`` are indexed by site number; ``failures`` are errors of the pass itself
+    (not refusals), kept for ``strict``."""
+
+    reports: list[SiteReport]
+    strict: bool
+    failures: list[tuple[int, Exception]] = field(default_factory=list)
+    _bounds: dict[Any, Node] = field(default_factory=dict)
+    _ready: dict[tuple[AttentionSpec, torch.device], Selection] = field(default_factory=dict)
+
+    def run(self, graph: Graph) -> None:
+        """Lower every site of ``graph``, in place."""
+        self._bounds.clear()
+        for node in list(graph.nodes):
+            self._lower_or_unmark(node)
+
+    def _lower_or_unmark(self, node: Node) -> None:
+        try:
+            site = recognise(node)
+            if site is None:
+                return
+            selection = self._select(site)
+            _replace_anchor(site, self._emit(site, selection.config))
+            self._account(site, selection)
+        except Refused as refusal:
+            self._give_up(node, refusal.reason)
+        except InadmissibleConfigError as error:
+            self._give_up(node, str(error))
+        except Exception as error:
+            self.failures.append((_site_index(node), error))
+            self._give_up(node, f"the pass failed here: {type(error).__name__}: {error}")
+
+    def _account(self, site: Site, selection: Selection) -> None:
+        report = self.reports[site.index]
+        report.spec, report.config = site.spec, selection.config
+        report.template = selection.template.name
+        report.verdict, report.reason = selection.verdict, selection.reason
+
+    def _give_up(self, node: Node, reason: str) -> None:
+        self.reports[_site_index(node)].reason = reason
+        unmark(node)
+
+    def _select(self, site: Site) -> Selection:
+        """Config for the site's spec, its kernels compiled and loaded; done once for equal specs."""
+        device = site.q.meta["val"].device
+        key = (site.spec, device)
+        if key not in self._ready:
+            selection = select(site.spec, profile(device))
+            precompile(site.spec, selection.config, device)
+            self._ready[key] = selection
+        return self._ready[key]
+
+    def _emit(self, site: Site, config: KernelConfig) -> Node:
+        graph = site.anchor.graph
+        bounds = None if site.mask is None else self._bounds_of(site, site.mask)
+        with graph.inserting_before(site.anchor):
+            key = _arrange(graph, site.key, site.q)
+            value = _arrange(graph, site.value, site.q)
+            mask = None if site.mask is None else _four_dimensional(graph, site.mask)
+            q = _contiguous_rows(graph, site.q)
+            return insert_call(
+                graph, DECODE_ATTENTION, q, key, value, mask, bounds,
+                site.is_causal, site.scale, site.heads_first, config.encode(), site.index, self.strict,
+            )  # fmt: skip
+
+    def _bounds_of(self, site: Site, mask: Node) -> Node:
+        """The bounds of the site's mask, computed where the first site with that mask and length needs them."""
+        kv_len = site.spec.kv_len
+        key = (_value_number(mask), kv_len)
+        if key not in self._bounds:
+            graph = site.anchor.graph
+            with graph.inserting_before(site.anchor):
+                mask_4d = _four_dimensional(graph, mask)
+            if "kv_len" in site.spec.symbolic:
+                length_at = site.key.order[2]
+                self._bounds[key] = inline(
+                    graph, site.anchor, lambda m, k: mask_bounds(m, k.shape[length_at]), [mask_4d, site.key.base]
+                )
+            else:
+                self._bounds[key] = inline(graph, site.anchor, lambda m: mask_bounds(m, kv_len), [mask_4d])
+        return self._bounds[key]
+
+
+def _site_index(node: Node) -> int:
+    return int(node.args[-1])  # type: ignore[arg-type]
+
+
+def _replace_anchor(site: Site, result: Node) -> None:
+    result.meta = {**{k: v for k, v in site.anchor.meta.items() if k in ("nn_module_stack", "stack_trace")}, **result.meta}
+    site.anchor.replace_all_uses_with(result)
+    site.anchor.graph.erase_node(site.anchor)
+
+
+def unmark(node: Node) -> None:
+    """Trace SDPA where a marker stands. Should even that fail, the marker stays: run as it is, it calls SDPA."""
+    if node.target is not MARKED_SDPA:
+        return
+    q, k, v, mask, is_causal, scale, enable_gqa, heads_first, _ = node.args
+    operands = [operand for operand in (q, k, v, mask) if isinstance(operand, Node)]
+
+    def sdpa(*tensors: torch.Tensor) -> torch.Tensor:
+        q, k, v, *rest = tensors
+        return call_sdpa(q, k, v, rest[0] if rest else None, is_causal, scale, enable_gqa, heads_first)  # type: ignore[arg-type]
+
+    result = inline(node.graph, node, sdpa, operands)
+    node.replace_all_uses_with(result)
+    node.graph.erase_node(node)
+
+
+def _arrange(graph: Graph, stored: StoredKV, q: Node) -> Node:
+    """The stored tensor as (batch, kv_heads, len, dim): a view, never a copy."""
+    node = stored.base
+    if stored.order != (0, 1, 2, 3):
+        node = insert_call(graph, aten.permute.default, node, list(stored.order))
+    batch, have = q.meta["val"].shape[0], node.meta["val"].shape[0]
+    if isinstance(have, int) and have == 1 and not (isinstance(batch, int) and batch == 1):
+        sizes = [_size_node(graph, q, 0, batch), *(-1,) * 3]
+        node = insert_call(graph, aten.expand.default, node, sizes)
+    return node
+
+
+def _size_node(graph: Graph, tensor: Node, dim: int, size: int | torch.SymInt) -> Any:
+    """A size as graphs hold it: a constant, or a node that reads it."""
+    if not is_symbolic(size):
+        return int(size)
+    node = graph.call_function(aten.sym_size.int, (tensor, dim))
+    node.meta["val"] = size
+    return node
+
+
+def _four_dimensional(graph: Graph, mask: Node) -> Node:
+    for _ in range(4 - mask.meta["val"].ndim):
+        mask = insert_call(graph, aten.unsqueeze.default, mask, 0)
+    return mask
+
+
+def _contiguous_rows(graph: Graph, q: Node) -> Node:
+    """Queries are few: where head_dim is not contiguous they are copied."""
+    stride = q.meta["val"].stride(3)
+    if isinstance(stride, int) and stride == 1:
+        return q
+    node = graph.call_function(aten.clone.default, (q,), {"memory_format": torch.contiguous_format})
+    node.meta["val"] = q.meta["val"].clone(memory_format=torch.contiguous_format)
+    return node
+
+
+_VIEWS = (
+    aten.unsqueeze.default, aten.expand.default, aten.view.default, aten.slice.Tensor, aten.permute.default,
+    aten.transpose.int, aten.squeeze.dim, aten.squeeze.dims, aten.alias.default, aten.select.int,
+)  # fmt: skip
+
+
+def _value_number(node: Node) -> Any:
+    """A key equal for nodes that view the same tensor in the same way, so that layers which each slice or expand a
+    shared mask share its bounds too."""
+    if node.target in _VIEWS:
+        source, *rest = node.args
+        if isinstance(source, Node):
+            return (node.target, _value_number(source), repr(rest), repr(node.kwargs))
+    return node

@@ -1,0 +1,48 @@
+"""Putting traced torch code into a functional ATen graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.fx import Graph, Node
+
+
+def inline(graph: Graph, before: Node, function: Callable[..., torch.Tensor], operands: Sequence[Node]) -> Node:
+    """Trace ``function`` on the operands' fake values with Inductor's decompositions, and insert it before ``before``.
+
+    The traced nodes look as if AOTAutograd had traced them with the rest of the graph.
+
+    Returns:
+        The node of the function's result.
+    """
+    from torch._inductor import decomposition
+    from torch._subclasses.fake_tensor import FakeTensor
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    values = [operand.meta["val"] for operand in operands]
+    fake_mode = next(value.fake_mode for value in values if isinstance(value, FakeTensor))
+    with fake_mode, torch._dispatch.python.enable_python_dispatcher():
+        traced = make_fx(function, decomposition.select_decomp_table(), tracing_mode="real")(*values)
+    mapping: dict[Node, Node] = {}
+    placeholders = iter(operands)
+    with graph.inserting_before(before):
+        for node in traced.graph.nodes:
+            if node.op == "placeholder":
+                mapping[node] = next(placeholders)
+            elif node.op == "output":
+                (result,) = node.all_input_nodes
+                return mapping[result]
+            else:
+                mapping[node] = graph.node_copy(node, mapping.__getitem__)
+    raise AssertionError("a traced graph has an output")
+
+
+def insert_call(graph: Graph, target: torch._ops.OpOverload, *arguments: object) -> Node:
+    """A call of an operator at the graph's insertion point, with the fake value that the rest of the compiler expects."""
+    node = graph.call_function(target, arguments)  # type: ignore[arg-type]
+    values = torch.fx.node.map_arg(arguments, lambda operand: operand.meta["val"])
+    fake_mode = next(v.fake_mode for v in values if hasattr(v, "fake_mode"))  # type: ignore[union-attr]
+    with fake_mode:
+        node.meta["val"] = target(*values)  # type: ignore[misc]
+    return node

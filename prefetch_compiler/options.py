@@ -1,0 +1,56 @@
+"""Our options, namespaced ``kvprefetch.``, and the rest, which are Inductor's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .errors import InvalidOptionError, UnknownOptionError
+
+PREFIX = "kvprefetch."
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``options={"kvprefetch.<name>": value}`` may set.
+
+    Attributes:
+        enabled: False compiles with plain Inductor.
+        strict: raise where a decode-attention site would be left untouched, or a stage of the pass failed.
+        mode: an Inductor mode ("reduce-overhead", ...), since torch.compile takes either ``mode=`` or ``options=``.
+    """
+
+    enabled: bool = True
+    strict: bool = False
+    mode: str | None = None
+
+
+def split_options(options: Mapping[str, Any] | None) -> tuple[Options, dict[str, Any]]:
+    """Ours and Inductor's.
+
+    Raises:
+        UnknownOptionError: a ``kvprefetch.`` option that does not exist.
+        InvalidOptionError: one that does, with a value of the wrong type.
+    """
+    ours: dict[str, Any] = {}
+    inductor: dict[str, Any] = {}
+    known = {field.name for field in fields(Options)}
+    for name, value in (options or {}).items():
+        if not name.startswith(PREFIX):
+            inductor[name] = value
+            continue
+        short = name.removeprefix(PREFIX)
+        if short not in known:
+            raise UnknownOptionError(name, (PREFIX + field for field in known))
+        _require_type(name, short, value)
+        ours[short] = value
+    return Options(**ours), inductor
+
+
+def _require_type(name: str, short: str, value: object) -> None:
+    if short == "mode":
+        if not isinstance(value, str):
+            raise InvalidOptionError(name, value, "the name of an Inductor mode")
+    elif not isinstance(value, bool):
+        raise InvalidOptionError(name, value, "True or False")

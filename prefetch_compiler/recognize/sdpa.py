@@ -1,0 +1,203 @@
+"""Scaled-dot-product attention in the Dynamo graph: is this call decode attention that the templates can serve?"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensor
+
+from ..device import interpreting
+from ..errors import Refused
+from ..spec import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM, MAX_Q_LEN, SUPPORTED_DTYPES
+from .sizes import Size, hint, is_symbolic, same
+
+_PARAMETERS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+_DEFAULTS = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False}
+
+
+class NotDecode(Refused):
+    """Attention that is rightly Inductor's (prefill, training, dropout): no failure, not even under ``strict``."""
+
+
+@dataclass(frozen=True)
+class SdpaCall:
+    """One SDPA call of a Dynamo graph that may be marked: nodes and constants of a 4-D call."""
+
+    q: torch.fx.Node
+    k: torch.fx.Node
+    v: torch.fx.Node
+    mask: torch.fx.Node | None
+    is_causal: bool
+    scale: float | None
+    enable_gqa: bool
+    heads_first: bool
+
+
+def is_sdpa(node: torch.fx.Node) -> bool:
+    return node.op == "call_function" and node.target is F.scaled_dot_product_attention
+
+
+def parse(node: torch.fx.Node) -> SdpaCall:
+    """Read one SDPA node.
+
+    Raises:
+        NotDecode: it is attention, but not decode attention.
+        Refused: it is decode attention of a kind that the templates do not serve.
+    """
+    arguments = {**_DEFAULTS, **dict(zip(_PARAMETERS, node.args, strict=False)), **node.kwargs}
+    q, k, v = (_tensor(arguments[name], name) for name in ("query", "key", "value"))
+    mask = None if arguments["attn_mask"] is None else _tensor(arguments["attn_mask"], "attn_mask")
+    out = _value(node)
+    _require_inference(q, k, v, mask)
+    _require_no_dropout(arguments["dropout_p"])
+    _require_four_dimensions(_value(q), _value(k), _value(v))
+    _require_decode_length(_value(q).shape[2])
+    _require_shapes(_value(q), _value(k), _value(v), arguments["enable_gqa"])
+    _require_dtypes(_value(q), _value(k), _value(v), None if mask is None else _value(mask), out)
+    _require_device(_value(q))
+    is_causal = _constant(arguments["is_causal"], bool, "is_causal")
+    if is_causal and mask is not None:
+        raise Refused("is_causal=True together with attn_mask, which SDPA itself rejects")
+    if mask is not None:
+        _require_mask_shape(_value(mask), _value(q), _value(k))
+    return SdpaCall(
+        q,
+        k,
+        v,
+        mask,
+        is_causal,
+        _scale(arguments["scale"]),
+        _constant(arguments["enable_gqa"], bool, "enable_gqa"),
+        _heads_first(out),
+    )
+
+
+def _value(node: torch.fx.Node) -> torch.Tensor:
+    value = node.meta.get("example_value")
+    if not isinstance(value, FakeTensor):
+        raise Refused(f"{node.name} is not a plain tensor ({type(value).__name__})")
+    return value
+
+
+def _tensor(argument: Any, name: str) -> torch.fx.Node:
+    if not isinstance(argument, torch.fx.Node):
+        raise Refused(f"{name} is not a tensor of the graph")
+    _value(argument)
+    return argument
+
+
+def _constant(value: Any, kind: type, name: str) -> Any:
+    if not isinstance(value, kind):
+        raise Refused(f"{name} is not a constant of the graph")
+    return value
+
+
+def _scale(scale: Any) -> float | None:
+    if scale is None:
+        return None
+    if isinstance(scale, int | float) and not isinstance(scale, bool):
+        return float(scale)
+    raise Refused("scale is not a constant of the graph")
+
+
+def _require_inference(*operands: torch.fx.Node | None) -> None:
+    if any(operand is not None and _value(operand).requires_grad for operand in operands):
+        raise NotDecode("gradients are on: call the model under torch.no_grad() or torch.inference_mode()")
+
+
+def _require_no_dropout(dropout_p: Any) -> None:
+    if not (isinstance(dropout_p, int | float) and dropout_p == 0):
+        raise NotDecode(f"dropout_p is {dropout_p}: call model.eval()")
+
+
+def _require_four_dimensions(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    for name, tensor in (("query", q), ("key", k), ("value", v)):
+        if tensor.ndim != 4:
+            raise Refused(f"{name} has {tensor.ndim} dimensions; expected (batch, heads, length, head_dim)")
+
+
+def _require_shapes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, enable_gqa: Any) -> None:
+    for name, tensor in (("query", q), ("key", k), ("value", v)):
+        if is_symbolic(tensor.shape[1]) or is_symbolic(tensor.shape[3]):
+            raise Refused(f"{name} has a symbolic number of heads or head_dim")
+    for name, dim in (("head_dim", q.shape[3]), ("value head_dim", v.shape[3])):
+        if dim % HEAD_DIM_MULTIPLE or not 0 < dim <= MAX_HEAD_DIM:
+            raise Refused(f"{name} is {dim}; supported are multiples of {HEAD_DIM_MULTIPLE} up to {MAX_HEAD_DIM}")
+    if k.shape[3] != q.shape[3]:
+        raise Refused(f"query head_dim {q.shape[3]} differs from key head_dim {k.shape[3]}")
+    if k.shape[1] != v.shape[1]:
+        raise Refused(f"key has {k.shape[1]} heads and value {v.shape[1]}")
+    if not same(k.shape[0], v.shape[0]):
+        raise Refused("key and value differ in batch")
+    if not (same(k.shape[0], q.shape[0]) or same(k.shape[0], 1)):
+        raise Refused("the query is broadcast over the batch of the keys")
+    _require_head_ratio(int(q.shape[1]), int(k.shape[1]), enable_gqa)
+    if same(k.shape[2], 0):
+        raise Refused("there are no keys")
+
+
+def _require_head_ratio(query_heads: int, kv_heads: int, enable_gqa: Any) -> None:
+    divisible = kv_heads > 0 and query_heads % kv_heads == 0
+    if query_heads != kv_heads and not (kv_heads == 1 or (enable_gqa is True and divisible)):
+        raise Refused(f"{query_heads} query heads do not share {kv_heads} KV heads evenly")
+
+
+def _require_dtypes(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, out: torch.Tensor
+) -> None:
+    if q.dtype not in SUPPORTED_DTYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in SUPPORTED_DTYPES)
+        raise Refused(f"dtype {q.dtype} is not supported; supported are {names}")
+    if not q.dtype == k.dtype == v.dtype:
+        raise Refused(f"mixed dtypes {q.dtype}, {k.dtype}, {v.dtype}")
+    if out.dtype != q.dtype:
+        raise Refused(f"autocast changes {q.dtype} operands to {out.dtype}")
+    if mask is not None and mask.dtype != torch.bool and mask.dtype not in SUPPORTED_DTYPES:
+        raise Refused(f"mask dtype {mask.dtype} is not supported")
+
+
+def _require_decode_length(q_len: Size) -> None:
+    """At most MAX_Q_LEN queries. A symbolic length adds its guard only where it holds, so prefill graphs stay general."""
+    if hint(q_len, MAX_Q_LEN + 1) > MAX_Q_LEN:
+        raise NotDecode(f"prefill: {q_len} queries, more than {MAX_Q_LEN}")
+    if not bool(operator.le(q_len, MAX_Q_LEN)):
+        raise NotDecode(f"prefill: {q_len} queries, more than {MAX_Q_LEN}")
+
+
+def _require_device(q: torch.Tensor) -> None:
+    if q.device.type == "cuda" or (q.device.type == "cpu" and interpreting()):
+        return
+    if q.device.type == "cpu":
+        raise Refused("on the CPU only Triton's interpreter can run the kernels: set TRITON_INTERPRET=1 before importing")
+    raise Refused(f"device {q.device.type} has no Triton kernels here")
+
+
+def _require_mask_shape(mask: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> None:
+    if mask.ndim > 4:
+        raise Refused(f"attn_mask has {mask.ndim} dimensions")
+    full = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    for have, want in zip(reversed(mask.shape), reversed(full), strict=False):
+        if not (same(have, want) or same(have, 1)):
+            raise Refused(f"attn_mask {tuple(mask.shape)} does not broadcast to {full}")
+
+
+def _heads_first(out: torch.Tensor) -> bool:
+    """The memory order of SDPA's own output, which code after it may rely on (``view``)."""
+    if _dense_in_order(out, (0, 2, 1, 3)):
+        return False
+    if _dense_in_order(out, (0, 1, 2, 3)):
+        return True
+    raise Refused(f"SDPA's output has strides {tuple(out.stride())}, which is neither usual memory order")
+
+
+def _dense_in_order(tensor: torch.Tensor, order: tuple[int, ...]) -> bool:
+    expected: Size = 1
+    for dim in reversed(order):
+        if not same(tensor.shape[dim], 1) and not same(tensor.stride(dim), expected):
+            return False
+        expected = expected * tensor.shape[dim]
+    return True

@@ -1,0 +1,106 @@
+"""A site in a functional ATen graph: the node to replace, the operands of the kernel, and the spec they make."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Node
+
+from ..errors import Refused
+from ..spec import AttentionSpec, MaskKind, TensorLayout
+from .sizes import Size, hint, is_symbolic, same
+from .views import StoredKV
+
+# Stand-in for a length that is known only on the device (an unbacked symbol): long enough to be worth splitting.
+UNKNOWN_KV_LEN = 8192
+
+
+@dataclass(frozen=True)
+class Site:
+    """One decode attention, every operand and use accounted for.
+
+    Attributes:
+        anchor: the node whose value the kernel's output replaces.
+        index: the site's number in its graph.
+        form: name of the recogniser.
+        key, value: the stored tensors, and how they are permuted to (batch, kv_heads, len, dim).
+        mask: at most 4-D, broadcastable to (batch, query_heads, q_len, kv_len).
+    """
+
+    anchor: Node
+    index: int
+    form: str
+    q: Node
+    key: StoredKV
+    value: StoredKV
+    mask: Node | None
+    is_causal: bool
+    scale: float
+    heads_first: bool
+    spec: AttentionSpec
+
+
+# A recogniser looks at one node of a functional graph: a Site, None (not mine), or Refused (mine, but not servable).
+Recogniser = Callable[[Node], Site | None]
+
+
+def _layout(stored: StoredKV) -> tuple[list[Size], TensorLayout]:
+    """Shape as (batch, kv_heads, len, dim), and strides with symbolic ones by their hints."""
+    value: torch.Tensor = stored.base.meta["val"]
+    shape = [value.shape[d] for d in stored.order]
+    strides = [hint(value.stride(d), 0) for d in stored.order]
+    return shape, TensorLayout(strides[0], strides[1], strides[2])
+
+
+def _mask_facts(mask: Node | None) -> tuple[MaskKind, torch.dtype | None, bool]:
+    """Kind, dtype, and whether the mask differs between query heads or query positions."""
+    if mask is None:
+        return MaskKind.NONE, None, False
+    value: torch.Tensor = mask.meta["val"]
+    kind = MaskKind.BOOL if value.dtype == torch.bool else MaskKind.ADDITIVE
+    per_row = any(not same(size, 1) for size in value.shape[-3:-1])
+    return kind, value.dtype, per_row
+
+
+def describe_site(
+    q: Node, key: StoredKV, value: StoredKV, mask: Node | None, is_causal: bool, scale: float | None, heads_first: bool
+) -> AttentionSpec:
+    """The spec of a site's operands.
+
+    Raises:
+        Refused: the stored heads do not divide the query heads, or a stored row is not contiguous.
+    """
+    q_value: torch.Tensor = q.meta["val"]
+    batch, query_heads, q_len, head_dim = q_value.shape
+    k_shape, key_layout = _layout(key)
+    v_shape, value_layout = _layout(value)
+    for name, stored in (("key", key), ("value", value)):
+        if not same(stored.base.meta["val"].stride(stored.order[3]), 1):
+            raise Refused(f"{name} rows are not contiguous along head_dim")
+    kv_heads = int(k_shape[1])
+    if int(query_heads) % kv_heads:
+        raise Refused(f"{query_heads} query heads do not share {kv_heads} KV heads evenly")
+    kind, mask_dtype, per_row = _mask_facts(mask)
+    symbolic = {"batch": batch, "q_len": q_len, "kv_len": k_shape[2]}
+    return AttentionSpec(
+        batch=hint(batch, 1),
+        query_heads=int(query_heads),
+        kv_heads=kv_heads,
+        q_len=hint(q_len, 1),
+        kv_len=hint(k_shape[2], UNKNOWN_KV_LEN),
+        head_dim=int(head_dim),
+        value_dim=int(v_shape[3]),
+        dtype=q_value.dtype,
+        scale=1 / math.sqrt(int(head_dim)) if scale is None else scale,
+        key_layout=key_layout,
+        value_layout=value_layout,
+        mask=kind,
+        mask_dtype=mask_dtype,
+        mask_per_row=per_row,
+        is_causal=is_causal,
+        out_heads_first=heads_first,
+        symbolic=frozenset(name for name, size in symbolic.items() if is_symbolic(size)),
+    )

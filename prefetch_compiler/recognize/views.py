@@ -1,0 +1,210 @@
+"""Seeing through view chains: which stored tensor does an operand repeat, reorder or copy?
+
+Repeat-KV (``K[:, :, None].expand(...).reshape(...)``, ``repeat_interleave``) turns a (batch, kv_heads, len, dim) cache into
+(batch, query_heads, len, dim) by copying it once per group. Instead of matching spellings, every dimension of the operand
+is written as an ordered product of *atoms*, each a dimension of the stored tensor or a repetition, and the chain's views
+are replayed on those products. The graph must be functional, so that a view's value is its base's value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from .sizes import Size, product, same
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Atom:
+    """A factor of a dimension: dimension ``source`` of the stored tensor, or a repetition when None."""
+
+    source: int | None
+    size: Size
+
+
+Dims = list[list[Atom]]
+
+
+@dataclass(frozen=True)
+class StoredKV:
+    """``base`` permuted by ``order`` is (batch, kv_heads, len, dim)."""
+
+    base: Node
+    order: tuple[int, ...]
+
+
+class _NotRepresentable(Exception):
+    """A view that splits or mixes dimensions of the stored tensor, or drops part of it."""
+
+
+def _shape(node: Node) -> torch.Size:
+    return node.meta["val"].shape
+
+
+def _is_one(size: Size) -> bool:
+    return same(size, 1)
+
+
+def _replay_unsqueeze(dims: Dims, node: Node) -> Dims:
+    at = node.args[1] % (len(dims) + 1)  # type: ignore[operator]
+    return [*dims[:at], [], *dims[at:]]
+
+
+def _replay_expand(dims: Dims, node: Node) -> Dims:
+    result: Dims = []
+    before, after = _shape(node.args[0]), _shape(node)  # type: ignore[arg-type]
+    if len(before) != len(after):
+        raise _NotRepresentable
+    for atoms, old, new in zip(dims, before, after, strict=True):
+        repeated = _is_one(old) and not _is_one(new)
+        result.append([Atom(None, new)] if repeated else atoms)
+    return result
+
+
+def _replay_permute(dims: Dims, node: Node) -> Dims:
+    return [dims[d] for d in node.args[1]]  # type: ignore[union-attr, index, misc]
+
+
+def _replay_transpose(dims: Dims, node: Node) -> Dims:
+    a, b = node.args[1], node.args[2]
+    result = list(dims)
+    result[a], result[b] = dims[b], dims[a]  # type: ignore[index, call-overload]
+    return result
+
+
+def _replay_squeeze(dims: Dims, node: Node) -> Dims:
+    before = _shape(node.args[0])  # type: ignore[arg-type]
+    drop = node.args[1]
+    dropped = {d % len(dims) for d in (drop if isinstance(drop, list | tuple) else [drop])}  # type: ignore[operator]
+    return [atoms for d, atoms in enumerate(dims) if not (d in dropped and _is_one(before[d]))]
+
+
+def _replay_view(dims: Dims, node: Node) -> Dims:
+    """Regroup the flat sequence of atoms by the new sizes. Atoms of size 1 carry nothing and are dropped."""
+    flat = [atom for atoms in dims for atom in atoms if not _is_one(atom.size)]
+    result: Dims = []
+    for size in _shape(node):
+        group: list[Atom] = []
+        while not same(product(atom.size for atom in group), size):
+            if not flat:
+                raise _NotRepresentable
+            group.append(flat.pop(0))
+        result.append(group)
+    if flat:
+        raise _NotRepresentable
+    return result
+
+
+def _replay_slice(dims: Dims, node: Node) -> Dims:
+    before, after = _shape(node.args[0]), _shape(node)  # type: ignore[arg-type]
+    if not all(same(old, new) for old, new in zip(before, after, strict=True)):
+        raise _NotRepresentable
+    return dims
+
+
+def _replay_same(dims: Dims, node: Node) -> Dims:
+    return dims
+
+
+_REPLAY: dict[Any, Any] = {
+    aten.unsqueeze.default: _replay_unsqueeze,
+    aten.expand.default: _replay_expand,
+    aten.permute.default: _replay_permute,
+    aten.transpose.int: _replay_transpose,
+    aten.squeeze.dim: _replay_squeeze,
+    aten.squeeze.dims: _replay_squeeze,
+    aten.view.default: _replay_view,
+    aten.reshape.default: _replay_view,
+    aten._unsafe_view.default: _replay_view,
+    aten.slice.Tensor: _replay_slice,
+    aten.clone.default: _replay_same,
+    aten.alias.default: _replay_same,
+    aten.detach.default: _replay_same,
+    aten.contiguous.default: _replay_same,
+}
+
+
+def _chain(operand: Node) -> list[Node]:
+    """``operand`` and the nodes it views or copies, nearest first; the last is not a view."""
+    nodes = [operand]
+    while nodes[-1].target in _REPLAY and isinstance(nodes[-1].args[0], Node):
+        nodes.append(nodes[-1].args[0])
+    return nodes
+
+
+def _replay(chain: list[Node], base_at: int) -> Dims:
+    base = chain[base_at]
+    dims: Dims = [[Atom(d, size)] for d, size in enumerate(_shape(base))]
+    for node in reversed(chain[:base_at]):
+        dims = _REPLAY[node.target](dims, node)
+    return dims
+
+
+def _single_source(atoms: list[Atom]) -> int | None:
+    """The stored dimension that a plain dimension is, or None for one of size 1.
+
+    Raises:
+        _NotRepresentable: it is anything else.
+    """
+    kept = [atom for atom in atoms if not _is_one(atom.size)]
+    if not kept:
+        return None
+    if len(kept) > 1 or kept[0].source is None:
+        raise _NotRepresentable
+    return kept[0].source
+
+
+def _head_source(atoms: list[Atom]) -> int | None:
+    """The stored KV-head dimension of (kv_heads, repetitions...), or None when one KV head serves all.
+
+    Heads must vary slower than repetitions: query head h reads KV head h // group, nothing else.
+    """
+    kept = [atom for atom in atoms if not _is_one(atom.size)]
+    if kept and kept[0].source is not None:
+        head, *rest = kept
+    else:
+        head, rest = None, kept
+    if any(atom.source is not None for atom in rest):
+        raise _NotRepresentable
+    return None if head is None else head.source
+
+
+def _batch_source(atoms: list[Atom]) -> int | None:
+    kept = [atom for atom in atoms if not _is_one(atom.size)]
+    if all(atom.source is None for atom in kept):
+        return None
+    return _single_source(atoms)
+
+
+def _order(dims: Dims, base: Node) -> tuple[int, ...]:
+    """The permutation of ``base`` that gives (batch, kv_heads, len, dim); absent ones are stored dimensions of size 1."""
+    shape = _shape(base)
+    if len(dims) != 4 or len(shape) != 4:
+        raise _NotRepresentable
+    found = [_batch_source(dims[0]), _head_source(dims[1]), _single_source(dims[2]), _single_source(dims[3])]
+    spare = [d for d in range(4) if d not in found]
+    if any(not _is_one(shape[d]) for d in spare):
+        raise _NotRepresentable
+    return tuple(source if source is not None else spare.pop(0) for source in found)
+
+
+def stored_kv(operand: Node) -> StoredKV:
+    """The farthest tensor up the view chain of K or V that holds it unrepeated, with head_dim contiguous.
+
+    A chain that cannot be seen through gives the operand itself: still right, at the cost of the copies in the chain.
+    """
+    chain = _chain(operand)
+    for base_at in range(len(chain) - 1, 0, -1):
+        base = chain[base_at]
+        try:
+            order = _order(_replay(chain, base_at), base)
+        except _NotRepresentable:
+            continue
+        if same(base.meta["val"].stride(order[3]), 1):
+            return StoredKV(base, order)
+    return StoredKV(operand, (0, 1, 2, 3))
