@@ -37,6 +37,9 @@ class Case:
         return Case(*(int(size) for size in match.groups()))
 
 
+# The model with Llama-8B's layer shapes and random weights.
+RANDOM_LLAMA = "llama-8b"
+
 # Llama-8B shapes: a short and a nearly full cache at each batch size, and one long cache that is mostly empty.
 RANDOM_MODEL_CASES = (
     Case(1, 8192, 1000),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
-from .state import DecodeState
+from .state import StepState
 from .step import DecodeStep
 
 # The oracle recomputes this many sequences of the batch: rows are independent, and float64 is large.
@@ -40,9 +41,9 @@ class Errors:
     """
 
     logits_float64: float | None
-    logits_eager: float | None
+    logits_eager: float
     logits_inductor: float | None
-    cache_eager: float | None
+    cache_eager: float
     lengths_advanced: bool
 
     def to_dict(self) -> dict[str, float | bool | None]:
@@ -61,19 +62,13 @@ def run_once(step: DecodeStep, held: int) -> StepResult:
     return _observe(step.state, step, held)
 
 
-def run_eager(state: DecodeState, held: int) -> StepResult:
+def run_eager(state: StepState, held: int) -> StepResult:
     """The uncompiled model with SDPA, from the same state."""
     state.model.set_attn_implementation("sdpa")
-
-    def step() -> torch.Tensor:
-        with torch.no_grad():
-            logits: torch.Tensor = state.model(state.token, past_key_values=state.cache, use_cache=True).logits
-        return logits
-
-    return _observe(state, step, held)
+    return _observe(state, state.eager_step, held)
 
 
-def _observe(state: DecodeState, step: Any, held: int) -> StepResult:
+def _observe(state: StepState, step: Callable[[], torch.Tensor], held: int) -> StepResult:
     state.set_length(held)
     state.poison_row(held)
     logits = step()[:, -1].float().clone()
@@ -90,7 +85,7 @@ class Oracle:
         model.set_attn_implementation("sdpa")
         self.model = copy.deepcopy(model).double()
 
-    def logits(self, state: DecodeState, held: int) -> torch.Tensor:
+    def logits(self, state: StepState, held: int) -> torch.Tensor:
         """Logits (rows, vocabulary) in float64 of :func:`oracle_rows`."""
         rows = oracle_rows(state.token)
         cache = DynamicCache(config=self.model.config)

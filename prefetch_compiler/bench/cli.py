@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import torch
 import typer
 
+from ..demo.errors import MissingExtraError
 from ..errors import KVPrefetchError
-from .case import parse_cases
-from .e2e import Settings, run
-from .floor import step_bytes
-from .model import RANDOM_LLAMA, meta_model
-from .result import RunResult
-from .table import bytes_table, e2e_tables, show
-from .timing import Rounds
+from .case import RANDOM_LLAMA, parse_cases
+from .errors import NoGpuError
+from .rounds import Rounds
+from .settings import Settings
 from .variant import VARIANTS, parse_variants
+
+if TYPE_CHECKING:
+    from .result import RunResult
 
 app = typer.Typer(help="Measure on your own GPU.", no_args_is_help=True)
 
@@ -67,31 +69,50 @@ def e2e(
             compile_repeats=compile_time,
         )
         settings.chosen_cases()
-    except (KVPrefetchError, ValueError, FileNotFoundError) as error:
-        _refuse(str(error))
-    if dry_run:
-        _dry_run(settings, as_json)
-        return
-    if not torch.cuda.is_available():
-        _refuse("bench e2e measures on a GPU and torch sees none here; --dry-run lists the cases and their bytes")
+        _require_transformers()
+        if dry_run:
+            _dry_run(settings, as_json)
+            return
+        if not torch.cuda.is_available():
+            raise NoGpuError
+        _run(settings, as_json, out)
+    except KVPrefetchError as error:
+        _refuse(error)
+
+
+def _run(settings: Settings, as_json: bool, out: Path | None) -> None:
+    from .e2e import run
+    from .guard import problems
+
+    def keep(result: RunResult) -> None:
+        if out is not None:
+            out.write_text(json.dumps(result.to_dict(), indent=1))
+
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    report(run(settings, torch.device("cuda"), say=_progress), as_json, out)
+    result = run(settings, torch.device("cuda"), _progress, keep)
+    _show(result, as_json)
+    found = [line for case in result.cases for line in problems(case)]
+    for line in found:
+        typer.echo(f"wrong: {line}", err=True)
+    raise typer.Exit(1 if found else 0)
 
 
-def report(result: RunResult, as_json: bool, out: Path | None) -> None:
-    """Write the JSON to ``out`` and print one form of the result."""
-    document = json.dumps(result.to_dict(), indent=1)
-    if out is not None:
-        out.write_text(document)
+def _show(result: RunResult, as_json: bool) -> None:
+    from .table import e2e_tables, show
+
     if as_json:
-        print(document)
+        print(json.dumps(result.to_dict(), indent=1))
         return
     for table in e2e_tables(result):
         show(table)
 
 
 def _dry_run(settings: Settings, as_json: bool) -> None:
-    model = meta_model(settings.source(), settings.dtype)
+    from .floor import step_bytes
+    from .model import find_bench_model
+    from .table import bytes_table, show
+
+    model = find_bench_model(settings.model, settings.layers).on_meta(settings.dtype)
     counted = [(case, step_bytes(model, case)) for case in settings.chosen_cases()]
     if as_json:
         print(json.dumps([{"case": vars(case), "bytes": size.to_dict()} for case, size in counted], indent=1))
@@ -99,10 +120,16 @@ def _dry_run(settings: Settings, as_json: bool) -> None:
         show(bytes_table(counted))
 
 
+def _require_transformers() -> None:
+    # An extra, and slow to import: everything that needs it is imported where a command needs it.
+    if find_spec("transformers") is None:
+        raise MissingExtraError("bench", ["transformers"])
+
+
 def _progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _refuse(message: str) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(2)
+def _refuse(error: KVPrefetchError) -> NoReturn:
+    typer.echo(f"error: {error}", err=True)
+    raise typer.Exit(2) from error

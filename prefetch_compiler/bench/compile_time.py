@@ -20,8 +20,9 @@ import torch
 from torch._dynamo.utils import compilation_time_metrics
 
 from .case import Case
-from .model import find_model, load_model
-from .state import DecodeState
+from .errors import CompileJobError
+from .model import find_bench_model
+from .state import StepState
 from .step import DecodeStep, synchronize
 from .variant import BASELINE, OURS, Variant, parse_variants
 
@@ -110,7 +111,7 @@ def _add_sample(timed: CompileTime, job: CompileJob) -> None:
         return
     try:
         reply = run_in_new_process(job)
-    except (subprocess.SubprocessError, ValueError) as error:
+    except (subprocess.SubprocessError, CompileJobError) as error:
         timed.failure = f"{type(error).__name__}: {error}"[-300:]
         return
     timed.first_call_s.append(reply["first_call_s"])
@@ -121,7 +122,7 @@ def run_in_new_process(job: CompileJob) -> dict[str, Any]:
     """Run one job with fresh compile caches, which are deleted afterwards.
 
     Raises:
-        ValueError: the process failed; the message ends with its last lines.
+        CompileJobError: the process failed; the message ends with its last lines.
         subprocess.TimeoutExpired: it did not end.
     """
     checkout = str(Path(__file__).parents[2])
@@ -137,7 +138,7 @@ def run_in_new_process(job: CompileJob) -> dict[str, Any]:
             command, env=environment, capture_output=True, text=True, timeout=JOB_TIMEOUT_S, check=False
         )
     if done.returncode != 0:
-        raise ValueError(f"exit code {done.returncode}: {done.stderr.strip()[-250:]}")
+        raise CompileJobError(done.returncode, done.stderr)
     reply: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return reply
 
@@ -147,8 +148,8 @@ def run_job(job: CompileJob) -> dict[str, Any]:
     imports and its compile workers are no part of either time."""
     device, dtype, case = torch.device(job.device), getattr(torch, job.dtype), Case.parse(job.case)
     (variant,) = parse_variants(job.variant)
-    model = load_model(find_model(job.model, job.layers), device, dtype)
-    state = DecodeState.create(model, case.batch, case.capacity)
+    model = find_bench_model(job.model, job.layers).load(device, dtype)
+    state = StepState.create(model, case.batch, case.capacity)
     state.fill(case.held)
     _start_inductor(device)
     compilation_time_metrics.clear()

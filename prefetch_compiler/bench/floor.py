@@ -49,7 +49,7 @@ def floor_us(byte_count: int, bytes_per_us: float) -> float:
 def step_bytes(model: Any, case: Case) -> StepBytes:
     """Count from parameters and configuration; works on a model on the meta device.
 
-    Every layer is taken to hold a full-attention cache: :class:`DecodeState` refuses others.
+    Every layer is taken to hold a full-attention cache: :class:`StepState` refuses others.
     """
     parameters = {id(parameter): parameter for parameter in model.parameters()}
     parameter_bytes = sum(_bytes(parameter) for parameter in parameters.values())

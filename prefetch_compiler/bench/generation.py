@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import torch
 
-from .state import DecodeState
+from .state import StepState
 from .step import synchronize
 
 
 def greedy_tokens(
-    step: Callable[[], torch.Tensor], state: DecodeState, held: int, steps: int
+    step: Callable[[], torch.Tensor], state: StepState, held: int, steps: int
 ) -> tuple[torch.Tensor, float]:
     """Decode ``steps`` tokens per sequence from ``held`` keys on.
 

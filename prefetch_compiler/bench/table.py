@@ -18,11 +18,12 @@ WIDTH_WITHOUT_TERMINAL = 170
 
 @dataclass(frozen=True)
 class Table:
-    """A title, column names, and rows of as many strings."""
+    """A title, column names, rows of as many strings, and lines to print below."""
 
     title: str
     columns: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
+    notes: Sequence[str] = ()
 
 
 def show(table: Table) -> None:
@@ -40,7 +41,10 @@ def show(table: Table) -> None:
     for row in table.rows:
         shown.add_row(*row)
     width = None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL
-    rich.console.Console(width=width, highlight=False, markup=False).print(shown)
+    console = rich.console.Console(width=width, highlight=False, markup=False)
+    console.print(shown)
+    for note in table.notes:
+        console.print(note, soft_wrap=True)
 
 
 def plain_text(table: Table) -> str:
@@ -48,7 +52,7 @@ def plain_text(table: Table) -> str:
     lines = [table.columns, *table.rows]
     widths = [max(len(line[index]) for line in lines) for index in range(len(table.columns))]
     body = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join((table.title, *body))
+    return "\n".join((table.title, *body, *table.notes))
 
 
 def bytes_table(counted: Sequence[tuple[Case, StepBytes]]) -> Table:
@@ -94,7 +98,12 @@ def times_table(result: RunResult) -> Table:
     rows = [row for case in result.cases for row in (*_variant_times(case), *_floor_times(case))]
     environment = result.environment
     title = f"Decode step: {result.settings['model']}, {environment['device']}, torch {environment['torch']}"
-    return Table(title, columns, rows)
+    return Table(title, columns, rows, [note for case in result.cases for note in _case_notes(case)])
+
+
+def _case_notes(case: CaseResult) -> list[str]:
+    failures = [f"{result.variant.name} failed: {result.failure}" for result in case.variants if result.failure]
+    return [f"{case.case}: {note}" for note in (*failures, *case.notes)]
 
 
 def _variant_times(case: CaseResult) -> list[tuple[str, ...]]:
@@ -104,7 +113,7 @@ def _variant_times(case: CaseResult) -> list[tuple[str, ...]]:
 def _variant_row(case: CaseResult, result: VariantResult) -> tuple[str, ...]:
     variant, times = result.variant, result.times
     if result.failure is not None or times is None:
-        return (str(case.case), variant.name, f"failed: {result.failure}", *[MISSING] * 5)
+        return (str(case.case), variant.name, "failed, see below", *[MISSING] * 5)
     return (
         str(case.case),
         variant.name,

@@ -15,28 +15,10 @@ from dataclasses import dataclass, field
 import torch
 
 from .device_clock import device_us
+from .rounds import WARM_STEPS, Rounds
 from .samples import Samples
-from .state import DecodeState
+from .state import StepState
 from .step import DecodeStep, synchronize
-
-WARM_STEPS = 2
-
-
-@dataclass(frozen=True)
-class Rounds:
-    """How often: ``rounds`` interleaved rounds, each one burst of ``burst_steps`` and ``synchronous_steps`` others."""
-
-    rounds: int = 15
-    burst_steps: int = 20
-    synchronous_steps: int = 5
-
-    def first_length(self, held: int) -> int:
-        """The fill level to start a burst from, so that its mean over the burst is ``held``."""
-        return max(1, held - self.burst_steps // 2)
-
-    def last_length(self, held: int) -> int:
-        """The longest the cache gets."""
-        return self.first_length(held) + max(self.burst_steps, WARM_STEPS + self.synchronous_steps)
 
 
 @dataclass
@@ -74,7 +56,7 @@ def _time_round(step: DecodeStep, held: int, plan: Rounds, times: StepTimes) -> 
         times.synchronous.extend([synchronous_us])
 
 
-def _warm(step: DecodeStep, state: DecodeState, length: int) -> None:
+def _warm(step: DecodeStep, state: StepState, length: int) -> None:
     """Bring the step's code and graph back, then the fill level. Does not wait, so the host stays ahead."""
     state.set_length(length)
     for _ in range(WARM_STEPS):

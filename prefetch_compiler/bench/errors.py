@@ -1,0 +1,46 @@
+"""What can be wrong with a benchmark that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..errors import KVPrefetchError
+
+
+class NoGpuError(KVPrefetchError):
+    """A measurement was asked for where there is no GPU."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "bench e2e measures on a GPU, and torch sees none here; --dry-run lists the cases and their bytes."
+        )
+
+
+class NoRoomError(KVPrefetchError, ValueError):
+    """The steps of a case outgrow its cache."""
+
+    def __init__(self, case: object, needed: int) -> None:
+        super().__init__(f"case {case}: its steps fill the cache up to {needed} keys; take a larger capacity.")
+
+
+class UnsupportedCacheError(KVPrefetchError, ValueError):
+    """A model whose layers do not all keep every key."""
+
+    def __init__(self, kinds: Iterable[str]) -> None:
+        super().__init__(
+            f"the model's cache layers are {', '.join(kinds)}; bench e2e needs StaticLayer in every layer."
+        )
+
+
+class ShortPromptError(KVPrefetchError, ValueError):
+    """A prompt that cannot fill the cache as far as asked."""
+
+    def __init__(self, length: int, needed: int) -> None:
+        super().__init__(f"the prompt has {length} tokens; filling the cache needs {needed}.")
+
+
+class CompileJobError(KVPrefetchError):
+    """The process that timed a cold compile failed."""
+
+    def __init__(self, exit_code: int, stderr: str) -> None:
+        super().__init__(f"exit code {exit_code}: {stderr.strip()[-250:]}")
