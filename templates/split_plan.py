@@ -7,8 +7,8 @@ import triton.language as tl
 @triton.jit
 def valid_keys(bounds_ptr, bounds_stride, sequence, kv_len, q_len, HAS_BOUNDS: tl.constexpr, CAUSAL: tl.constexpr):
     """The keys [first, end) that any query of ``sequence`` may see, and [clean_first, clean_end) within it, where the
-    mask hides nothing. ``bounds`` is int32 (1|batch, 4). A causal mask is aligned top-left, as in SDPA: query i sees
-    keys 0..i."""
+    mask hides nothing. ``bounds`` is int32 (1|batch, 4); without it all keys are valid and none is known to be clean.
+    A causal mask is aligned top-left, as in SDPA: query i sees keys 0..i."""
     if HAS_BOUNDS:
         row = bounds_ptr + sequence * bounds_stride
         first = tl.maximum(tl.load(row), 0)
@@ -19,7 +19,7 @@ def valid_keys(bounds_ptr, bounds_stride, sequence, kv_len, q_len, HAS_BOUNDS: t
         first = kv_len * 0
         end = kv_len
         clean_first = first
-        clean_end = end
+        clean_end = first
     if CAUSAL:
         end = tl.minimum(end, q_len)
     return first, end, clean_first, clean_end
