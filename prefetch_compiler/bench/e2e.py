@@ -12,6 +12,7 @@ from .ceiling import ReadCeiling, measure_ceiling
 from .check import Oracle
 from .compile_time import CompileComparison, compare_compile_time
 from .environment import describe_environment
+from .flex_mask import unbroken_block_mask
 from .floor import step_bytes
 from .group import CaseGroup, Say
 from .model import BenchModel, find_bench_model
@@ -42,7 +43,7 @@ def run(
     oracle = _make_oracle(model, settings, say)
     for cases in by_shape(settings.chosen_cases()):
         ceilings = {case: _ceiling(model, case, device) for case in cases}
-        with fresh_compiler():
+        with fresh_compiler(), unbroken_block_mask():
             result.cases.extend(CaseGroup(settings, bench_model, model, oracle, cases, say).run(ceilings))
         keep(result)
     del model, oracle  # the compile jobs need the memory

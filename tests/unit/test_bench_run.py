@@ -18,6 +18,7 @@ from prefetch_compiler.bench.cli import app
 from prefetch_compiler.bench.compile_time import CompileJob, run_in_new_process
 from prefetch_compiler.bench.e2e import run
 from prefetch_compiler.bench.errors import CompileJobError, ShortPromptError, UnsupportedCacheError
+from prefetch_compiler.bench.flex_mask import unbroken_block_mask
 from prefetch_compiler.bench.generation import greedy_tokens
 from prefetch_compiler.bench.model import BenchModel
 from prefetch_compiler.bench.prompt import prompt_tokens
@@ -87,6 +88,13 @@ def test_compiled_step_equals_eager_and_writes_its_row(state: StepState) -> None
     assert compiled.lengths_advanced
     assert step.graphs == 1
     assert step.first_call_s > 0
+
+
+def test_flex_attention_compiles_into_one_graph(state: StepState) -> None:
+    step = DecodeStep(Variant("flex", "eager", "flex_attention"), state, mode="default")
+    with unbroken_block_mask():
+        step.compile(HELD)
+    assert step.graphs == 1
 
 
 def test_a_step_that_does_not_write_is_seen(state: StepState) -> None:
