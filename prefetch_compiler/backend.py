@@ -84,9 +84,13 @@ def _compile(
     from torch._inductor import config as inductor_config
 
     user_pass = inductor.config.get("joint_custom_pre_pass", inductor_config.joint_custom_pre_pass)
-    patches = {"joint_custom_pre_pass": LoweringPass(lowering, user_pass)}
-    with functorch_config.patch(enable_autograd_cache=False):
-        return inductor(module, example_inputs, config_patches=patches)
+    inductor.config["joint_custom_pre_pass"] = LoweringPass(lowering, user_pass)
+    try:
+        with functorch_config.patch(enable_autograd_cache=False):
+            compiled: Callable[..., Any] = inductor(module, example_inputs)
+            return compiled
+    finally:
+        inductor.config["joint_custom_pre_pass"] = user_pass
 
 
 def _is_control_flow(error: Exception) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from .state import StepState
+from .state import EAGER_ATTENTION, StepState
 from .step import DecodeStep
 
 # The oracle recomputes this many sequences of the batch: rows are independent, and float64 is large.
@@ -64,7 +64,7 @@ def run_once(step: DecodeStep, held: int) -> StepResult:
 
 def run_eager(state: StepState, held: int) -> StepResult:
     """The uncompiled model with SDPA, from the same state."""
-    state.model.set_attn_implementation("sdpa")
+    state.model.set_attn_implementation(EAGER_ATTENTION)
     return _observe(state, state.eager_step, held)
 
 
@@ -82,7 +82,7 @@ class Oracle:
     """The model in float64 over the valid keys only, with no mask at all: it cannot share a mistake about masks."""
 
     def __init__(self, model: Any) -> None:
-        model.set_attn_implementation("sdpa")
+        model.set_attn_implementation(EAGER_ATTENTION)
         self.model = copy.deepcopy(model).double()
 
     def logits(self, state: StepState, held: int) -> torch.Tensor:

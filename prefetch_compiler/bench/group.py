@@ -19,7 +19,7 @@ from .model import BenchModel
 from .prompt import prompt_tokens
 from .result import CaseResult, CompileFacts, Generation, VariantResult
 from .settings import Settings
-from .state import StepState
+from .state import EAGER_ATTENTION, StepState
 from .step import DecodeStep
 from .timing import time_steps
 from .variant import BASELINE, Variant
@@ -66,7 +66,6 @@ class CaseGroup:
         if self.tokenizer is not None:
             length = max(case.held for case in self.cases) + 1
             prompt = prompt_tokens(self.tokenizer, batch, length, model.device)
-        model.set_attn_implementation("sdpa")
         return StepState.create(model, batch, capacity, prompt)
 
     def _compile(self, variant: Variant) -> None:
@@ -129,7 +128,7 @@ class CaseGroup:
         if self.tokenizer is None:
             return
         state, count = self.state, self.settings.generated
-        state.model.set_attn_implementation("sdpa")
+        state.model.set_attn_implementation(EAGER_ATTENTION)
         expected, _ = greedy_tokens(state.eager_step, state, case.held, count)
         for result in running:
             step = self.steps[result.variant]
@@ -152,8 +151,12 @@ class CaseGroup:
             self.state.set_length(case.held)
             step()
             step()
-            result.profile = profile_step(step, self.state.token.device)
-            self.say(f"{case} {result.variant.name}, per step:\n{result.profile}")
+            try:
+                result.profile = profile_step(step, self.state.token.device)
+            except RuntimeError as error:  # the profiler may be unusable (busy, or not permitted); the times stand
+                self.say(f"no profile of {result.variant.name}: {error}")
+            else:
+                self.say(f"{case} {result.variant.name}, per step:\n{result.profile}")
 
 
 def notes(size: StepBytes, ceiling: ReadCeiling | None) -> list[str]:

@@ -11,6 +11,9 @@ from transformers.cache_utils import StaticLayer
 
 from .errors import ShortPromptError, UnsupportedCacheError
 
+# What the uncompiled model attends with; compiled variants choose their own.
+EAGER_ATTENTION = "sdpa"
+
 
 @dataclass
 class StepState:
@@ -42,6 +45,7 @@ class StepState:
         vocabulary = model.config.get_text_config(decoder=True).vocab_size
         token = torch.randint(vocabulary, (batch, 1), device=device)
         state = StepState(model, cache, token, prompt)
+        model.set_attn_implementation(EAGER_ATTENTION)
         state.eager_step()
         return state
 
@@ -65,6 +69,7 @@ class StepState:
         if self.prompt.shape[1] <= held:
             raise ShortPromptError(self.prompt.shape[1], held + 1)
         self.set_length(0)
+        self.model.set_attn_implementation(EAGER_ATTENTION)
         with torch.no_grad():
             self.model(self.prompt[:, :held], past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         self.token.copy_(self.prompt[:, held : held + 1])

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .. import explain
+from ..explainer import explain
 from ..report import Report
 from .decode_state import CacheKind, DecodeState
 from .device_choice import choose_device, choose_dtype

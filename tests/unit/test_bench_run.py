@@ -13,22 +13,27 @@ from typer.testing import CliRunner
 
 from prefetch_compiler.bench.case import Case
 from prefetch_compiler.bench.ceiling import LAUNCH_SHAPES, launch_read
-from prefetch_compiler.bench.check import Oracle, oracle_rows, relative_error, run_eager, run_once
+from prefetch_compiler.bench.check import Errors, Oracle, oracle_rows, relative_error, run_eager, run_once
 from prefetch_compiler.bench.cli import app
 from prefetch_compiler.bench.compile_time import CompileJob, run_in_new_process
-from prefetch_compiler.bench.e2e import run
+from prefetch_compiler.bench.e2e import Keep, run
+from prefetch_compiler.bench.environment import describe_environment
 from prefetch_compiler.bench.errors import CompileJobError, ShortPromptError, UnsupportedCacheError
 from prefetch_compiler.bench.flex_mask import unbroken_block_mask
+from prefetch_compiler.bench.floor import StepBytes
 from prefetch_compiler.bench.generation import greedy_tokens
+from prefetch_compiler.bench.group import Say
 from prefetch_compiler.bench.model import BenchModel
 from prefetch_compiler.bench.prompt import prompt_tokens
-from prefetch_compiler.bench.result import RunResult
+from prefetch_compiler.bench.result import CaseResult, CompileFacts, RunResult, VariantResult
 from prefetch_compiler.bench.rounds import Rounds
+from prefetch_compiler.bench.samples import Samples
 from prefetch_compiler.bench.settings import Settings
 from prefetch_compiler.bench.state import StepState
 from prefetch_compiler.bench.step import DecodeStep, fresh_compiler
 from prefetch_compiler.bench.table import e2e_tables, plain_text, show
-from prefetch_compiler.bench.variant import Variant
+from prefetch_compiler.bench.timing import StepTimes
+from prefetch_compiler.bench.variant import OURS, Variant
 
 CPU = torch.device("cpu")
 HELD = 20
@@ -180,6 +185,30 @@ def test_command_without_gpu_says_so() -> None:
     result = CliRunner().invoke(app, ["e2e"])
     assert result.exit_code == 2
     assert "GPU" in result.output
+
+
+@pytest.mark.parametrize(("lowered", "exit_code"), [(1, 0), (0, 1)])
+def test_command_writes_keeps_and_judges(
+    lowered: int, exit_code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = CompileFacts(1.0, 1, 0, sites=1, lowered=lowered, reasons=("why not",))
+    times, errors = StepTimes(*(Samples([1.0]) for _ in range(3))), Errors(0.1, 0.1, None, 0.1, True)
+    ours = VariantResult(OURS, compiled=facts, times=times, errors=errors)
+    case = CaseResult(Case(1, 64, 10), 1, StepBytes(1, 1, 1, 1), None, [ours], eager_float64_error=0.1)
+
+    def measured(settings: Settings, device: torch.device, say: Say, keep: Keep) -> RunResult:
+        result = RunResult(settings.to_dict(), describe_environment(CPU), [case])
+        keep(result)
+        return result
+
+    monkeypatch.setattr("prefetch_compiler.bench.e2e.run", measured)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    out = tmp_path / "raw.json"
+    result = CliRunner().invoke(app, ["e2e", "--json", "--out", str(out)])
+    assert result.exit_code == exit_code
+    assert json.loads(result.stdout) == json.loads(out.read_text())
+    assert ("why not" in result.stderr) == (exit_code == 1)
+    assert "kvprefetch" in CliRunner().invoke(app, ["e2e"]).stdout
 
 
 @pytest.mark.parametrize("arguments", [["--cases", "1x2"], ["--variants", "nobody"], ["--cases", "1x64x60"]])

@@ -1,4 +1,4 @@
-"""The import order that CONTRIBUTING.md promises: spec <- recognize <- select <- lower <- backend, and its corollaries."""
+"""The import order that CONTRIBUTING.md promises: spec <- recognize <- select <- lower <- backend, and what follows."""
 
 from __future__ import annotations
 
