@@ -61,6 +61,12 @@ def shared_heads(x: Tensor) -> Tensor:
     return contiguous(x[:, :1]).expand(x.shape)
 
 
+def off_by(x: Tensor, elements: int) -> Tensor:
+    """A contiguous copy that starts ``elements`` past a 16-byte boundary."""
+    flat = x.new_full((x.numel() + elements + GUARD_ELEMENTS,), NAN)
+    return flat[elements : elements + x.numel()].view(x.shape).copy_(x)
+
+
 Layout = Callable[[Tensor], Tensor]
 KV_LAYOUTS: dict[str, Layout] = {
     layout.__name__: layout

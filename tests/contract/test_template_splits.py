@@ -1,0 +1,69 @@
+"""Splits: any number of them, merged by either road, always in the same order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from prefetch_compiler.config import MAX_SPLITS, Merge
+
+from .cases import DEVICE, Case, build, solve
+from .error_bounds import assert_within_bound
+
+RAGGED = Case(mask="ragged", q_len=2, tiles=4)
+# Programs of the interpreter run one after another, so only a GPU's schedule can vary.
+REPEATS = 2 if DEVICE.type == "cpu" else 50
+
+
+@pytest.mark.parametrize("merge", Merge)
+@pytest.mark.parametrize("num_splits", [2, 4, 5, 8, 9, 33])
+def test_fewer_and_more_splits_than_tiles(num_splits: int, merge: Merge) -> None:
+    case = replace(RAGGED, num_splits=num_splits, merge=merge)
+    operands = build(case)
+    assert_within_bound(solve(case, operands), operands)
+
+
+@pytest.mark.parametrize("merge", Merge)
+def test_the_most_splits(merge: Merge) -> None:
+    """A chunked merge of many partial results: as many tiles as splits would take too long without a GPU."""
+    tiles = 3 if DEVICE.type == "cpu" else MAX_SPLITS + 100
+    case = Case(batch=1, kv_heads=1, group=3, mask="prefix", tiles=tiles, num_splits=MAX_SPLITS, merge=merge)
+    operands = build(case)
+    assert_within_bound(solve(case, operands), operands)
+
+
+@pytest.mark.parametrize("merge", Merge)
+def test_more_partial_results_than_one_chunk_of_the_merge(merge: Merge) -> None:
+    case = Case(batch=1, kv_heads=1, group=3, mask="prefix", tiles=19, num_splits=20, merge=merge)
+    operands = build(case)
+    assert_within_bound(solve(case, operands), operands)
+
+
+@pytest.mark.parametrize("merge", Merge)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_the_same_launch_gives_the_same_bits(dtype: torch.dtype, merge: Merge) -> None:
+    """Whichever program finishes last."""
+    case = replace(RAGGED, num_splits=4, merge=merge, dtype=dtype)
+    operands = build(case)
+    first = solve(case, operands)
+    assert all(torch.equal(solve(case, operands), first) for _ in range(REPEATS - 1))
+
+
+@pytest.mark.parametrize("merge", Merge)
+def test_a_sequence_does_not_depend_on_its_batch(merge: Merge) -> None:
+    """With the number of splits given, each sequence's bits are the same alone and in company."""
+    case = replace(RAGGED, num_splits=3, merge=merge, mask="left_padding")
+    operands = build(case)
+    together = solve(case, operands)
+    assert operands.mask is not None
+    for sequence in range(case.batch):
+        alone = replace(
+            operands,
+            **{
+                name: getattr(operands, name)[sequence : sequence + 1]
+                for name in ("q", "k", "v", "stale_k", "stale_v", "mask")
+            },
+        )
+        assert torch.equal(solve(replace(case, batch=1), alone)[0], together[sequence])
