@@ -47,11 +47,14 @@ class Site:
 Recogniser = Callable[[Node], Site | None]
 
 
-def _layout(stored: StoredKV) -> tuple[list[Size], TensorLayout]:
-    """Shape as (batch, kv_heads, len, dim), and strides with symbolic ones by their hints."""
+def _layout(stored: StoredKV, batch: Size) -> tuple[list[Size], TensorLayout]:
+    """Shape as (batch, kv_heads, len, dim), and strides with symbolic ones by their hints. One sequence that serves a
+    whole batch is read with a batch stride of 0."""
     value: torch.Tensor = stored.base.meta["val"]
     shape = [value.shape[d] for d in stored.order]
     strides = [hint(value.stride(d), 0) for d in stored.order]
+    if same(shape[0], 1) and not same(batch, 1):
+        strides[0] = 0
     return shape, TensorLayout(strides[0], strides[1], strides[2])
 
 
@@ -75,8 +78,8 @@ def describe_site(
     """
     q_value: torch.Tensor = q.meta["val"]
     batch, query_heads, q_len, head_dim = q_value.shape
-    k_shape, key_layout = _layout(key)
-    v_shape, value_layout = _layout(value)
+    k_shape, key_layout = _layout(key, batch)
+    v_shape, value_layout = _layout(value, batch)
     for name, stored in (("key", key), ("value", value)):
         if not same(stored.base.meta["val"].stride(stored.order[3]), 1):
             raise Refused(f"{name} rows are not contiguous along head_dim")
