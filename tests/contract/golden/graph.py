@@ -1,0 +1,73 @@
+"""What a golden graph is: a small program with one form of decode attention, and what must be recognised in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefetch_compiler.spec import AttentionSpec, TensorLayout
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+Inputs = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One form.
+
+    Attributes:
+        program: takes the keyword arguments of one step and returns the output of every attention in it.
+        steps: the inputs of each call, in order; made anew at every call, and always the same. Tensors that a program
+            writes to may be shared by steps.
+        specs: every site of every graph that the steps compile, in order. ``out_heads_first`` does not count: SDPA's
+            own output differs in it from device to device.
+        recogniser: name of the function that must find them.
+    """
+
+    name: str
+    program: Callable[..., Tensor | tuple[Tensor, ...]]
+    steps: Callable[[], Sequence[Inputs]]
+    specs: tuple[AttentionSpec, ...]
+    recogniser: str = "recognise_marked_sdpa"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Draw:
+    """Reproducible tensors on DEVICE."""
+
+    def __init__(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        self._dtype = dtype
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self._generator).to(DEVICE, self._dtype)
+
+    def visible(self, *shape: int, share: float = 0.5) -> Tensor:
+        """A bool mask in which each entry is True with probability ``share``."""
+        return (torch.rand(shape, generator=self._generator) < share).to(DEVICE)
+
+
+def repeat_kv(x: Tensor, times: int) -> Tensor:
+    """Repeat-KV as transformers writes it."""
+    batch, heads, length, dim = x.shape
+    if times == 1:
+        return x
+    x = x[:, :, None, :, :].expand(batch, heads, times, length, dim)
+    return x.reshape(batch, heads * times, length, dim)
+
+
+def heads_first(heads: int, length: int, dim: int) -> TensorLayout:
+    """(batch, heads, length, dim), contiguous."""
+    return TensorLayout(heads * length * dim, length * dim, dim)
+
+
+def length_first(heads: int, length: int, dim: int) -> TensorLayout:
+    """(batch, length, heads, dim), contiguous."""
+    return TensorLayout(length * heads * dim, dim, heads * dim)

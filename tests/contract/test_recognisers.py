@@ -1,0 +1,59 @@
+"""Contract of the recognisers: each golden graph is recognised as what it is, lowered, and computes what eager does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.fx import Node
+
+from prefetch_compiler.recognize import registry
+from prefetch_compiler.recognize.site import Recogniser, Site
+from prefetch_compiler.report import Verdict
+from prefetch_compiler.spec import AttentionSpec
+
+from .golden.catalogue import GOLDEN_GRAPHS
+from .golden.graph import Golden
+from .golden.run import assert_follows_eager, run_compiled, run_eagerly
+from .uncompiled import graphs_run_uncompiled
+
+
+@pytest.fixture(autouse=True)
+def _afresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def _device_independent(specs: Iterable[AttentionSpec | None]) -> list[AttentionSpec]:
+    return [replace(spec, out_heads_first=True) for spec in specs if spec is not None]
+
+
+@pytest.mark.parametrize("golden", GOLDEN_GRAPHS, ids=str)
+def test_a_golden_graph_is_recognised_and_follows_eager(golden: Golden) -> None:
+    eager, problems = run_eagerly(golden)
+    with graphs_run_uncompiled():
+        compiled, report = run_compiled(golden)
+    assert [site.verdict for site in report.sites] == [Verdict.HEURISTIC] * len(golden.specs), str(report)
+    assert _device_independent(site.spec for site in report.sites) == _device_independent(golden.specs)
+    assert_follows_eager(compiled, eager, problems)
+
+
+@pytest.mark.parametrize("recogniser", registry.RECOGNISERS, ids=lambda recogniser: recogniser.__name__)
+def test_every_recogniser_has_a_golden_graph(recogniser: Recogniser, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = [golden for golden in GOLDEN_GRAPHS if golden.recogniser == recogniser.__name__]
+    assert mine, f"add a golden graph for {recogniser.__name__} under tests/contract/golden"
+    found: list[Site] = []
+
+    def spy(node: Node) -> Site | None:
+        site = recogniser(node)
+        if site is not None:
+            found.append(site)
+        return site
+
+    monkeypatch.setattr(registry, "RECOGNISERS", tuple(spy if r is recogniser else r for r in registry.RECOGNISERS))
+    with graphs_run_uncompiled():
+        run_compiled(mine[0])
+    assert len(found) == len(mine[0].specs)
