@@ -21,13 +21,24 @@ def build_mask(name: str, sizes: dict[str, int], dtype: torch.dtype) -> Tensor:
     kind, letters = name.split("-")
     shape = [sizes.get(letter, 1) for letter in letters.split(".")]
     draw = Draw(len(name) * 7 + shape[-1], dtype)
-    visible = draw.visible(*shape)
-    visible.view(-1, shape[-1])[0, 0] = True
-    if len(shape) > 1 and visible.numel() > shape[-1]:
-        visible.view(-1, shape[-1])[-1] = False
+    visible = _visible(draw, shape)
     if kind == "bool":
         return visible
     bias = draw.normal(*shape)
     if kind == "bias":
         return bias
     return bias.masked_fill(visible.logical_not(), float("-inf") if kind == "inf" else torch.finfo(dtype).min)
+
+
+def _visible(draw: Draw, shape: list[int]) -> Tensor:
+    """Half of the keys of a range that lies elsewhere for each row, its first key among them."""
+    visible = draw.visible(*shape)
+    rows = visible.view(-1, shape[-1])
+    row = torch.arange(len(rows), device=visible.device)[:, None]
+    key = torch.arange(shape[-1], device=visible.device)
+    first = row % 3 if shape[-1] > 1 else 0 * row
+    rows &= (key > first) & (key < shape[-1] // 2 + row % 4)
+    rows |= key == first
+    if len(rows) > 1:
+        rows[-1] = False
+    return visible

@@ -108,13 +108,14 @@ _SPEC = AttentionSpec(
 )
 _SHARED_LAYOUT = TensorLayout(0, CAPACITY * DIM, DIM)
 _MASKED = replace(_SPEC, mask=MaskKind.BOOL, mask_dtype=torch.bool)
+MASK_BETWEEN_LAYERS = Golden("mask_between_layers", mask_between_layers, _steps, (_MASKED,) * 2)
 
 GOLDEN = (
     Golden("written_after_the_repeat", written_after_the_repeat, _steps, (_SPEC,)),
     Golden("written_after_the_view", written_after_the_view, _steps, (_SPEC,)),
     Golden("written_through_the_view", written_through_the_view, _steps, (_SPEC,)),
     Golden("written_between_layers", written_between_layers, _steps, (_SPEC,) * 2),
-    Golden("mask_between_layers", mask_between_layers, _steps, (_MASKED,) * 2),
+    MASK_BETWEEN_LAYERS,
     Golden("first_keys", first_keys, _steps, (replace(_SPEC, kv_len=WINDOW),)),
     Golden("one_layer_of_many", one_layer_of_many, _layered_steps, (_SPEC,)),
     Golden(

@@ -149,8 +149,10 @@ def _spec(kv_heads: int, scale: float, q_len: int = 1) -> AttentionSpec:
     )
 
 
+LLAMA = Golden("llama_static", causal, _repeated(2, 6), (_spec(2, 0.25),))
+
 GOLDEN = (
-    Golden("llama_static", causal, _repeated(2, 6), (_spec(2, 0.25),)),
+    LLAMA,
     Golden("llama_static_speculative", causal, _repeated(2, 6, q_len=4), (_spec(2, 0.25, q_len=4),)),
     Golden("llama_static_two_layers", two_layers, _repeated(2, 6, layers=2), (_spec(2, 0.25),) * 2),
     Golden("llama_static_left_padded", left_padded, _padded_steps, (_spec(2, 0.25),) * 2),

@@ -1,0 +1,148 @@
+"""Ways to make the pass ignore one thing that attention depends on. Each must turn some comparison with eager red."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+from prefetch_compiler.lower import mark, rewrite
+from prefetch_compiler.recognize import bounds, marked, sdpa, views
+from prefetch_compiler.recognize.bounds import mask_bounds
+from prefetch_compiler.recognize.sdpa import SdpaCall
+from prefetch_compiler.recognize.views import Atom, StoredKV
+
+Blind = Callable[[pytest.MonkeyPatch], None]
+
+
+def to_call(change: Callable[[SdpaCall], SdpaCall]) -> Blind:
+    """Every SDPA call is read as ``change`` leaves it."""
+    parse = sdpa.parse
+
+    def blind(monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(mark, "parse", lambda node: change(parse(node)))
+
+    return blind
+
+
+def to_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    to_call(lambda call: replace(call, scale=None))(monkeypatch)
+
+
+def to_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    to_call(lambda call: replace(call, mask=None))(monkeypatch)
+
+
+def to_causality(monkeypatch: pytest.MonkeyPatch) -> None:
+    to_call(lambda call: replace(call, is_causal=False))(monkeypatch)
+
+
+def _mask_through(function: Callable[..., Tensor], *arguments: Any) -> Blind:
+    def change(call: SdpaCall) -> SdpaCall:
+        assert call.mask is not None
+        with call.mask.graph.inserting_after(call.mask):
+            return replace(call, mask=call.mask.graph.call_function(function, (call.mask, *arguments)))
+
+    return to_call(change)
+
+
+def to_mask_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An additive mask is taken for a bool one."""
+    _mask_through(torch.ne, 0)(monkeypatch)
+
+
+def to_mask_polarity(monkeypatch: pytest.MonkeyPatch) -> None:
+    _mask_through(torch.logical_not)(monkeypatch)
+
+
+def to_mask_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the first query's row of the mask counts."""
+    _mask_through(lambda mask: mask[..., :1, :])(monkeypatch)
+
+
+def _other_bounds(change: Callable[[Tensor], Tensor]) -> Blind:
+    def blind(monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(rewrite, "mask_bounds", lambda mask, kv_len: change(mask_bounds(mask, kv_len)))
+
+    return blind
+
+
+def _columns(*columns: Tensor) -> Tensor:
+    return torch.stack(columns, 1)
+
+
+def to_last_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bounds end one key early."""
+    _other_bounds(lambda found: _columns(found[:, 0], found[:, 1] - 1, found[:, 2], found[:, 3]))(monkeypatch)
+
+
+def to_first_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bounds begin one key late."""
+    _other_bounds(lambda found: _columns(found[:, 0] + 1, found[:, 1], found[:, 2], found[:, 3]))(monkeypatch)
+
+
+def to_holes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All keys between the bounds are taken for visible."""
+    _other_bounds(lambda found: _columns(found[:, 0], found[:, 1], found[:, 0], found[:, 1]))(monkeypatch)
+
+
+def to_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first sequence's bounds serve all."""
+    _other_bounds(lambda found: found[:1].expand_as(found).contiguous())(monkeypatch)
+
+
+def to_uniform_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of nothing but finfo.min is taken for a row of nothing but -inf."""
+    monkeypatch.setattr(bounds, "_hidden", lambda mask: mask < torch.finfo(mask.dtype).min / 2)
+
+
+def to_which_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All masks of a graph share the bounds of the first."""
+    monkeypatch.setattr(rewrite, "_value_number", lambda node: 0)
+
+
+def to_head_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repetitions that vary slower than heads are stripped as well."""
+
+    def any_order(atoms: list[Atom]) -> int | None:
+        return next((atom.source for atom in atoms if atom.source is not None), None)
+
+    monkeypatch.setattr(views, "_head_source", any_order)
+
+
+def to_head_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One KV head serves all queries."""
+    arrange = rewrite._arrange
+
+    def first_head(graph: Graph, stored: StoredKV, q: Node) -> Node:
+        return rewrite.insert_call(graph, views.aten.slice.Tensor, arrange(graph, stored, q), 1, 0, 1)
+
+    monkeypatch.setattr(rewrite, "_arrange", first_head)
+
+
+def to_value_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """V is taken to repeat its heads as K does."""
+
+    def pair(k: Node, v: Node) -> tuple[StoredKV, StoredKV]:
+        value = views._chain(v)[-1]
+        return views.stored_kv(k), StoredKV(value, (0, 1, 2, 3))
+
+    monkeypatch.setattr(marked, "_stored_pair", pair)
+
+
+def to_unread_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dead code is eliminated in the Dynamo graph, in-place cache writes included."""
+    original = mark.mark
+
+    def mark_and_sweep(module: GraphModule) -> mark.Marks:
+        marks = original(module)
+        module.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+        module.recompile()
+        return marks
+
+    monkeypatch.setattr("prefetch_compiler.backend.mark", mark_and_sweep)

@@ -1,0 +1,161 @@
+"""Change one thing that attention depends on: the compiled result must change as eager's does, or the site be refused.
+
+Each mutation is tried three times: it must matter (the original's result is wrong for the mutant), the compiled mutant
+must follow eager, and a pass made blind to what was changed must be caught.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from prefetch_compiler.recognize import sdpa
+
+from . import blindness
+from .blindness import Blind
+from .error_bounds import assert_within_bound
+from .golden import rewritten_caches, spellings, static_cache
+from .golden.graph import Golden
+from .golden.hand_written import HandWritten
+from .golden.run import assert_follows_eager, run_compiled, run_eagerly
+from .uncompiled import graphs_run_uncompiled
+
+WRONG = "err too much|NaN or infinite|than eager"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """``mutant`` differs from ``original`` in one thing, to which ``blind`` makes the pass blind."""
+
+    name: str
+    original: Golden
+    mutant: Golden
+    blind: Blind
+
+
+def _mutation(name: str, original: HandWritten, blind: Blind, **changes: object) -> Mutation:
+    mutant = replace(original, name=f"{original.name}_{name}", **changes)  # type: ignore[arg-type]
+    return Mutation(name, original.golden, mutant.golden, blind)
+
+
+_GROUPED = HandWritten("grouped", spelling=spellings.as_stored, enable_gqa=True, q_len=3)
+_REPEATED = HandWritten("repeated", q_len=3)
+_SIX_HEADS = HandWritten("six_heads", kv_heads=2, group=3)
+_BOOL = replace(_GROUPED, mask="bool-B.1.q.S")
+_THREE = replace(_GROUPED, batch=3)
+_BIASED = replace(_GROUPED, mask="bias-B.1.q.S")
+
+MUTATIONS = [
+    _mutation("scale", _GROUPED, blindness.to_scale, scale=0.9),
+    _mutation("scale_sign", _GROUPED, blindness.to_scale, scale=-0.25),
+    _mutation("scale_zero", _GROUPED, blindness.to_scale, scale=0.0),
+    _mutation("scale_of_repeated", _REPEATED, blindness.to_scale, scale=1),
+    _mutation("mask", _GROUPED, blindness.to_mask, mask="bool-1.1.1.S"),
+    _mutation("mask_per_sequence", _GROUPED, blindness.to_mask, mask="bool-B.1.1.S"),
+    _mutation("mask_additive", _GROUPED, blindness.to_mask, mask="inf-B.H.q.S"),
+    _mutation("mask_kind", _BOOL, blindness.to_mask_kind, mask="bias-B.1.q.S"),
+    _mutation("mask_polarity", _GROUPED, blindness.to_mask_polarity, mask="bool-B.H.q.S"),
+    _mutation("mask_rows", replace(_GROUPED, mask="bool-1.1.1.S"), blindness.to_mask_rows, mask="bool-B.1.q.S"),
+    _mutation("mask_last_key", _GROUPED, blindness.to_last_key, mask="bias-1.S"),
+    _mutation("mask_first_key", _GROUPED, blindness.to_first_key, mask="bias-1.S"),
+    _mutation("mask_holes", _GROUPED, blindness.to_holes, mask="bool-1.S"),
+    _mutation("mask_of_sequences", replace(_THREE, mask="bool-1.S"), blindness.to_sequences, mask="bool-B.1.1.S"),
+    _mutation("mask_uniform_rows", replace(_GROUPED, mask="inf-q.S"), blindness.to_uniform_rows, mask="min-q.S"),
+    _mutation("mask_values", _BIASED, blindness.to_mask, mask="inf-B.1.q.S"),
+    _mutation("causality", _GROUPED, blindness.to_causality, is_causal=True),
+    _mutation("causality_of_one_query", replace(_GROUPED, q_len=1), blindness.to_causality, is_causal=True),
+    _mutation("causality_of_repeated", _REPEATED, blindness.to_causality, is_causal=True),
+    _mutation("group", _SIX_HEADS, blindness.to_head_count, kv_heads=3, group=2),
+    _mutation("head_order", _SIX_HEADS, blindness.to_head_order, spelling=spellings.tiled_by_expand, grouped=False),
+    _mutation(
+        "value_head_order", _SIX_HEADS, blindness.to_value_order, value_spelling=spellings.tiled_by_expand, grouped=False
+    ),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _afresh() -> Iterator[None]:
+    yield
+    torch._dynamo.reset()
+
+
+def _check(golden: Golden) -> None:
+    """Every site is lowered or refused with a reason, and the result is eager's."""
+    eager, problems = run_eagerly(golden)
+    with graphs_run_uncompiled():
+        compiled, report = run_compiled(golden)
+    assert report.sites
+    assert all(site.lowered or site.reason for site in report.sites)
+    assert_follows_eager(compiled, eager, problems)
+
+
+def _check_blind(golden: Golden, blind: Blind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A blind pass lowers all the same, and the comparison notices."""
+    eager, problems = run_eagerly(golden)
+    blind(monkeypatch)
+    with graphs_run_uncompiled():
+        compiled, report = run_compiled(golden)
+    assert report.sites
+    assert all(site.lowered for site in report.sites), str(report)
+    with pytest.raises(AssertionError, match=WRONG):
+        assert_follows_eager(compiled, eager, problems)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_a_mutation_matters(mutation: Mutation) -> None:
+    original, _ = run_eagerly(mutation.original)
+    _, problems = run_eagerly(mutation.mutant)
+    with pytest.raises(AssertionError, match=WRONG):
+        assert_within_bound(original.outputs[0], problems[0])
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_a_mutant_follows_eager(mutation: Mutation) -> None:
+    _check(mutation.mutant)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_a_pass_blind_to_the_mutation_is_caught(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
+    _check_blind(mutation.mutant, mutation.blind, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("golden", "blind"),
+    [
+        (rewritten_caches.MASK_BETWEEN_LAYERS, blindness.to_which_mask),
+        (static_cache.LLAMA, blindness.to_unread_writes),
+    ],
+    ids=["which_mask", "unread_writes"],
+)
+def test_a_pass_blind_to_the_graph_is_caught(golden: Golden, blind: Blind, monkeypatch: pytest.MonkeyPatch) -> None:
+    _check(golden)
+    _check_blind(golden, blind, monkeypatch)
+
+
+def _dropped() -> Golden:
+    golden = _GROUPED.golden
+
+    def attend(**inputs: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(
+            inputs["q"], inputs["keys"], inputs["values"], dropout_p=0.5, enable_gqa=True
+        )
+
+    return replace(golden, program=attend)
+
+
+def test_dropout_is_refused() -> None:
+    with graphs_run_uncompiled():
+        _, report = run_compiled(_dropped())
+    (site,) = report.sites
+    assert not site.lowered
+    assert "dropout_p is 0.5" in site.reason
+
+
+def test_a_pass_blind_to_dropout_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sdpa, "_require_no_dropout", lambda dropout_p: None)
+    with graphs_run_uncompiled():
+        _, report = run_compiled(_dropped())
+    assert report.sites[0].lowered
