@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ..config import KernelConfig
 from ..device import DeviceProfile
@@ -78,7 +79,8 @@ def precompile(spec: AttentionSpec, config: KernelConfig, device: torch.device) 
     """
     if device.type != "cuda":
         return
-    with torch.cuda.device(device):
+    # Inductor runs its passes under a fake-tensor mode, in which tensors have no addresses.
+    with torch.cuda.device(device), _disable_current_modes():
         for call in kernel_calls(spec, config, example_tensors(spec, config, "meta")):
             call.precompile()
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from prefetch_compiler.lower import mark, rewrite
+from prefetch_compiler.lower.trace import insert_call
 from prefetch_compiler.recognize import bounds, marked, sdpa, views
 from prefetch_compiler.recognize.bounds import mask_bounds
 from prefetch_compiler.recognize.sdpa import SdpaCall
@@ -120,7 +121,7 @@ def to_head_count(monkeypatch: pytest.MonkeyPatch) -> None:
     arrange = rewrite._arrange
 
     def first_head(graph: Graph, stored: StoredKV, q: Node) -> Node:
-        return rewrite.insert_call(graph, views.aten.slice.Tensor, arrange(graph, stored, q), 1, 0, 1)
+        return insert_call(graph, views.aten.slice.Tensor, arrange(graph, stored, q), 1, 0, 1)
 
     monkeypatch.setattr(rewrite, "_arrange", first_head)
 

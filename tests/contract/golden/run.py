@@ -19,7 +19,7 @@ from ..error_bounds import assert_within_bound
 from .graph import Golden, Inputs
 
 
-@dataclass(frozen=True)
+@dataclass
 class Attention:
     """The operands of one SDPA call, copied, with K and V of as many heads as are given."""
 
