@@ -71,7 +71,11 @@ MUTATIONS = [
     _mutation("group", _SIX_HEADS, blindness.to_head_count, kv_heads=3, group=2),
     _mutation("head_order", _SIX_HEADS, blindness.to_head_order, spelling=spellings.tiled_by_expand, grouped=False),
     _mutation(
-        "value_head_order", _SIX_HEADS, blindness.to_value_order, value_spelling=spellings.tiled_by_expand, grouped=False
+        "value_head_order",
+        _SIX_HEADS,
+        blindness.to_value_order,
+        value_spelling=spellings.tiled_by_expand,
+        grouped=False,
     ),
 ]  # fmt: skip
 

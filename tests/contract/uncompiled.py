@@ -7,13 +7,13 @@ from the final ATen graph to compiled code, is replaced by running that graph op
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
 import torch
-from functorch.compile import make_boxed_func
+from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch._inductor import compile_fx as inductor
 
 
@@ -22,7 +22,7 @@ def graphs_run_uncompiled() -> Iterator[list[torch.fx.GraphModule]]:
     """Inside, Inductor's code generation is skipped. Yields the final ATen graphs, in order of compilation."""
     graphs: list[torch.fx.GraphModule] = []
 
-    def run_graph(module: torch.fx.GraphModule, _: Sequence[Any], **_unused: Any) -> Callable[..., Any]:
+    def run_graph(module: torch.fx.GraphModule, _: Sequence[Any], **_unused: Any) -> Any:
         module.recompile()
         graphs.append(module)
         return make_boxed_func(module.forward)

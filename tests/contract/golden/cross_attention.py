@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from prefetch_compiler.spec import AttentionSpec, MaskKind
 
@@ -27,11 +27,11 @@ def decoder_layer(
     held.add_(1)
     keys.index_copy_(2, at, k)
     values.index_copy_(2, at, v)
-    self_attention = F.scaled_dot_product_attention(
+    self_attention = functional.scaled_dot_product_attention(
         q, keys, values, attn_mask=mask, dropout_p=0.0, scale=1.0, is_causal=False
     )
     q = (hidden * 0.5).view(BATCH, 1, -1, DIM).transpose(1, 2).contiguous()
-    cross_attention = F.scaled_dot_product_attention(
+    cross_attention = functional.scaled_dot_product_attention(
         q, cross_keys, cross_values, attn_mask=None, dropout_p=0.0, scale=1.0, is_causal=False
     )
     return self_attention, cross_attention

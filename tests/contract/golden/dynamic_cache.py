@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from prefetch_compiler.spec import AttentionSpec, MaskKind
 
@@ -17,7 +17,7 @@ BATCH, HEADS, KV_HEADS, DIM, HELD = 2, 4, 2, 16, 6
 
 def growing(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     keys, values = torch.cat([keys, k], dim=-2), torch.cat([values, v], dim=-2)
-    return F.scaled_dot_product_attention(
+    return functional.scaled_dot_product_attention(
         q, keys, values, attn_mask=None, dropout_p=0.0, scale=0.25, is_causal=False, enable_gqa=True
     )
 
@@ -30,7 +30,9 @@ def growing_left_padded(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: T
     batch, heads, length, dim = keys.shape
     keys = keys[:, :, None].expand(batch, heads, group, length, dim).reshape(batch, heads * group, length, dim)
     values = values[:, :, None].expand(batch, heads, group, length, dim).reshape(batch, heads * group, length, dim)
-    return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, dropout_p=0.0, scale=0.25, is_causal=False)
+    return functional.scaled_dot_product_attention(
+        q, keys, values, attn_mask=mask, dropout_p=0.0, scale=0.25, is_causal=False
+    )
 
 
 def _steps() -> Sequence[Inputs]:

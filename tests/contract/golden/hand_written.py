@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from prefetch_compiler.spec import AttentionSpec, MaskKind, TensorLayout
 
@@ -53,7 +54,9 @@ class HandWritten:
 
         def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
             k, v = key_spelling(keys, group), value_spelling(values, group)
-            return F.scaled_dot_product_attention(q, k, v, mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
+            return functional.scaled_dot_product_attention(
+                q, k, v, mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
+            )
 
         return attend
 
@@ -100,7 +103,7 @@ class HandWritten:
         return (length_first if self.length_first else heads_first)(heads, self.kv_len, dim)
 
 
-_GQA = {"spelling": spellings.as_stored, "enable_gqa": True}
+_GQA: dict[str, Any] = {"spelling": spellings.as_stored, "enable_gqa": True}
 _SPELLINGS = [
     HandWritten("enable_gqa", **_GQA),
     HandWritten("repeat_kv", spelling=spellings.repeat_kv),

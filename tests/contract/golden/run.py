@@ -10,8 +10,8 @@ from typing import Any
 from unittest import mock
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from prefetch_compiler.report import Report, collect_reports
 
@@ -43,7 +43,7 @@ class Run:
 def recorded_attention() -> Iterator[list[Attention]]:
     """Collect the operands of every eager SDPA call inside the ``with`` block."""
     calls: list[Attention] = []
-    sdpa = F.scaled_dot_product_attention
+    sdpa = functional.scaled_dot_product_attention
 
     def record(
         query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
@@ -57,7 +57,7 @@ def recorded_attention() -> Iterator[list[Attention]]:
             enable_gqa=enable_gqa,
         )  # fmt: skip
 
-    with mock.patch.object(F, "scaled_dot_product_attention", record):
+    with mock.patch.object(functional, "scaled_dot_product_attention", record):
         yield calls
 
 

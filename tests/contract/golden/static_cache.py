@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from prefetch_compiler.spec import AttentionSpec, MaskKind
 
@@ -36,7 +36,9 @@ def _write(keys: Tensor, values: Tensor, held: Tensor, k: Tensor, v: Tensor) -> 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float | None = None) -> Tensor:
     group = q.shape[1] // keys.shape[1] if keys.shape[1] > 1 else 1
     key, value = repeat_kv(keys, group), repeat_kv(values, group)
-    return F.scaled_dot_product_attention(q, key, value, attn_mask=mask, dropout_p=0.0, scale=scale, is_causal=False)
+    return functional.scaled_dot_product_attention(
+        q, key, value, attn_mask=mask, dropout_p=0.0, scale=scale, is_causal=False
+    )
 
 
 def causal(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, held: Tensor) -> Tensor:
@@ -70,7 +72,7 @@ def two_layers(
 
 def left_padded(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, held: Tensor, padding: Tensor) -> Tensor:
     """``padding`` (batch, length so far) is padded to the capacity, gathered and ANDed in."""
-    padding = F.pad(padding.to(torch.bool), (0, CAPACITY - padding.shape[1]))
+    padding = functional.pad(padding.to(torch.bool), (0, CAPACITY - padding.shape[1]))
     batch = torch.arange(q.shape[0], device=q.device)[:, None, None, None]
     queries, positions = _positions(q.shape[2], held)
     mask = queries.new_ones((), dtype=torch.bool) & (positions <= queries).to(q.device)
