@@ -64,12 +64,14 @@ def kvprefetch(
 
 def _mark_or_leave(module: GraphModule, ours: Options) -> Marks:
     try:
-        return mark(module)
+        marks = mark(module)
     except Exception as error:
+        marks = Marks(failures=[error])
+    for failure in marks.failures:
         if ours.strict:
-            raise LoweringError("marking", error) from error
-        log.warning("marking failed, Inductor serves alone: %s: %s", type(error).__name__, error)
-        return Marks()
+            raise LoweringError("marking", failure) from failure
+        log.warning("marking failed, Inductor serves alone: %s: %s", type(failure).__name__, failure)
+    return marks
 
 
 def _compile(
@@ -109,7 +111,7 @@ def _leave_untouched(marks: Marks, reason: str) -> None:
 
 def _raise_failures(lowering: Lowering, ours: Options) -> None:
     if ours.strict and lowering.failures:
-        _, error = lowering.failures[0]
+        error = lowering.failures[0]
         raise LoweringError("lowering", error) from error
 
 

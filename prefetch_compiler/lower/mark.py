@@ -12,14 +12,19 @@ from ..recognize.marker import MARKED_SDPA
 from ..recognize.sdpa import NotDecode, SdpaCall, is_sdpa, parse
 from ..report import SiteReport
 
+# What a marked site's report says until the lowering pass has met the site.
+NOT_REACHED = "the lowering pass did not meet the site: Inductor ran no joint-graph passes, or found its result unused"
+
 
 @dataclass
 class Marks:
-    """What marking did to one graph: a report per attention site, and how to take the marks back."""
+    """What marking did to one graph: a report per attention site, and how to take the marks back. ``failures`` are
+    errors of the pass itself (not refusals), kept for ``strict``."""
 
     reports: list[SiteReport] = field(default_factory=list)
     marked: set[int] = field(default_factory=set)
     not_decode: set[int] = field(default_factory=set)
+    failures: list[Exception] = field(default_factory=list)
     _undo: list[Callable[[], None]] = field(default_factory=list)
 
     def undo(self) -> None:
@@ -36,14 +41,17 @@ def mark(module: GraphModule) -> Marks:
         report = SiteReport(len(marks.reports), 0, layer_of(node), "sdpa")
         marks.reports.append(report)
         try:
-            call = parse(node)
+            marks._undo.append(_replace(node, parse(node), report.index))
         except Refused as refusal:
             report.reason = refusal.reason
             if isinstance(refusal, NotDecode):
                 marks.not_decode.add(report.index)
-            continue
-        marks._undo.append(_replace(node, call, report.index))
-        marks.marked.add(report.index)
+        except Exception as error:
+            report.reason = f"marking failed here: {type(error).__name__}: {error}"
+            marks.failures.append(error)
+        else:
+            report.reason = NOT_REACHED
+            marks.marked.add(report.index)
     if marks.marked:
         module.recompile()
     return marks

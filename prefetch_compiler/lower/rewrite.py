@@ -5,6 +5,7 @@ A site that fails at any stage is unmarked, which traces SDPA where the marker s
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,12 +21,14 @@ from ..recognize.registry import recognise
 from ..recognize.site import Site
 from ..recognize.sizes import is_symbolic
 from ..recognize.views import StoredKV, aten
-from ..report import SiteReport
+from ..report import SiteReport, Verdict
 from ..select.selection import Selection, select
 from ..spec import AttentionSpec
 from .ops import DECODE_ATTENTION
 from .precompile import precompile
 from .trace import inline, insert_call
+
+log = logging.getLogger("prefetch_compiler")
 
 
 @dataclass
@@ -35,7 +38,7 @@ class Lowering:
 
     reports: list[SiteReport]
     strict: bool
-    failures: list[tuple[int, Exception]] = field(default_factory=list)
+    failures: list[Exception] = field(default_factory=list)
     _bounds: dict[Any, Node] = field(default_factory=dict)
     _ready: dict[tuple[AttentionSpec, torch.device], Selection] = field(default_factory=dict)
 
@@ -51,14 +54,15 @@ class Lowering:
             if site is None:
                 return
             selection = self._select(site)
-            _replace_anchor(site, self._emit(site, selection.config))
+            result = self._emit(site, selection.config)
             self._account(site, selection)
+            _replace_anchor(site, result)
         except Refused as refusal:
             self._give_up(node, refusal.reason)
         except InadmissibleConfigError as error:
             self._give_up(node, str(error))
         except Exception as error:
-            self.failures.append((_site_index(node), error))
+            self.failures.append(error)
             self._give_up(node, f"the pass failed here: {type(error).__name__}: {error}")
 
     def _account(self, site: Site, selection: Selection) -> None:
@@ -68,8 +72,18 @@ class Lowering:
         report.verdict, report.reason = selection.verdict, selection.reason
 
     def _give_up(self, node: Node, reason: str) -> None:
-        self.reports[_site_index(node)].reason = reason
-        unmark(node)
+        """Report the site as untouched and unmark it. Should even that fail, the marker stays: it calls SDPA."""
+        if node.target is not MARKED_SDPA:
+            log.warning("%s is left as it is: %s", node.name, reason)
+            return
+        report = self.reports[_site_index(node)]
+        report.verdict, report.reason = Verdict.UNTOUCHED, reason
+        report.template = report.config = None
+        try:
+            unmark(node)
+        except Exception as error:
+            self.failures.append(error)
+            log.warning("%s stays marked: %s: %s", node.name, type(error).__name__, error)
 
     def _select(self, site: Site) -> Selection:
         """Config for the site's spec, its kernels compiled and loaded; done once for equal specs."""
@@ -123,9 +137,7 @@ def _replace_anchor(site: Site, result: Node) -> None:
 
 
 def unmark(node: Node) -> None:
-    """Trace SDPA where a marker stands. Should even that fail, the marker stays: run as it is, it calls SDPA."""
-    if node.target is not MARKED_SDPA:
-        return
+    """Trace SDPA where a marker stands."""
     q, k, v, mask, is_causal, scale, enable_gqa, heads_first, _ = node.args
     operands = [operand for operand in (q, k, v, mask) if isinstance(operand, Node)]
 
