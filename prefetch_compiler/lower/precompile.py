@@ -107,7 +107,7 @@ def _compile(call: KernelCall, target: Any) -> CompiledKernel:
 
     constants = {name: value for name, value in call.arguments.items() if value is None} | call.constants
     signature = {name: _type_name(value) for name, value in call.arguments.items()}
-    signature |= {name: "constexpr" for name in call.constants}
+    signature |= dict.fromkeys(call.constants, "constexpr")
     aligned = {
         (index,): [["tt.divisibility", 16]]
         for index, name in enumerate(signature)
