@@ -13,6 +13,21 @@ _RUNTIME_INTEGERS = [
 ]  # fmt: skip
 
 
+@triton.jit
+def load_chunk(partial_ptr, stats_ptr, slot, split, end, rows, row, columns, VALUE_DIM: tl.constexpr):
+    """Maxima, totals and partial rows of some splits of one query row; empty ones for splits from ``end`` on."""
+    inside = split < end
+    split_row = (slot + split) * rows + row
+    maxima = tl.load(stats_ptr + split_row * 2, mask=inside, other=float("-inf"))
+    totals = tl.load(stats_ptr + split_row * 2 + 1, mask=inside, other=0.0)
+    partials = tl.load(
+        partial_ptr + (split_row * VALUE_DIM)[:, None] + columns[None, :],
+        mask=inside[:, None] & (columns < VALUE_DIM)[None, :],
+        other=0.0,
+    )
+    return maxima, totals, partials
+
+
 @triton.jit(do_not_specialize=_RUNTIME_INTEGERS)
 def merge_splits(
     partial_ptr,
@@ -38,7 +53,7 @@ def merge_splits(
     EXP2_SCALE: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Grid (batch * kv_heads * group * q_len,). Only splits that had keys are read, in order, CHUNK at a time, so the
+    """Grid (batch * kv_heads * group * q_len,). Only splits that had keys count, in order, CHUNK at a time, so the
     result does not depend on which program finished first. Layouts as in ``split_kv_decode``."""
     if LAUNCH_OVERLAP:
         gdc_wait()
@@ -56,26 +71,33 @@ def merge_splits(
     _, active = keys_per_split(first_key, end_key, num_splits, BLOCK_KV)
 
     slot = head_slot.to(tl.int64) * num_splits
-    splits = tl.arange(0, BLOCK_SPLITS)
-    maxima = tl.load(stats_ptr + ((slot + splits) * rows + row) * 2, mask=splits < active, other=float("-inf"))
-    reference = finite_maximum(tl.max(maxima, 0))
-
     columns = tl.arange(0, BLOCK_DV)
-    accumulator = tl.zeros([BLOCK_DV], tl.float32)
-    total = tl.zeros([1], tl.float32)
-    for chunk_first in range(0, active, CHUNK):
-        chunk = chunk_first + tl.arange(0, CHUNK)
-        chunk_row = (slot + chunk) * rows + row
-        inside = chunk < active
-        maximum = tl.load(stats_ptr + chunk_row * 2, mask=inside, other=float("-inf"))
-        weight = tl.exp2((maximum - reference) * EXP2_SCALE)
-        total += tl.sum(tl.load(stats_ptr + chunk_row * 2 + 1, mask=inside, other=0.0) * weight, 0)
-        partial = tl.load(
-            partial_ptr + (chunk_row * VALUE_DIM)[:, None] + columns[None, :],
-            mask=inside[:, None] & (columns < VALUE_DIM)[None, :],
-            other=0.0,
+    if CHUNK == BLOCK_SPLITS:
+        # All loads are issued before any is used, the bounds' among them: one memory latency instead of three. What
+        # splits without keys hold is left over from other launches, and dropped here.
+        split = tl.arange(0, BLOCK_SPLITS)
+        maxima, totals, partials = load_chunk(
+            partial_ptr, stats_ptr, slot, split, num_splits, rows, row, columns, VALUE_DIM
         )
-        accumulator += tl.sum(partial * weight[:, None], 0)
+        maxima = tl.where(split < active, maxima, float("-inf"))
+        reference = finite_maximum(tl.max(maxima, 0))
+        weight = tl.exp2((maxima - reference) * EXP2_SCALE)
+        total = tl.sum(tl.where(split < active, totals, 0.0) * weight, 0)
+        accumulator = tl.sum(tl.where((split < active)[:, None], partials, 0.0) * weight[:, None], 0)
+    else:
+        splits = tl.arange(0, BLOCK_SPLITS)
+        all_maxima = tl.load(stats_ptr + ((slot + splits) * rows + row) * 2, mask=splits < active, other=float("-inf"))
+        reference = finite_maximum(tl.max(all_maxima, 0))
+        accumulator = tl.zeros([BLOCK_DV], tl.float32)
+        total = tl.sum(tl.zeros([CHUNK], tl.float32), 0)
+        for chunk_first in range(0, active, CHUNK):
+            split = chunk_first + tl.arange(0, CHUNK)
+            maxima, totals, partials = load_chunk(
+                partial_ptr, stats_ptr, slot, split, active, rows, row, columns, VALUE_DIM
+            )
+            weight = tl.exp2((maxima - reference) * EXP2_SCALE)
+            total += tl.sum(totals * weight, 0)
+            accumulator += tl.sum(partials * weight[:, None], 0)
 
     head = kv_head * GROUP + row // q_len
     out_row = (

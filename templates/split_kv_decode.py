@@ -32,16 +32,15 @@ def load_tile(
     BLOCK_KV: tl.constexpr,
     TMA: tl.constexpr,
     WHOLE: tl.constexpr,
-    ZERO_TAIL: tl.constexpr,
 ):
     """Rows [first, first + BLOCK_KV) of one head as (BLOCK_KV, BLOCK_DIM). Columns past DIM are 0, and so are rows past
-    ``end`` unless the tile is WHOLE. TMA reads rows past the end that lie inside the cache; ZERO_TAIL clears them, which
-    V needs: its stale rows may hold NaN, and 0 * NaN is NaN."""
+    ``end`` unless the tile is WHOLE. TMA knows the cache's capacity, not ``end``: it also reads rows that nobody asked
+    for, and their stale values may be NaN, so they are cleared (0 * NaN is NaN)."""
     keys = first + tl.arange(0, BLOCK_KV)
     columns = tl.arange(0, BLOCK_DIM)
     if TMA:
         tile = descriptor.load([sequence, head, first, 0]).reshape([BLOCK_KV, BLOCK_DIM])
-        if ZERO_TAIL and not WHOLE:
+        if not WHOLE:
             tile = tl.where((keys < end)[:, None], tile, 0.0)
     else:
         rows = tl.arange(0, BLOCK_KV).to(tl.int64)
@@ -135,10 +134,18 @@ def attend_tile(
     """Fold keys [first, first + BLOCK_KV) into the running softmax. KEYS_FIRST keeps scores as (keys, rows) and the
     accumulator as (value columns, rows); otherwise both lead with rows."""
     KEYS_AXIS: tl.constexpr = 0 if KEYS_FIRST else 1
+    # A partial tile by pointers reads only what is valid. With keys first its product is a wgmma on operands that went
+    # through registers, which Triton 3.6 gets wrong (measured on an H200, and never in the pipelined loop).
+    BY_TMA: tl.constexpr = TMA and (WHOLE or KEYS_FIRST)
     keys = first + tl.arange(0, BLOCK_KV)
     k = load_tile(
         k_head_ptr, k_descriptor, sequence, kv_head, first, end, k_row_stride,
-        HEAD_DIM, BLOCK_D, BLOCK_KV, TMA, WHOLE, False,
+        HEAD_DIM, BLOCK_D, BLOCK_KV, BY_TMA, WHOLE,
+    )  # fmt: skip
+    # Asked for before it is needed, so that both loads are in flight where the loop is not pipelined.
+    v = load_tile(
+        v_head_ptr, v_descriptor, sequence, kv_head, first, end, v_row_stride,
+        VALUE_DIM, BLOCK_DV, BLOCK_KV, BY_TMA, WHOLE,
     )  # fmt: skip
     if KEYS_FIRST:
         scores = multiply(k, tl.trans(q), None, UPCAST)
@@ -157,10 +164,6 @@ def attend_tile(
         visible = tl.expand_dims(keys, 1 - KEYS_AXIS) <= along_keys(row_query, KEYS_AXIS)
         scores = tl.where(visible, scores, float("-inf"))
     probabilities, maximum, total, shrink = online_softmax(scores, maximum, total, EXP2_SCALE, KEYS_AXIS)
-    v = load_tile(
-        v_head_ptr, v_descriptor, sequence, kv_head, first, end, v_row_stride,
-        VALUE_DIM, BLOCK_DV, BLOCK_KV, TMA, WHOLE, True,
-    )  # fmt: skip
     accumulator *= along_keys(shrink, KEYS_AXIS)
     probabilities = round_to(probabilities, v.dtype, UPCAST)
     if KEYS_FIRST:
@@ -209,7 +212,7 @@ def attend_range(
     PREFETCH_BULK: tl.constexpr,
     ROWS_ADJACENT: tl.constexpr,
 ):
-    """Fold keys [first, end): whole tiles in a software-pipelined loop with no bound checks, then the tail."""
+    """Fold keys [first, end) in a software-pipelined loop."""
     for ahead in tl.static_range(1, PREFETCH_DEPTH):
         target = first + ahead * BLOCK_KV
         prefetch_tile_l2(
@@ -218,8 +221,12 @@ def attend_range(
         prefetch_tile_l2(
             v_head_ptr, target, end, v_row_stride, VALUE_DIM, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
         )
-    whole_end = first + tl.maximum(end - first, 0) // BLOCK_KV * BLOCK_KV
-    for tile_first in range(first, whole_end, BLOCK_KV):
+    # Pointer loads check every row at no cost; TMA loads cannot, so the last, partial tile is taken out of the loop.
+    if TMA:
+        loop_end = first + tl.maximum(end - first, 0) // BLOCK_KV * BLOCK_KV
+    else:
+        loop_end = end
+    for tile_first in range(first, loop_end, BLOCK_KV):
         if PREFETCH_DEPTH > 0:
             target = tile_first + PREFETCH_DEPTH * BLOCK_KV
             prefetch_tile_l2(
@@ -232,12 +239,12 @@ def attend_range(
             q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
             mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, tile_first, end, clean_first, clean_end,
             row_query, score_scale, k_row_stride, v_row_stride, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
-            MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, True,
+            MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, TMA,
         )  # fmt: skip
-    if whole_end < end:
+    if TMA and loop_end < end:
         maximum, total, accumulator = attend_tile(
             q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
-            mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, whole_end, end, clean_first, clean_end,
+            mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, loop_end, end, clean_first, clean_end,
             row_query, score_scale, k_row_stride, v_row_stride, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
             MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, False,
         )  # fmt: skip

@@ -1,13 +1,15 @@
 """A configuration that needs no database, from compute capability, SM count and the shape of the site.
 
-Two regimes, by how many programs there are before splitting (one per sequence, KV head and tile of query rows):
+Three regimes, by how many programs there are before splitting (one per sequence, KV head and tile of query rows), as
+measured on an H200 over batch 1 to 128 and 1,000 to 65,536 keys:
 
-- *few*: fewer than fill the GPU once. Each SM runs one program with large tiles and a deep pipeline, and the keys are
-  split until every SM has one.
-- *many*: small tiles and two warps, several programs on each SM; the hardware's own scheduling hides latency.
+- *few* (fewer than half the SMs): small tiles, two warps, and splits until every SM has two programs. A program's
+  latency is what counts, so it gets little to do.
+- *fitting* (half to one and a half times the SMs): one program per SM, unsplit where it can be: larger tiles and the
+  deepest pipeline keep enough bytes in flight, and nothing is spent on merging.
+- *many*: small programs again, several on each SM, and the hardware's own scheduling hides latency.
 
 How full a cache is, is known on the device only, so splits come from the capacity's side: surplus programs leave at once.
-docs/benchmarks.md has what each regime measures.
 """
 
 from __future__ import annotations
@@ -23,31 +25,64 @@ from .footprint import padded_dim, row_tile, row_tiles
 
 # A symbolic length grows without recompiling, so its hint says little: plan for a cache worth splitting.
 PLANNED_SYMBOLIC_KV_LEN = 8192
-MANY_PROGRAMS_PER_SM = 1.5
-PROGRAMS_PER_SM_WHEN_MANY = 3
+# The merge holds a power of two of splits at once: 32 are merged faster than 33.
+SPLIT_ROUNDING = 8
+_KIB = 1024
 
 
 @dataclass(frozen=True)
-class _Family:
-    """What one GPU family wants in each regime. ``tile_bytes`` is one K tile plus one V tile."""
+class Regime:
+    """Settings of one regime. ``tile_bytes`` is one K tile plus one V tile; ``programs_per_sm`` is what splitting aims
+    at, 0 for no splitting."""
 
-    few_tile_bytes: int
-    few_warps: int
-    few_stages: int
-    many_tile_bytes: int
-    many_warps: int
-    many_stages: int
-
-
-_KIB = 1024
-_LARGE_SHARED_MEMORY = _Family(64 * _KIB, 4, 3, 32 * _KIB, 2, 2)  # sm_90, sm_100: measured on an H200
-_MEDIUM_SHARED_MEMORY = _Family(32 * _KIB, 4, 3, 16 * _KIB, 4, 2)  # sm_80: 163 KB
-_SMALL_SHARED_MEMORY = _Family(16 * _KIB, 4, 3, 16 * _KIB, 4, 2)  # sm_86, sm_89, sm_120: 99 KB
-_CAUTIOUS = _Family(8 * _KIB, 4, 2, 8 * _KIB, 4, 2)  # anything else, AMD included: 64 KB
-_INTERPRETED = _Family(64 * _KIB, 1, 1, 64 * _KIB, 1, 1)
+    tile_bytes: int
+    warps: int
+    stages: int
+    load_path: LoadPath
+    programs_per_sm: int
 
 
-def _family(profile: DeviceProfile) -> _Family:
+@dataclass(frozen=True)
+class Family:
+    """The regimes of one GPU family."""
+
+    few: Regime
+    fitting: Regime
+    many: Regime
+
+
+_POINTER, _TMA = LoadPath.POINTER, LoadPath.TMA
+# sm_90 as measured on an H200; sm_100 has the same shared memory and follows it.
+_LARGE_SHARED_MEMORY = Family(
+    few=Regime(16 * _KIB, 2, 4, _POINTER, 2),
+    fitting=Regime(32 * _KIB, 4, 4, _POINTER, 1),
+    many=Regime(32 * _KIB, 2, 2, _TMA, 0),
+)
+# sm_80 (163 KiB per program): the same reasoning, not measured.
+_MEDIUM_SHARED_MEMORY = Family(
+    few=Regime(16 * _KIB, 2, 3, _POINTER, 2),
+    fitting=Regime(32 * _KIB, 4, 3, _POINTER, 1),
+    many=Regime(16 * _KIB, 2, 3, _POINTER, 0),
+)
+# sm_86, sm_89, sm_120 (99 KiB): not measured.
+_SMALL_SHARED_MEMORY = Family(
+    few=Regime(16 * _KIB, 2, 3, _POINTER, 2),
+    fitting=Regime(16 * _KIB, 4, 4, _POINTER, 1),
+    many=Regime(16 * _KIB, 2, 2, _POINTER, 0),
+)
+# Anything else, AMD included (64 KiB): not measured.
+_CAUTIOUS = Family(
+    few=Regime(8 * _KIB, 4, 2, _POINTER, 2),
+    fitting=Regime(8 * _KIB, 4, 2, _POINTER, 1),
+    many=Regime(8 * _KIB, 4, 2, _POINTER, 0),
+)
+# Each tile is one round of NumPy calls: large tiles, and splits so that merging runs too.
+_INTERPRETED_REGIME = Regime(64 * _KIB, 1, 1, _POINTER, 2)
+_INTERPRETED = Family(_INTERPRETED_REGIME, _INTERPRETED_REGIME, replace(_INTERPRETED_REGIME, programs_per_sm=0))
+
+
+def family_of(profile: DeviceProfile) -> Family:
+    """The settings for a device."""
     if profile.backend == "interpreter":
         return _INTERPRETED
     if profile.backend != "cuda":
@@ -76,12 +111,19 @@ def _warps(spec: AttentionSpec, preferred: int) -> int:
     return 8
 
 
-def _splits(programs: int, spec: AttentionSpec, profile: DeviceProfile, block_kv: int, many: bool) -> int:
+def _regime(family: Family, programs: int, profile: DeviceProfile) -> Regime:
+    if programs * 2 < profile.sm_count:
+        return family.few
+    return family.fitting if programs * 2 <= 3 * profile.sm_count else family.many
+
+
+def _splits(regime: Regime, programs: int, spec: AttentionSpec, profile: DeviceProfile, block_kv: int) -> int:
     kv_len = max(spec.kv_len, PLANNED_SYMBOLIC_KV_LEN) if "kv_len" in spec.symbolic else spec.kv_len
     tiles = max(1, -(-kv_len // block_kv))
-    wanted = PROGRAMS_PER_SM_WHEN_MANY * profile.sm_count if many else profile.sm_count
-    per_program = wanted // programs if not many or programs < profile.sm_count * 2 else 1
-    return max(1, min(per_program, tiles, MAX_SPLITS))
+    wanted = regime.programs_per_sm * profile.sm_count // programs
+    if wanted > SPLIT_ROUNDING:
+        wanted -= wanted % SPLIT_ROUNDING
+    return max(1, min(wanted, tiles, MAX_SPLITS))
 
 
 def choose(spec: AttentionSpec, profile: DeviceProfile) -> KernelConfig:
@@ -91,17 +133,16 @@ def choose(spec: AttentionSpec, profile: DeviceProfile) -> KernelConfig:
     Raises:
         InadmissibleConfigError: not even the most cautious configuration fits the device.
     """
-    family = _family(profile)
     programs = max(1, spec.batch * spec.kv_heads * row_tiles(spec.rows))
-    many = programs > MANY_PROGRAMS_PER_SM * profile.sm_count
-    tile_bytes = family.many_tile_bytes if many else family.few_tile_bytes
-    block_kv = _block_kv(spec, tile_bytes)
+    regime = _regime(family_of(profile), programs, profile)
+    block_kv = _block_kv(spec, regime.tile_bytes)
+    use_tma = regime.load_path is LoadPath.TMA and profile.has_tma and spec.tma_loadable
     config = KernelConfig(
         block_kv=block_kv,
-        num_splits=_splits(programs, spec, profile, block_kv, many),
-        num_warps=_warps(spec, family.many_warps if many else family.few_warps),
-        num_stages=family.many_stages if many else family.few_stages,
-        load_path=LoadPath.TMA if profile.has_tma and spec.tma_loadable else LoadPath.POINTER,
+        num_splits=_splits(regime, programs, spec, profile, block_kv),
+        num_warps=_warps(spec, regime.warps),
+        num_stages=regime.stages,
+        load_path=LoadPath.TMA if use_tma else LoadPath.POINTER,
         launch_overlap=profile.has_launch_overlap,
     )
     return _shrink_to_fit(spec, config, profile)
