@@ -108,11 +108,11 @@ class Operands:
 
 def build(case: Case) -> Operands:
     """The case's operands on DEVICE, the same at every call."""
-    generator = torch.Generator().manual_seed(case.valid_keys * 1000 + case.head_dim)
+    generator = torch.Generator(DEVICE).manual_seed(case.valid_keys * 1000 + case.head_dim)
     heads = case.group * case.kv_heads
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(case.dtype).to(DEVICE)
+        return torch.randn(shape, generator=generator, device=DEVICE).to(case.dtype)
 
     q = normal(case.batch, heads, case.q_len, case.head_dim)
     k = normal(case.batch, case.kv_heads, case.capacity, case.head_dim)
