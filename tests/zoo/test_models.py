@@ -1,0 +1,99 @@
+"""Whole models: twenty compiled decode steps of a left-padded batch follow eager, logits, tokens and caches alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from prefetch_compiler.report import collect_reports
+
+from ..contract.uncompiled import graphs_run_uncompiled
+from .decode import Decoded, cached_tensors, decode
+from .models import LLAMA, ZOO, ZooModel
+
+CACHES = ("static", "dynamic")
+
+
+@pytest.fixture(autouse=True)
+def _afresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+@lru_cache(maxsize=None)
+def _eager_and_exact(zoo_model: ZooModel, cache: str, dtype: torch.dtype = torch.float32) -> tuple[Decoded, Decoded]:
+    """Eager's run, and the same run in float64 on eager's tokens."""
+    eager = decode(zoo_model, cache, dtype=dtype)
+    return eager, decode(zoo_model, cache, dtype=torch.float64, forced=eager.tokens)
+
+
+def _error(actual: Tensor, exact: Tensor) -> float:
+    """Root mean square."""
+    return float((actual.double() - exact.double()).square().mean().sqrt())
+
+
+def _assert_follows(compiled: Decoded, eager: Decoded, exact: Decoded) -> None:
+    """Compiled code rounds as often as eager does, elsewhere. Over thousands of values the mean error of either is the
+    same but for chance and fusion: twice eager's own is allowed."""
+    assert _error(compiled.logits, exact.logits) <= 2 * _error(eager.logits, exact.logits)
+    tensors = [cached_tensors(run.cache) for run in (compiled, eager, exact)]
+    for ours, theirs, reference in zip(*tensors, strict=True):
+        assert ours.shape == theirs.shape
+        assert _error(ours, reference) <= 2 * _error(theirs, reference)
+
+
+def _compile(**options: Any) -> Any:
+    return lambda model: torch.compile(model, backend="kvprefetch", **options)
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("zoo_model", ZOO, ids=str)
+def test_decoding_follows_eager_with_every_site_lowered(zoo_model: ZooModel, cache: str) -> None:
+    eager, exact = _eager_and_exact(zoo_model, cache)
+    with graphs_run_uncompiled(), collect_reports() as report:
+        compiled = decode(zoo_model, cache, _compile())
+    _assert_follows(compiled, eager, exact)
+    assert torch.equal(compiled.tokens, eager.tokens)
+    assert len(report.lowered) == len(report.sites) == zoo_model.sites * report.graphs, str(report)
+
+
+@pytest.mark.parametrize("zoo_model", ZOO, ids=str)
+def test_a_growing_cache_compiles_no_more_often_than_with_inductor(zoo_model: ZooModel) -> None:
+    compiled_graphs = {}
+    for backend in ("inductor", "kvprefetch"):
+        torch._dynamo.reset()
+        counters.clear()
+        with graphs_run_uncompiled() as graphs:
+            decode(zoo_model, "dynamic", lambda model, name=backend: torch.compile(model, backend=name), steps=6)
+        compiled_graphs[backend] = (counters["stats"]["unique_graphs"], len(graphs))
+    assert compiled_graphs["kvprefetch"] <= compiled_graphs["inductor"]
+    assert compiled_graphs["inductor"][0] > 1
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_decoding_through_inductors_code_follows_eager(cache: str) -> None:
+    eager, exact = _eager_and_exact(LLAMA, cache)
+    with collect_reports() as report:
+        compiled = decode(LLAMA, cache, _compile(options={"kvprefetch.strict": True}))
+    _assert_follows(compiled, eager, exact)
+    assert torch.equal(compiled.tokens, eager.tokens)
+    assert len(report.lowered) == LLAMA.sites * report.graphs
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("zoo_model", ZOO, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_decoding_under_cuda_graphs_follows_eager(zoo_model: ZooModel, dtype: torch.dtype) -> None:
+    eager, exact = _eager_and_exact(zoo_model, "static", dtype)
+    with collect_reports() as report:
+        compiled = decode(zoo_model, "static", _compile(mode="reduce-overhead"), dtype=dtype, forced=eager.tokens)
+    _assert_follows(compiled, eager, exact)
+    assert len(report.lowered) == zoo_model.sites * report.graphs
