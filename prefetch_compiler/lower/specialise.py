@@ -12,13 +12,16 @@ from typing import Any
 
 import torch
 
+from prefetch_compiler.templates.manifest import SPLIT_KV
+
 from ..config import KernelConfig, LoadPath, Merge, OperandOrder, PrefetchKind
 from ..device import interpreting
 from ..select.footprint import padded_dim, row_tile, row_tiles
-from prefetch_compiler.templates.manifest import SPLIT_KV
 
 LOG2_E = math.log2(math.e)
-MERGE_CHUNK = 8
+# fp32 values of partial results that a merge program holds at once: 32 splits of head_dim 128.
+MERGE_TILE_ELEMENTS = 4096
+MERGE_WARPS = 4
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,7 @@ def merge_call(t: DecodeTensors, *, is_causal: bool, config: KernelConfig) -> Ke
     batch, query_heads, q_len, _ = t.q.shape
     kv_heads, value_dim = t.k.shape[1], t.v.shape[3]
     out_strides = t.out.stride()
+    block_splits = 1 << (config.num_splits - 1).bit_length()
     arguments: dict[str, Any] = {
         "partial_ptr": t.partial,
         "stats_ptr": t.stats,
@@ -193,15 +197,15 @@ def merge_call(t: DecodeTensors, *, is_causal: bool, config: KernelConfig) -> Ke
         "VALUE_DIM": value_dim,
         "BLOCK_DV": padded_dim(value_dim),
         "BLOCK_KV": config.block_kv,
-        "BLOCK_SPLITS": 1 << (config.num_splits - 1).bit_length(),
-        "CHUNK": min(MERGE_CHUNK, 1 << (config.num_splits - 1).bit_length()),
+        "BLOCK_SPLITS": block_splits,
+        "CHUNK": min(block_splits, MERGE_TILE_ELEMENTS // padded_dim(value_dim)),
         "CAUSAL": is_causal,
         "LAUNCH_OVERLAP": config.launch_overlap and not interpreting(),
         "EXP2_SCALE": LOG2_E if _mask_mode(t.mask) == "additive" else 1.0,
         "UPCAST": interpreting(),
     }
     kernel = SPLIT_KV.load("merge_splits").merge_splits
-    options = {"num_warps": 1 if value_dim <= 64 else 2, "num_stages": 1, **_overlap_option(config)}
+    options = {"num_warps": MERGE_WARPS, "num_stages": 1, **_overlap_option(config)}
     return KernelCall(kernel, (batch * query_heads * q_len,), arguments, constants, options)
 
 
