@@ -39,6 +39,11 @@ class DeviceProfile:
         return self.backend == "cuda" and self.arch >= 90
 
     @property
+    def has_warpgroup_products(self) -> bool:
+        """Matrix products issued by a warpgroup on shared-memory operands (wgmma and its successor)."""
+        return self.backend == "cuda" and self.arch >= 90
+
+    @property
     def has_launch_overlap(self) -> bool:
         """Programmatic dependent launch (CUDA programming guide, sm_90 and later)."""
         return self.backend == "cuda" and self.arch >= 90

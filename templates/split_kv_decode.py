@@ -134,8 +134,7 @@ def attend_tile(
     """Fold keys [first, first + BLOCK_KV) into the running softmax. KEYS_FIRST keeps scores as (keys, rows) and the
     accumulator as (value columns, rows); otherwise both lead with rows."""
     KEYS_AXIS: tl.constexpr = 0 if KEYS_FIRST else 1
-    # A partial tile by pointers reads only what is valid. With keys first its product is a wgmma on operands that went
-    # through registers, which Triton 3.6 gets wrong (measured on an H200, and never in the pipelined loop).
+    # A partial tile by pointers reads only what is valid.
     BY_TMA: tl.constexpr = TMA and (WHOLE or KEYS_FIRST)
     keys = first + tl.arange(0, BLOCK_KV)
     k = load_tile(
@@ -221,8 +220,10 @@ def attend_range(
         prefetch_tile_l2(
             v_head_ptr, target, end, v_row_stride, VALUE_DIM, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
         )
-    # Pointer loads check every row at no cost; TMA loads cannot, so the last, partial tile is taken out of the loop.
-    if TMA:
+    # Pointer loads check every row at no cost; TMA loads cannot, so the last, partial tile is taken out of the loop. Not
+    # so with keys first: outside a pipelined loop Triton 3.6 gets that product wrong on sm_90 (see admissible.py).
+    PEEL: tl.constexpr = TMA and not KEYS_FIRST
+    if PEEL:
         loop_end = first + tl.maximum(end - first, 0) // BLOCK_KV * BLOCK_KV
     else:
         loop_end = end
@@ -239,9 +240,9 @@ def attend_range(
             q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
             mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, tile_first, end, clean_first, clean_end,
             row_query, score_scale, k_row_stride, v_row_stride, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
-            MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, TMA,
+            MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, PEEL,
         )  # fmt: skip
-    if TMA and loop_end < end:
+    if PEEL and loop_end < end:
         maximum, total, accumulator = attend_tile(
             q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
             mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, loop_end, end, clean_first, clean_end,

@@ -51,7 +51,11 @@ def _causal(config: Any) -> Callable[[], Any]:
 def _gemma3() -> Any:
     """Its first layer slides over 8 keys, its second sees all."""
     config = transformers.Gemma3TextConfig(
-        **_COMMON, num_hidden_layers=2, head_dim=16, sliding_window=8, layer_types=["sliding_attention", "full_attention"]
+        **_COMMON,
+        num_hidden_layers=2,
+        head_dim=16,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"],
     )
     return transformers.Gemma3ForCausalLM(config)
 
@@ -59,11 +63,11 @@ def _gemma3() -> Any:
 def _whisper() -> Any:
     config = transformers.WhisperConfig(
         vocab_size=VOCABULARY,
-        d_model=64,
+        d_model=32,
         encoder_layers=1,
         decoder_layers=1,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
         encoder_ffn_dim=64,
         decoder_ffn_dim=64,
         num_mel_bins=8,
@@ -78,7 +82,7 @@ def _whisper() -> Any:
 
 
 _GPT2 = transformers.GPT2Config(
-    vocab_size=VOCABULARY, n_embd=64, n_layer=1, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
+    vocab_size=VOCABULARY, n_embd=32, n_layer=1, n_head=2, n_positions=64, bos_token_id=1, eos_token_id=2
 )
 _FALCON = transformers.FalconConfig(
     vocab_size=VOCABULARY,

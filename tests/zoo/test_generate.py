@@ -22,9 +22,7 @@ def test_generate_with_a_static_cache_gives_eagers_tokens() -> None:
     compile_config = CompileConfig(backend="kvprefetch")
     compile_config._compile_all_devices = True  # else transformers compiles on GPUs only
     with collect_reports() as report:
-        compiled = model.generate(
-            tokens, **arguments, cache_implementation="static", compile_config=compile_config
-        )
+        compiled = model.generate(tokens, **arguments, cache_implementation="static", compile_config=compile_config)
     torch._dynamo.reset()
     assert torch.equal(compiled, eager)
     assert compiled.shape[1] == tokens.shape[1] + NEW_TOKENS
