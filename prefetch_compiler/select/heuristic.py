@@ -9,7 +9,8 @@ measured on an H200 over batch 1 to 128 and 1,000 to 65,536 keys:
   deepest pipeline keep enough bytes in flight, and nothing is spent on merging.
 - *many*: small programs again, several on each SM, and the hardware's own scheduling hides latency.
 
-How full a cache is, is known on the device only, so splits come from the capacity's side: surplus programs leave at once.
+How full a cache is, is known on the device only, so splits come from the capacity's side: surplus programs leave at
+once.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ PLANNED_SYMBOLIC_KV_LEN = 8192
 # The merge holds a power of two of splits at once: 32 are merged faster than 33.
 SPLIT_ROUNDING = 8
 _KIB = 1024
+# Of the 255 that a thread may have. Compiled for sm_80 to sm_120, what needs more spills (Triton 3.6).
+MAX_TILE_REGISTERS = 150
 
 
 @dataclass(frozen=True)
@@ -101,12 +104,21 @@ def _block_kv(spec: AttentionSpec, tile_bytes: int) -> int:
     return min(128, max(16, 1 << (fits.bit_length() - 1)))
 
 
-def _warps(spec: AttentionSpec, preferred: int) -> int:
-    """More warps when many query rows share a KV head, so that their fp32 accumulator stays in registers."""
-    accumulator_bytes = row_tile(spec.rows) * padded_dim(spec.value_dim) * 4
+def _tile_registers(spec: AttentionSpec, block_kv: int, warps: int) -> float:
+    """About how many 32-bit registers of a thread the tiles of one step take: accumulator, queries, scores, one KV
+    tile, and the addresses of a mask that differs by row."""
+    rows, dim, value_dim = row_tile(spec.rows), padded_dim(spec.head_dim), padded_dim(spec.value_dim)
+    tile_bytes = rows * value_dim * 4 + rows * dim * spec.element_bytes + rows * block_kv * 4
+    tile_bytes += block_kv * max(dim, value_dim) * spec.element_bytes
+    if spec.mask_per_row:
+        tile_bytes += rows * block_kv * 8
+    return tile_bytes / (warps * 32 * 4)
+
+
+def _warps(spec: AttentionSpec, preferred: int, block_kv: int) -> int:
+    """More warps than preferred when the tiles of one step would not stay in registers."""
     for warps in (1, 2, 4, 8):
-        # Half of a warp's 32 KiB of registers (255 per thread) at most.
-        if warps >= preferred and accumulator_bytes <= warps * 16 * _KIB:
+        if warps >= preferred and _tile_registers(spec, block_kv, warps) <= MAX_TILE_REGISTERS:
             return warps
     return 8
 
@@ -136,11 +148,13 @@ def choose(spec: AttentionSpec, profile: DeviceProfile) -> KernelConfig:
     programs = max(1, spec.batch * spec.kv_heads * row_tiles(spec.rows))
     regime = _regime(family_of(profile), programs, profile)
     block_kv = _block_kv(spec, regime.tile_bytes)
-    use_tma = regime.load_path is LoadPath.TMA and profile.has_tma and spec.tma_loadable
+    # fp32 is multiplied outside the tensor cores, from registers; tiles that come by TMA then spill 20 KB a thread.
+    by_tma = regime.load_path is LoadPath.TMA and spec.element_bytes < 4
+    use_tma = by_tma and profile.has_tma and spec.tma_loadable
     config = KernelConfig(
         block_kv=block_kv,
         num_splits=_splits(regime, programs, spec, profile, block_kv),
-        num_warps=_warps(spec, regime.warps),
+        num_warps=_warps(spec, regime.warps, block_kv),
         num_stages=regime.stages,
         load_path=LoadPath.TMA if use_tma else LoadPath.POINTER,
         launch_overlap=profile.has_launch_overlap,
