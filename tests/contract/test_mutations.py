@@ -79,6 +79,9 @@ MUTATIONS = [
     ),
 ]  # fmt: skip
 
+# Triton's interpreter warns at every scalar that it converts: recording them takes longer than computing.
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+
 
 @pytest.fixture(autouse=True)
 def _afresh() -> Iterator[None]:

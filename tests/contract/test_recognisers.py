@@ -19,6 +19,9 @@ from .golden.graph import Golden
 from .golden.run import assert_follows_eager, run_compiled, run_eagerly
 from .uncompiled import graphs_run_uncompiled
 
+# Triton's interpreter warns at every scalar that it converts: recording them takes longer than computing.
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+
 
 @pytest.fixture(autouse=True)
 def _afresh() -> Iterator[None]:

@@ -1,0 +1,79 @@
+"""Attention sites of well-known models, and a few made to be awkward: what a heuristic must serve."""
+
+from __future__ import annotations
+
+import torch
+
+from prefetch_compiler.spec import AttentionSpec, MaskKind, TensorLayout
+
+HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
+
+
+def site(
+    query_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    *,
+    value_dim: int | None = None,
+    batch: int = 1,
+    q_len: int = 1,
+    kv_len: int = 4096,
+    dtype: torch.dtype = BRAIN,
+    mask: MaskKind = MaskKind.BOOL,
+    mask_per_row: bool = False,
+    is_causal: bool = False,
+    row_padding: int = 0,
+) -> AttentionSpec:
+    """A (batch, heads, length, dim) cache whose rows are ``row_padding`` elements longer than its heads are wide."""
+    value_dim = head_dim if value_dim is None else value_dim
+
+    def layout(dim: int) -> TensorLayout:
+        row = dim + row_padding
+        return TensorLayout(kv_heads * kv_len * row, kv_len * row, row)
+
+    mask_dtype = {MaskKind.NONE: None, MaskKind.BOOL: torch.bool, MaskKind.ADDITIVE: dtype}[mask]
+    return AttentionSpec(
+        batch=batch,
+        query_heads=query_heads,
+        kv_heads=kv_heads,
+        q_len=q_len,
+        kv_len=kv_len,
+        head_dim=head_dim,
+        value_dim=value_dim,
+        dtype=dtype,
+        scale=head_dim**-0.5,
+        key_layout=layout(head_dim),
+        value_layout=layout(value_dim),
+        mask=mask,
+        mask_dtype=mask_dtype,
+        mask_per_row=mask_per_row,
+        is_causal=is_causal,
+    )
+
+
+NONE, ADDITIVE = MaskKind.NONE, MaskKind.ADDITIVE
+SPECS: dict[str, AttentionSpec] = {
+    "Llama-8B": site(32, 8, 128, kv_len=8192),
+    "Llama-8B batch 64": site(32, 8, 128, batch=64),
+    "Llama-8B 4 drafted tokens": site(32, 8, 128, q_len=5, mask_per_row=True),
+    "Llama-8B batch 64, 15 drafted tokens": site(32, 8, 128, batch=64, q_len=16, mask_per_row=True),
+    "Llama-8B float32": site(32, 8, 128, dtype=SINGLE),
+    "Llama-8B float32 batch 64": site(32, 8, 128, batch=64, dtype=SINGLE),
+    "Llama-8B dynamic cache": site(32, 8, 128, mask=NONE),
+    "SmolLM2-135M": site(9, 3, 64, kv_len=512),
+    "SmolLM2-135M float32": site(9, 3, 64, kv_len=512, dtype=SINGLE),
+    "Phi-3-mini": site(32, 32, 96, batch=16),
+    "Phi-2": site(32, 32, 80, dtype=HALF),
+    "GPT-2": site(12, 12, 64, kv_len=1024, batch=8, dtype=HALF),
+    "Gemma-3": site(8, 4, 256),
+    "Gemma-3 batch 64": site(8, 4, 256, batch=64),
+    "Falcon-7B": site(71, 1, 64),
+    "Falcon-7B, 7 drafted tokens, additive": site(71, 1, 64, q_len=8, mask=ADDITIVE, mask_per_row=True),
+    "Whisper cross-attention": site(20, 20, 64, kv_len=1500, mask=NONE),
+    "DeepSeek-V3, not absorbed": site(128, 128, 192, value_dim=128, mask=ADDITIVE),
+    "a small head": site(4, 2, 8, kv_len=100),
+    "a head of 40, rows not aligned": site(8, 8, 40, row_padding=1),
+    "causal": site(32, 8, 128, q_len=16, mask=NONE, is_causal=True),
+    "wide heads, many rows": site(64, 1, 256, q_len=16, mask=ADDITIVE, mask_per_row=True),
+    "wide heads, many rows, float32": site(16, 8, 256, q_len=16, dtype=SINGLE),
+}

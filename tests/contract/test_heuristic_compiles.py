@@ -1,0 +1,86 @@
+"""What the heuristic chooses compiles, fits and hardly spills on GPUs that need not be here.
+
+A spilled register goes to local memory and back at every use, inside the loop over keys, where nothing but K and V
+should move. The limit is 128 bytes a thread, stores and loads counted together: 16 registers out and back, of 255. The
+compiler takes as much for values that live across the loop even where it has registers left (it stops at 128 or 168 to
+let more programs share an SM), so no limit below it would hold for any choice of configuration.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from prefetch_compiler.device import REFERENCE_DEVICES, DeviceProfile
+from prefetch_compiler.select.admissible import why_inadmissible
+from prefetch_compiler.select.heuristic import choose
+from prefetch_compiler.spec import AttentionSpec
+
+from .compile_worker import Result, compile_elsewhere
+from .representative_specs import SPECS, site
+
+SPILL_LIMIT_BYTES = 128
+# 128 query rows of head_dim 256: their accumulator and queries alone take 192 of each thread's 255 registers with the
+# most warps there may be, and programs of fewer rows would read K and V several times.
+SPILL_LIMIT_BYTES_OF = {"wide heads, many rows": 1024}
+
+# The architectures that share a family of settings with one of the first three are compiled for fewer sites.
+FEW = [
+    "Llama-8B",
+    "Llama-8B batch 64",
+    "SmolLM2-135M float32",
+    "Gemma-3 batch 64",
+    "Falcon-7B",
+    "wide heads, many rows",
+]
+SITES: dict[int, list[str]] = {80: list(SPECS), 90: list(SPECS), 100: list(SPECS), 86: FEW, 89: FEW[:1], 120: FEW}
+
+
+def complaint(name: str, result: Result, device: DeviceProfile) -> str | None:
+    """What is wrong with the compiled kernels of a site, or None."""
+    if isinstance(result, str):
+        return f"{name} does not compile: {result}"
+    limit = SPILL_LIMIT_BYTES_OF.get(name, SPILL_LIMIT_BYTES)
+    for kernel in result:
+        if kernel.shared_bytes > device.shared_memory_bytes:
+            return f"{name}: {kernel.name} takes {kernel.shared_bytes} bytes of shared memory"
+        if kernel.spill_bytes is None or kernel.registers is None:
+            return f"{name}: the assembler did not tell what {kernel.name} spills"
+        if kernel.spill_bytes > limit:
+            return f"{name}: {kernel.name} spills {kernel.spill_bytes} bytes; the limit is {limit}"
+    return None
+
+
+def test_every_reference_device_is_compiled_for() -> None:
+    assert set(SITES) == set(REFERENCE_DEVICES)
+
+
+@pytest.mark.parametrize("arch", SITES, ids=lambda arch: f"sm_{arch}")
+def test_the_choice_compiles_fits_and_hardly_spills(arch: int) -> None:
+    device = REFERENCE_DEVICES[arch]
+    names = SITES[arch]
+    jobs = [(SPECS[name], choose(SPECS[name], device), device) for name in names]
+    results = compile_elsewhere(jobs)
+    complaints = [complaint(name, result, device) for name, result in zip(names, results, strict=True)]
+    assert [c for c in complaints if c is not None] == []
+
+
+def _sites(dtype: torch.dtype) -> list[AttentionSpec]:
+    """Every shape that is promised, coarsely: (group, head_dim, q_len, batch)."""
+    return [
+        site(group * kv_heads, kv_heads, head_dim, q_len=q_len, batch=batch, dtype=dtype)
+        for group, kv_heads in ((1, 8), (3, 3), (8, 4), (71, 1))
+        for head_dim in (8, 40, 64, 96, 128, 192, 256)
+        for q_len in (1, 2, 16)
+        for batch in (1, 64)
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("arch", [80, 90, 100], ids=lambda arch: f"sm_{arch}")
+def test_there_is_an_admissible_choice_for_every_promised_shape(arch: int, dtype: torch.dtype) -> None:
+    device = REFERENCE_DEVICES[arch]
+    for spec in _sites(dtype):
+        config = choose(spec, device)
+        assert why_inadmissible(spec, config, device) is None
+        assert choose(spec, device) == config
