@@ -36,7 +36,7 @@ _COMMON: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 64,
     "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "num_key_value_heads": 1,
     "max_position_embeddings": 64,
     "pad_token_id": 0,
     "bos_token_id": 1,
@@ -96,7 +96,11 @@ _FALCON = transformers.FalconConfig(
 _MIXTRAL = transformers.MixtralConfig(**_COMMON, num_hidden_layers=1, num_local_experts=4, num_experts_per_tok=2)
 
 ZOO = (
-    ZooModel("llama", _causal(transformers.LlamaConfig(**_COMMON, num_hidden_layers=2)), sites=2),
+    ZooModel(
+        "llama",
+        _causal(transformers.LlamaConfig(**_COMMON | {"num_hidden_layers": 2, "num_key_value_heads": 2})),
+        sites=2,
+    ),
     ZooModel("qwen3", _causal(transformers.Qwen3Config(**_COMMON, num_hidden_layers=1, head_dim=16)), sites=1),
     ZooModel("phi3", _causal(transformers.Phi3Config(**_COMMON, num_hidden_layers=1)), sites=1),
     ZooModel("mixtral", _causal(_MIXTRAL), sites=1),

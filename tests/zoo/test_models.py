@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import pytest
@@ -20,6 +20,9 @@ from .models import LLAMA, ZOO, ZooModel
 
 CACHES = ("static", "dynamic")
 
+# Triton's interpreter warns at every scalar that it converts: recording them takes longer than computing.
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+
 
 @pytest.fixture(autouse=True)
 def _afresh() -> Iterator[None]:
@@ -28,7 +31,7 @@ def _afresh() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _eager_and_exact(zoo_model: ZooModel, cache: str, dtype: torch.dtype = torch.float32) -> tuple[Decoded, Decoded]:
     """Eager's run, and the same run in float64 on eager's tokens."""
     eager = decode(zoo_model, cache, dtype=dtype)
@@ -63,7 +66,7 @@ class Compiled:
     graphs: int
 
 
-@lru_cache(maxsize=None)
+@cache
 def _compiled(zoo_model: ZooModel, cache: str, backend: str = "kvprefetch") -> Compiled:
     torch._dynamo.reset()
     counters.clear()
@@ -83,10 +86,9 @@ def test_decoding_follows_eager_with_every_site_lowered(zoo_model: ZooModel, cac
     assert len(report.lowered) == len(report.sites) == zoo_model.sites * report.graphs, str(report)
 
 
-@pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("zoo_model", ZOO, ids=str)
-def test_a_model_compiles_no_more_often_than_with_inductor(zoo_model: ZooModel, cache: str) -> None:
-    ours, inductors = _compiled(zoo_model, cache), _compiled(zoo_model, cache, "inductor")
+def test_a_growing_cache_compiles_no_more_often_than_with_inductor(zoo_model: ZooModel) -> None:
+    ours, inductors = _compiled(zoo_model, "dynamic"), _compiled(zoo_model, "dynamic", "inductor")
     assert 0 < ours.graphs <= inductors.graphs
 
 
