@@ -41,11 +41,18 @@ class TensorLayout:
     head_stride: int
     row_stride: int
 
-    def aligned(self, element_bytes: int, alignment_bytes: int = 16) -> bool:
-        """Whether every stride is a positive multiple of ``alignment_bytes`` (what TMA asks of a global tensor,
-        PTX ISA, "Tensor-map": strides are multiples of 16 bytes)."""
-        strides = (self.batch_stride, self.head_stride, self.row_stride)
-        return all(s > 0 and s * element_bytes % alignment_bytes == 0 for s in strides)
+    @property
+    def strides(self) -> tuple[int, int, int]:
+        return self.batch_stride, self.head_stride, self.row_stride
+
+    def rows_aligned(self, element_bytes: int) -> bool:
+        """Whether every row starts at a multiple of 16 bytes, given that the first one does."""
+        return all(stride * element_bytes % 16 == 0 for stride in self.strides)
+
+    def aligned(self, element_bytes: int) -> bool:
+        """Whether every stride is a positive multiple of 16 bytes: what TMA asks of a global tensor (PTX ISA,
+        "Tensor-map"). A stride of 0 repeats rows, which a tensor map cannot say."""
+        return self.rows_aligned(element_bytes) and all(stride > 0 for stride in self.strides)
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,11 @@ class AttentionSpec:
     def capacity_bytes(self) -> int:
         """Bytes of K and V at full capacity: what masked SDPA reads whatever the cache holds."""
         return self.kv_bytes_per_key * self.kv_len
+
+    @property
+    def rows_aligned(self) -> bool:
+        """Whether every row of K and V starts at a multiple of 16 bytes."""
+        return self.key_layout.rows_aligned(self.element_bytes) and self.value_layout.rows_aligned(self.element_bytes)
 
     @property
     def tma_loadable(self) -> bool:

@@ -4,8 +4,8 @@ Query heads that share a KV head are packed in one tile of BLOCK_M rows (row r i
 r % q_len), so that K and V are read once. Accumulation is fp32. With one split a program writes the output; with more
 it writes an fp32 partial result and its softmax statistics, which ``merge_splits`` or the last program combines.
 
-Flash decoding: https://crfm.stanford.edu/2023/10/12/flashdecoding.html. Layouts as in AttentionSpec, strides in units
-of STRIDE_UNIT elements (passing the common factor as a constant tells the compiler how far loads may be widened).
+Flash decoding: https://crfm.stanford.edu/2023/10/12/flashdecoding.html. Layouts as in AttentionSpec, strides of q, k
+and v in units of a common factor (passing the common factor as a constant tells the compiler how far loads may be widened).
 """
 
 import triton
@@ -348,7 +348,8 @@ def split_kv_decode(
     BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr,
     SPLIT: tl.constexpr,
-    STRIDE_UNIT: tl.constexpr,
+    Q_STRIDE_UNIT: tl.constexpr,
+    KV_STRIDE_UNIT: tl.constexpr,
     MASK: tl.constexpr,
     MASK_PER_ROW: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -402,16 +403,16 @@ def split_kv_decode(
         columns = tl.arange(0, BLOCK_D)
         q_rows = (
             sequence_wide * q_batch_stride + row_head.to(tl.int64) * q_head_stride + row_query * q_row_stride
-        ) * STRIDE_UNIT
+        ) * Q_STRIDE_UNIT
         q = tl.load(
             q_ptr + q_rows[:, None] + columns[None, :],
             mask=row_valid[:, None] & (columns < HEAD_DIM)[None, :],
             other=0.0,
         )
-        k_head_ptr = k_ptr + (sequence_wide * k_batch_stride + kv_head.to(tl.int64) * k_head_stride) * STRIDE_UNIT
-        v_head_ptr = v_ptr + (sequence_wide * v_batch_stride + kv_head.to(tl.int64) * v_head_stride) * STRIDE_UNIT
-        k_row = tl.cast(k_row_stride, tl.int64) * STRIDE_UNIT
-        v_row = tl.cast(v_row_stride, tl.int64) * STRIDE_UNIT
+        k_head_ptr = k_ptr + (sequence_wide * k_batch_stride + kv_head.to(tl.int64) * k_head_stride) * KV_STRIDE_UNIT
+        v_head_ptr = v_ptr + (sequence_wide * v_batch_stride + kv_head.to(tl.int64) * v_head_stride) * KV_STRIDE_UNIT
+        k_row = tl.cast(k_row_stride, tl.int64) * KV_STRIDE_UNIT
+        v_row = tl.cast(v_row_stride, tl.int64) * KV_STRIDE_UNIT
         mask_rows = (
             sequence_wide * mask_batch_stride + row_head.to(tl.int64) * mask_head_stride + row_query * mask_row_stride
         )

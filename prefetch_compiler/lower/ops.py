@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 
-from ..config import KernelConfig, LoadPath, PrefetchKind
+from ..config import KernelConfig, LoadPath, OperandOrder, PrefetchKind
 from ..errors import KernelLaunchError
 from ..recognize.marker import call_sdpa, fake_output, library
 from .launch import launch_decode
@@ -57,10 +57,13 @@ def _observe(site: int, bounds: torch.Tensor | None, kv_len: int, q_len: int, is
 
 
 def _for_these_addresses(config: KernelConfig, k: torch.Tensor, v: torch.Tensor) -> KernelConfig:
-    """TMA and bulk prefetch need 16-byte aligned addresses, which only the tensors of a call can tell."""
+    """TMA, bulk prefetch and keys-first products need 16-byte aligned addresses (see ``why_inadmissible``), which only the
+    tensors of a call can tell."""
     if (k.data_ptr() | v.data_ptr()) % 16 == 0:
         return config
-    return replace(config, load_path=LoadPath.POINTER, prefetch_kind=PrefetchKind.LINE)
+    return replace(
+        config, load_path=LoadPath.POINTER, prefetch_kind=PrefetchKind.LINE, operand_order=OperandOrder.QK
+    )
 
 
 def _decode_attention(

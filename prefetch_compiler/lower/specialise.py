@@ -107,7 +107,7 @@ def decode_call(t: DecodeTensors, *, is_causal: bool, scale: float, config: Kern
     tiles = row_tiles(group * q_len)
     mode = _mask_mode(t.mask)
     mask_strides = t.mask.stride() if t.mask is not None else (0, 0, 0, 0)
-    unit = _stride_unit(t.q, t.k, t.v)
+    q_unit, kv_unit = _stride_unit(t.q), _stride_unit(t.k, t.v)
     use_tma = config.load_path is LoadPath.TMA
     emulated = interpreting()
 
@@ -133,9 +133,9 @@ def decode_call(t: DecodeTensors, *, is_causal: bool, scale: float, config: Kern
         "kv_heads": kv_heads,
         "row_tiles": tiles,
         "bounds_stride": _bounds_stride(t.bounds),
-        **strides(t.q, "q", unit),
-        **strides(t.k, "k", unit),
-        **strides(t.v, "v", unit),
+        **strides(t.q, "q", q_unit),
+        **strides(t.k, "k", kv_unit),
+        **strides(t.v, "v", kv_unit),
         "mask_batch_stride": mask_strides[0],
         "mask_head_stride": mask_strides[1],
         "mask_row_stride": mask_strides[2],
@@ -151,7 +151,8 @@ def decode_call(t: DecodeTensors, *, is_causal: bool, scale: float, config: Kern
         "BLOCK_D": padded_dim(head_dim),
         "BLOCK_DV": padded_dim(value_dim),
         "SPLIT": config.num_splits > 1,
-        "STRIDE_UNIT": unit,
+        "Q_STRIDE_UNIT": q_unit,
+        "KV_STRIDE_UNIT": kv_unit,
         "MASK": mode,
         "MASK_PER_ROW": mask_strides[1] != 0 or mask_strides[2] != 0,
         "CAUSAL": is_causal,

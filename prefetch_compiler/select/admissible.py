@@ -19,9 +19,13 @@ def why_inadmissible(spec: AttentionSpec, config: KernelConfig, profile: DeviceP
             return f"TMA loads need sm_90 or later, not {profile.name}"
         if not spec.tma_loadable:
             return "TMA loads need K and V strides that are positive multiples of 16 bytes"
-    if config.operand_order is OperandOrder.KQ and config.num_stages == 1 and profile.has_warpgroup_products:
-        # Seen on an H200 with Triton 3.6: wrong results and stray addresses, at block_kv 64 with 4 or 8 warps.
-        return "keys-first products outside a pipelined loop (num_stages 1) are miscompiled for sm_90 and later"
+    if config.operand_order is OperandOrder.KQ and profile.has_warpgroup_products:
+        # Seen on an H200 with Triton 3.6: wrong results and stray addresses, unless K and V reach shared memory by
+        # asynchronous copies, which a pipelined loop and 16-byte aligned rows give.
+        if config.num_stages == 1:
+            return "keys-first products outside a pipelined loop (num_stages 1) are miscompiled for sm_90 and later"
+        if not spec.rows_aligned:
+            return "keys-first products of rows that are not 16-byte aligned are miscompiled for sm_90 and later"
     if config.launch_overlap and not (profile.has_launch_overlap or emulated):
         return f"launch overlap needs sm_90 or later, not {profile.name}"
     if config.prefetch_depth > 0 and not emulated:

@@ -30,6 +30,11 @@ def kv_tile_bytes(spec: AttentionSpec, block_kv: int) -> int:
 
 
 def shared_memory_estimate_bytes(spec: AttentionSpec, config: KernelConfig) -> int:
-    """Tiles in flight plus the query tile. Compiling tells the exact figure; this one prunes."""
-    q_bytes = row_tile(spec.rows) * padded_dim(spec.head_dim) * spec.element_bytes
-    return config.num_stages * kv_tile_bytes(spec, config.block_kv) + q_bytes
+    """Tiles in flight, the query tile, the probabilities between the two products, and the fp32 accumulator on its way
+    to the layout that is stored. Compiling tells the exact figure; this one prunes."""
+    rows = row_tile(spec.rows)
+    q_bytes = rows * padded_dim(spec.head_dim) * spec.element_bytes
+    probability_bytes = rows * config.block_kv * spec.element_bytes
+    accumulator_bytes = rows * padded_dim(spec.value_dim) * 4
+    tiles_bytes = config.num_stages * kv_tile_bytes(spec, config.block_kv)
+    return tiles_bytes + q_bytes + probability_bytes + accumulator_bytes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -177,26 +177,32 @@ def spec_of(case: Case, operands: Operands) -> AttentionSpec:
     )
 
 
+Concession = Callable[[KernelConfig], KernelConfig]
+CONCESSIONS: list[Concession] = [
+    lambda c: replace(c, prefetch_kind=PrefetchKind.LINE),
+    lambda c: replace(c, load_path=LoadPath.POINTER),
+    lambda c: replace(c, launch_overlap=False),
+    lambda c: replace(c, prefetch_depth=0),
+    lambda c: replace(c, num_stages=2),
+    *[lambda c: replace(c, block_kv=max(16, c.block_kv // 2))] * 4,
+    lambda c: replace(c, num_stages=1),
+]
+
+
 def config_of(case: Case, spec: AttentionSpec, device: DeviceProfile) -> KernelConfig:
-    """The case's configuration, with what this spec or device does not admit given up: first the load path, prefetch
-    and overlap that an older GPU lacks, then stages and block size until the tiles fit."""
-    config = KernelConfig(
-        **{f.name: getattr(case, f.name) for f in fields(KernelConfig)},
-    )
-    concessions: list[Callable[[KernelConfig], KernelConfig]] = [
-        lambda c: replace(c, prefetch_kind=PrefetchKind.LINE),
-        lambda c: replace(c, load_path=LoadPath.POINTER),
-        lambda c: replace(c, launch_overlap=False),
-        lambda c: replace(c, prefetch_depth=0),
-        lambda c: replace(c, num_stages=2),
-        lambda c: replace(c, num_stages=1),
-        *[lambda c: replace(c, block_kv=max(16, c.block_kv // 2))] * 4,
-    ]
-    for concede in concessions:
-        if why_inadmissible(spec, config, device) is None:
-            break
+    """The case's configuration, less what this spec or device does not admit: one concession if one is enough,
+    otherwise as many as it takes, in order."""
+    wanted = KernelConfig(**{f.name: getattr(case, f.name) for f in fields(KernelConfig)})
+    candidates = [wanted, *(concede(wanted) for concede in CONCESSIONS), *accumulate_concessions(wanted)]
+    admissible = [config for config in candidates if why_inadmissible(spec, config, device) is None]
+    assert admissible, f"{case.name} cannot run on {device.name}"
+    return admissible[0]
+
+
+def accumulate_concessions(config: KernelConfig) -> Iterator[KernelConfig]:
+    for concede in CONCESSIONS:
         config = concede(config)
-    return config
+        yield config
 
 
 def solve(case: Case, operands: Operands) -> Tensor:
@@ -228,7 +234,7 @@ FACTORS: dict[str, list[Any]] = {
     "kv_layout": list(KV_LAYOUTS),
     "keys": [(0, 1), (1, -1), (1, 0), (1, 1), (3, 5)],
     "q_len": [1, 2, 3, 7, 16],
-    "num_splits": [1, 2, 3, 7, 40],
+    "num_splits": [1, 2, 3, 7, 12],
     "block_kv": [16, 32, 64, 128],
     "q_layout": list(QUERY_LAYOUTS),
     "num_warps": [1, 2, 4, 8],
