@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from transformers import CompileConfig
 
@@ -9,6 +10,9 @@ from prefetch_compiler.report import collect_reports
 
 from .decode import DEVICE, prompt
 from .models import LLAMA, build
+
+# Triton's interpreter warns at every scalar that it converts.
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
 
 NEW_TOKENS = 12
 
