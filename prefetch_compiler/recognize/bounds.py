@@ -42,7 +42,9 @@ def mask_bounds(mask: torch.Tensor, kv_len: int) -> torch.Tensor:
     seen = seen.expand(seen.shape[0], kv_len)
     dirty = dirty.expand(dirty.shape[0], kv_len)
 
-    keys = torch.arange(kv_len, device=mask.device, dtype=torch.int32)
+    # int64 until the end: with a symbolic length, Inductor computes the other operand of ``where`` in int64 and its
+    # reductions in the result's type, and the two must agree.
+    keys = torch.arange(kv_len, device=mask.device)
     first = torch.where(seen, keys, kv_len).amin(1)
     end = torch.where(seen, keys + 1, 0).amax(1)
     first = torch.minimum(first, end)
@@ -52,4 +54,4 @@ def mask_bounds(mask: torch.Tensor, kv_len: int) -> torch.Tensor:
     clean_end = torch.where(dirty & (keys >= middle), keys, kv_len).amin(1)
     clean_first = torch.maximum(clean_first, first)
     clean_end = torch.maximum(torch.minimum(clean_end, end), clean_first)
-    return torch.stack((first, end, clean_first, clean_end), 1)
+    return torch.stack((first, end, clean_first, clean_end), 1).to(torch.int32)
