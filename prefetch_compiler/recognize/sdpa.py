@@ -56,9 +56,10 @@ def parse(node: torch.fx.Node) -> SdpaCall:
     _require_no_dropout(arguments["dropout_p"])
     _require_four_dimensions(_value(q), _value(k), _value(v))
     _require_decode_length(_value(q).shape[2])
-    _require_shapes(_value(q), _value(k), _value(v), arguments["enable_gqa"])
     _require_dtypes(_value(q), _value(k), _value(v), None if mask is None else _value(mask), out)
     _require_device(_value(q))
+    _fix_heads_and_dims(_value(q), _value(k), _value(v))
+    _require_shapes(_value(q), _value(k), _value(v), arguments["enable_gqa"])
     is_causal = _constant(arguments["is_causal"], bool, "is_causal")
     if is_causal and mask is not None:
         raise Refused("is_causal=True together with attn_mask, which SDPA itself rejects")
@@ -120,10 +121,18 @@ def _require_four_dimensions(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) 
             raise Refused(f"{name} has {tensor.ndim} dimensions; expected (batch, heads, length, head_dim)")
 
 
-def _require_shapes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, enable_gqa: Any) -> None:
+def _fix_heads_and_dims(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    """Guard on the number of heads and head_dim where ``dynamic=True`` made them symbols: kernels are compiled for
+    them, and they never change in a model."""
     for name, tensor in (("query", q), ("key", k), ("value", v)):
-        if is_symbolic(tensor.shape[1]) or is_symbolic(tensor.shape[3]):
-            raise Refused(f"{name} has a symbolic number of heads or head_dim")
+        for dim in (1, 3):
+            size = tensor.shape[dim]
+            if is_symbolic(size) and hint(size, 0) == 0:
+                raise Refused(f"the number of heads or head_dim of {name} depends on data")
+            int(size)
+
+
+def _require_shapes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, enable_gqa: Any) -> None:
     for name, dim in (("head_dim", q.shape[3]), ("value head_dim", v.shape[3])):
         if dim % HEAD_DIM_MULTIPLE or not 0 < dim <= MAX_HEAD_DIM:
             raise Refused(f"{name} is {dim}; supported are multiples of {HEAD_DIM_MULTIPLE} up to {MAX_HEAD_DIM}")
