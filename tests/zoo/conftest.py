@@ -1,4 +1,4 @@
-"""Models this small compute nothing worth a second thread, and threads that wait for each other take most of the time."""
+"""Models this small have nothing for a second thread to do, and threads that wait for each other take long."""
 
 from __future__ import annotations
 
