@@ -179,6 +179,7 @@ def spec_of(case: Case, operands: Operands) -> AttentionSpec:
 
 Concession = Callable[[KernelConfig], KernelConfig]
 CONCESSIONS: list[Concession] = [
+    lambda c: replace(c, operand_order=OperandOrder.QK),
     lambda c: replace(c, prefetch_kind=PrefetchKind.LINE),
     lambda c: replace(c, load_path=LoadPath.POINTER),
     lambda c: replace(c, launch_overlap=False),
