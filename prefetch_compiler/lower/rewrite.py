@@ -111,7 +111,8 @@ class Lowering:
     def _bounds_of(self, site: Site, mask: Node) -> Node:
         """The bounds of the site's mask, computed where the first site with that mask and length needs them."""
         kv_len = site.spec.kv_len
-        key = (_value_number(mask), kv_len)
+        # By the length itself, not its hint: two caches may be equally long when compiled and not later.
+        key = (_value_number(mask), str(site.key.base.meta["val"].shape[site.key.order[2]]))
         if key not in self._bounds:
             graph = site.anchor.graph
             with graph.inserting_before(site.anchor):

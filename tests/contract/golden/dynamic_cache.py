@@ -35,6 +35,29 @@ def growing_left_padded(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: T
     )
 
 
+def two_caches_under_one_mask(
+    q: Tensor, keys: Tensor, values: Tensor, other_keys: Tensor, other_values: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A mask of one column says nothing about how many keys there are."""
+    first = functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=0.25, enable_gqa=True)
+    return first, functional.scaled_dot_product_attention(
+        q, other_keys, other_values, attn_mask=mask, scale=0.25, enable_gqa=True
+    )
+
+
+def _two_cache_steps() -> Sequence[Inputs]:
+    """Of different lengths, then by chance of equal ones when the symbolic graph is compiled, then different again."""
+    draw = Draw(4)
+    mask = torch.ones(BATCH, 1, 1, 1, dtype=torch.bool)
+    steps = []
+    for length, other in ((6, 9), (8, 8), (7, 12), (12, 7)):
+        shapes = {"q": (HEADS, 1), "keys": (KV_HEADS, length), "values": (KV_HEADS, length)}
+        shapes |= {"other_keys": (KV_HEADS, other), "other_values": (KV_HEADS, other)}
+        inputs = {name: draw.normal(BATCH, *shape, DIM) for name, shape in shapes.items()}
+        steps.append({**inputs, "mask": mask.to(inputs["q"].device)})
+    return steps
+
+
 def _steps() -> Sequence[Inputs]:
     draw = Draw(3)
     return [
@@ -84,5 +107,11 @@ def _two_graphs(mask: MaskKind = MaskKind.NONE) -> tuple[AttentionSpec, Attentio
 
 GOLDEN = (
     Golden("llama_dynamic", growing, _steps, _two_graphs()),
+    Golden(
+        "two_caches_under_one_mask",
+        two_caches_under_one_mask,
+        _two_cache_steps,
+        (_spec(6, MaskKind.BOOL), _spec(9, MaskKind.BOOL), *[_spec(8, MaskKind.BOOL, symbolic=True)] * 2),
+    ),
     Golden("llama_dynamic_left_padded", growing_left_padded, _padded_steps, _two_graphs(MaskKind.BOOL)),
 )

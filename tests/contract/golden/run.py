@@ -11,8 +11,8 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prefetch_compiler.report import Report, collect_reports
 
@@ -63,8 +63,8 @@ def recorded_attention() -> Iterator[list[Attention]]:
 
 
 def run_eagerly(golden: Golden) -> tuple[Run, list[Attention]]:
-    """By the math backend, which is what SDPA's documentation says. On a GPU the fused ones differ from it and from each
-    other on rows that hide every key: cuDNN averages by the raw scores, memory-efficient attention gives 0."""
+    """By the math backend, which is what SDPA's documentation says. On a GPU the fused ones differ from it and from
+    each other on rows that hide every key: cuDNN averages by the raw scores, memory-efficient attention gives 0."""
     with recorded_attention() as problems, sdpa_kernel(SDPBackend.MATH):
         run = _run(golden, golden.program)
     return run, problems
