@@ -1,8 +1,8 @@
 """kvprefetch: a torch.compile backend that lowers decode attention to kernels reading only the valid KV cache."""
 
 from .backend import kvprefetch
-from .report import Report, SiteReport, Verdict
 from .explainer import explain
+from .report import Report, SiteReport, Verdict
 
 __version__ = "0.1.0"
 

@@ -15,7 +15,7 @@ from .lower.graph_pass import LoweringPass
 from .lower.mark import Marks, mark
 from .lower.rewrite import Lowering
 from .options import Options, split_options
-from .report import SiteReport, publish
+from .report import SiteReport, first_number, publish
 
 log = logging.getLogger("prefetch_compiler")
 
@@ -43,7 +43,7 @@ def kvprefetch(
 
     marks = _mark_or_leave(module, ours)
     if not marks.marked:
-        _finish(marks.reports, marks, ours)
+        _finish(marks, ours)
         return inductor(module, example_inputs)
     lowering = Lowering(marks.reports, ours.strict)
     try:
@@ -58,13 +58,13 @@ def kvprefetch(
         module.recompile()
         compiled = inductor(module, example_inputs)
     _raise_failures(lowering, ours)
-    _finish(marks.reports, marks, ours)
+    _finish(marks, ours)
     return compiled
 
 
 def _mark_or_leave(module: GraphModule, ours: Options) -> Marks:
     try:
-        marks = mark(module)
+        marks = mark(module, first_number())
     except Exception as error:
         marks = Marks(failures=[error])
     for failure in marks.failures:
@@ -115,8 +115,9 @@ def _raise_failures(lowering: Lowering, ours: Options) -> None:
         raise LoweringError("lowering", error) from error
 
 
-def _finish(reports: list[SiteReport], marks: Marks, ours: Options) -> None:
+def _finish(marks: Marks, ours: Options) -> None:
     """Publish the report; under ``strict`` an untouched decode site is an error."""
+    reports = list(marks.reports.values())
     publish(reports)
     for report in reports:
         log.info("%s: %s (%s)", report.layer or report.index, report.verdict.value, report.reason)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 
@@ -84,7 +84,7 @@ def profile(device: torch.device) -> DeviceProfile:
     raise ValueError(f"no profile for device {device}: expected a GPU, or the CPU with TRITON_INTERPRET=1")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _gpu_profile(index: int) -> DeviceProfile:
     properties = torch.cuda.get_device_properties(index)
     hip = torch.version.hip is not None

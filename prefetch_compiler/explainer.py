@@ -11,9 +11,7 @@ from .lower.ops import observe_keys_read
 from .report import Report, collect_reports
 
 
-def explain(
-    model: Callable[..., Any], *args: Any, options: dict[str, Any] | None = None, **kwargs: Any
-) -> Report:
+def explain(model: Callable[..., Any], *args: Any, options: dict[str, Any] | None = None, **kwargs: Any) -> Report:
     """Compile ``model`` with this backend and run it once on the given inputs, without gradients.
 
     The run is real: a KV cache among the inputs is written to, as by any decode step. Compile caches are bypassed, so
@@ -34,7 +32,7 @@ def explain(
     compiled = torch.compile(model, backend=kvprefetch, options=options)
     with (
         inductor_config.patch(force_disable_caches=True),
-        collect_reports() as report,
+        collect_reports(number_across_graphs=True) as report,
         observe_keys_read() as keys_read,
         torch.no_grad(),
     ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -86,6 +86,7 @@ class Report:
 
     sites: list[SiteReport] = field(default_factory=list)
     graphs: int = 0
+    number_across_graphs: bool = False
 
     @property
     def lowered(self) -> list[SiteReport]:
@@ -108,13 +109,17 @@ _open_reports: ContextVar[tuple[Report, ...]] = ContextVar("kvprefetch_reports",
 
 
 @contextmanager
-def collect_reports() -> Iterator[Report]:
+def collect_reports(*, number_across_graphs: bool = False) -> Iterator[Report]:
     """Collect into one Report the sites of every graph compiled by this backend inside the ``with`` block.
 
     A graph that torch.compile loads from its own compile cache reports its sites with what marking knew; use
     :func:`prefetch_compiler.explain`, which compiles afresh, for the whole account.
+
+    Args:
+        number_across_graphs: give every site its own number, where otherwise each graph's numbers begin at 0 (numbers
+            are part of the compiled code, so that equal graphs find each other in compile caches).
     """
-    report = Report()
+    report = Report(number_across_graphs=number_across_graphs)
     token = _open_reports.set((*_open_reports.get(), report))
     try:
         yield report
@@ -122,8 +127,14 @@ def collect_reports() -> Iterator[Report]:
         _open_reports.reset(token)
 
 
+def first_number() -> int:
+    """The number of the next graph's first site."""
+    reports = _open_reports.get()
+    return len(reports[-1].sites) if reports and reports[-1].number_across_graphs else 0
+
+
 def publish(sites: list[SiteReport]) -> None:
     """Add one compiled graph's sites to every open report."""
     for report in _open_reports.get():
+        report.sites.extend(replace(site, graph=report.graphs) for site in sites)
         report.graphs += 1
-        report.sites.extend(sites)

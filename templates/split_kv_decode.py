@@ -430,15 +430,7 @@ def split_kv_decode(
             accumulator = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
 
         # Most masks hide nothing inside their bounds (a prefix, left padding): then the loop has no mask code at all.
-        if MASK == "none":
-            maximum, total, accumulator = attend_range(
-                q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
-                mask_base, mask_rows, mask_key_stride, sequence, kv_head, first, end, clean_first, clean_end,
-                row_query, score_scale, k_row, v_row, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
-                "none", MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE,
-                PREFETCH_DEPTH, PREFETCH_BULK, ROWS_ADJACENT,
-            )  # fmt: skip
-        elif (clean_first <= first) & (end <= clean_end):
+        if MASK == "none" or (clean_first <= first) & (end <= clean_end):
             maximum, total, accumulator = attend_range(
                 q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
                 mask_base, mask_rows, mask_key_stride, sequence, kv_head, first, end, clean_first, clean_end,
@@ -466,9 +458,7 @@ def split_kv_decode(
             tl.store(stats_ptr + slot * 2, maximum, mask=row_valid)
             tl.store(stats_ptr + slot * 2 + 1, total, mask=row_valid)
             tl.store(
-                partial_ptr
-                + along_keys(slot * VALUE_DIM, KEYS_AXIS)
-                + tl.expand_dims(value_columns, 1 - KEYS_AXIS),
+                partial_ptr + along_keys(slot * VALUE_DIM, KEYS_AXIS) + tl.expand_dims(value_columns, 1 - KEYS_AXIS),
                 accumulator,
                 mask=along_keys(row_valid, KEYS_AXIS) & tl.expand_dims(value_columns < VALUE_DIM, 1 - KEYS_AXIS),
             )

@@ -18,10 +18,10 @@ NOT_REACHED = "the lowering pass did not meet the site: Inductor ran no joint-gr
 
 @dataclass
 class Marks:
-    """What marking did to one graph: a report per attention site, and how to take the marks back. ``failures`` are
+    """What marking did to one graph: a report per attention site, by its number, and how to take the marks back. ``failures`` are
     errors of the pass itself (not refusals), kept for ``strict``."""
 
-    reports: list[SiteReport] = field(default_factory=list)
+    reports: dict[int, SiteReport] = field(default_factory=dict)
     marked: set[int] = field(default_factory=set)
     not_decode: set[int] = field(default_factory=set)
     failures: list[Exception] = field(default_factory=list)
@@ -33,13 +33,13 @@ class Marks:
             self._undo.pop()()
 
 
-def mark(module: GraphModule) -> Marks:
-    """Mark every decode-attention site of a Dynamo graph, in place. Nothing is removed but the replaced SDPA nodes:
+def mark(module: GraphModule, first: int = 0) -> Marks:
+    """Mark every decode-attention site of a Dynamo graph, in place, numbering sites from ``first``. Nothing is removed but the replaced SDPA nodes:
     eliminating dead code here would delete in-place cache writes whose results nobody reads."""
     marks = Marks()
-    for node in [node for node in module.graph.nodes if is_sdpa(node)]:
-        report = SiteReport(len(marks.reports), 0, layer_of(node), "sdpa")
-        marks.reports.append(report)
+    for index, node in enumerate([node for node in module.graph.nodes if is_sdpa(node)], first):
+        report = SiteReport(index, 0, layer_of(node), "sdpa")
+        marks.reports[index] = report
         try:
             marks._undo.append(_replace(node, parse(node), report.index))
         except Refused as refusal:

@@ -61,9 +61,7 @@ def _for_these_addresses(config: KernelConfig, k: torch.Tensor, v: torch.Tensor)
     tensors of a call can tell."""
     if (k.data_ptr() | v.data_ptr()) % 16 == 0:
         return config
-    return replace(
-        config, load_path=LoadPath.POINTER, prefetch_kind=PrefetchKind.LINE, operand_order=OperandOrder.QK
-    )
+    return replace(config, load_path=LoadPath.POINTER, prefetch_kind=PrefetchKind.LINE, operand_order=OperandOrder.QK)
 
 
 def _decode_attention(
@@ -97,7 +95,9 @@ def _decode_attention(
             if strict:
                 raise KernelLaunchError(config, error) from error
             _failed_configs.add(config)
-            log.warning("kernel %s failed to launch, SDPA serves from now on: %s: %s", config, type(error).__name__, error)
+            log.warning(
+                "kernel %s failed to launch, SDPA serves from now on: %s: %s", config, type(error).__name__, error
+            )
     return call_sdpa(q, k, v, mask, is_causal, scale, True, heads_first)
 
 

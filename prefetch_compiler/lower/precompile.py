@@ -109,9 +109,7 @@ def _compile(call: KernelCall, target: Any) -> CompiledKernel:
     signature = {name: _type_name(value) for name, value in call.arguments.items()}
     signature |= dict.fromkeys(call.constants, "constexpr")
     aligned = {
-        (index,): [["tt.divisibility", 16]]
-        for index, name in enumerate(signature)
-        if signature[name].startswith("*")
+        (index,): [["tt.divisibility", 16]] for index, name in enumerate(signature) if signature[name].startswith("*")
     }
     source = ASTSource(fn=call.kernel, signature=signature, constexprs=constants, attrs=aligned)
     compiled = triton.compile(source, target=target, options=call.options)

@@ -36,7 +36,7 @@ class Lowering:
     """Lowers the sites of one graph. ``reports`` are indexed by site number; ``failures`` are errors of the pass itself
     (not refusals), kept for ``strict``."""
 
-    reports: list[SiteReport]
+    reports: dict[int, SiteReport]
     strict: bool
     failures: list[Exception] = field(default_factory=list)
     _bounds: dict[Any, Node] = field(default_factory=dict)
@@ -132,7 +132,10 @@ def _site_index(node: Node) -> int:
 
 
 def _replace_anchor(site: Site, result: Node) -> None:
-    result.meta = {**{k: v for k, v in site.anchor.meta.items() if k in ("nn_module_stack", "stack_trace")}, **result.meta}
+    result.meta = {
+        **{k: v for k, v in site.anchor.meta.items() if k in ("nn_module_stack", "stack_trace")},
+        **result.meta,
+    }
     site.anchor.replace_all_uses_with(result)
     site.anchor.graph.erase_node(site.anchor)
 

@@ -6,8 +6,8 @@ from torch.fx import Node
 
 from ..errors import Refused
 from .marker import MARKED_SDPA
-from .sizes import same
 from .site import Site, describe_site
+from .sizes import same
 from .views import StoredKV, aten, stored_kv
 
 

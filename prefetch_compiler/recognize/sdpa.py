@@ -181,7 +181,9 @@ def _require_device(q: torch.Tensor) -> None:
     if q.device.type == "cuda" or (q.device.type == "cpu" and interpreting()):
         return
     if q.device.type == "cpu":
-        raise Refused("on the CPU only Triton's interpreter can run the kernels: set TRITON_INTERPRET=1 before importing")
+        raise Refused(
+            "on the CPU only Triton's interpreter can run the kernels: set TRITON_INTERPRET=1 before importing"
+        )
     raise Refused(f"device {q.device.type} has no Triton kernels here")
 
 

@@ -185,6 +185,7 @@ CONCESSIONS: list[Concession] = [
     lambda c: replace(c, launch_overlap=False),
     lambda c: replace(c, prefetch_depth=0),
     lambda c: replace(c, num_stages=2),
+    lambda c: replace(c, operand_order=OperandOrder.QK),
     *[lambda c: replace(c, block_kv=max(16, c.block_kv // 2))] * 4,
     lambda c: replace(c, num_stages=1),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -82,8 +83,8 @@ def test_publish_reaches_every_open_report_and_no_closed_one() -> None:
             publish([LEFT])
         publish([])
     publish([LOWERED])
-    assert (outer.sites, outer.graphs) == ([LOWERED, LEFT], 3)
-    assert (inner.sites, inner.graphs) == ([LEFT], 1)
+    assert (outer.sites, outer.graphs) == ([replace(LOWERED, graph=0), replace(LEFT, graph=1)], 3)
+    assert (inner.sites, inner.graphs) == ([replace(LEFT, graph=0)], 1)
 
 
 def test_a_failure_inside_closes_the_report() -> None:
