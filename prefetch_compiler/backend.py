@@ -29,7 +29,8 @@ def kvprefetch(
 ) -> Callable[..., Any]:
     """The backend function behind ``torch.compile(model, backend="kvprefetch")``.
 
-    ``mode`` and ``options`` mean what they mean to Inductor; ``kvprefetch.`` options are ours (see ``options.Options``).
+    ``mode`` and ``options`` mean what they mean to Inductor; ``kvprefetch.`` options are ours (see
+    ``options.Options``).
 
     Raises:
         UnknownOptionError, InvalidOptionError: a wrong option of ours.

@@ -76,9 +76,8 @@ class KernelConfig:
     merge: Merge = Merge.SEPARATE
 
     def __post_init__(self) -> None:
-        self._require(
-            "block_kv", _power_of_two(self.block_kv) and 16 <= self.block_kv <= 256, "a power of two in 16..256"
-        )
+        whole_tiles = _power_of_two(self.block_kv) and 16 <= self.block_kv <= 256
+        self._require("block_kv", whole_tiles, "a power of two in 16..256")
         self._require("num_splits", 1 <= self.num_splits <= MAX_SPLITS, f"in 1..{MAX_SPLITS}")
         self._require("num_warps", self.num_warps in (1, 2, 4, 8), "1, 2, 4 or 8")
         self._require("num_stages", 1 <= self.num_stages <= 8, "in 1..8")

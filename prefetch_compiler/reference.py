@@ -1,4 +1,4 @@
-"""The oracle: what scaled dot-product attention means, in float64, and what plain PyTorch makes of it in the inputs' dtype.
+"""The oracle: what scaled dot-product attention means, in float64, and what plain PyTorch makes of it in its dtype.
 
 Shapes and names are those of :mod:`prefetch_compiler.spec`. The semantics are those of
 ``torch.nn.functional.scaled_dot_product_attention`` (torch 2.11, ``aten/src/ATen/native/transformers/attention.cpp``):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from rich.markup import escape
 from rich.table import Table
 
 from .report import Report, SiteReport
 
+_LAYERS_WIDTH = 28  # "model.layers.0-31.self_attn" on one line
 _LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
@@ -40,21 +43,25 @@ def group_sites(report: Report) -> list[SiteGroup]:
 
 
 def site_table(report: Report, title: str | None = None) -> Table:
-    """One row a group: where, what it computes, the verdict and config, KV bytes read against capacity, and why."""
+    """One row a group: where, what it computes, the verdict and why, the config, and KV bytes read against capacity."""
     table = Table(title=title, title_justify="left", show_lines=True)
-    for heading in ("sites", "attention", "verdict", "config", "KV read / capacity", "reason"):
+    table.add_column("sites", overflow="fold", min_width=_LAYERS_WIDTH)
+    for heading in ("attention", "verdict", "config", "KV read / capacity"):
         table.add_column(heading, overflow="fold")
     for group in group_sites(report):
-        site = group.first
-        table.add_row(
-            f"{group.layers} ×{group.count}" if group.count > 1 else group.layers,
-            f"{site.form}\n{site.spec.describe()}" if site.spec is not None else site.form,
-            f"[green]{site.verdict.value}[/]" if site.lowered else f"[yellow]{site.verdict.value}[/]",
-            "-" if site.config is None else site.config.encode(),
-            f"{_bytes(group.read_bytes)} / {_bytes(group.capacity_bytes)}",
-            site.reason or "-",
-        )
+        table.add_row(*_cells(group))
     return table
+
+
+def _cells(group: SiteGroup) -> Iterator[str]:
+    site = group.first
+    yield f"{group.layers}\n{site.form}" + (f" ×{group.count}" if group.count > 1 else "")
+    yield "-" if site.spec is None else site.spec.describe()
+    verdict = f"[{'green' if site.lowered else 'yellow'}]{site.verdict.value}[/]"
+    yield f"{verdict}: {escape(site.reason)}" if site.reason else verdict
+    # Spaces for dashes, so that the name breaks between its parts and not inside one.
+    yield "-" if site.config is None else site.config.encode().replace("-", " ")
+    yield f"{_bytes(group.read_bytes)} / {_bytes(group.capacity_bytes)}"
 
 
 def summary_line(report: Report) -> str:

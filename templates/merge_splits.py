@@ -9,7 +9,8 @@ from .softmax import finite_maximum
 from .split_plan import keys_per_split, valid_keys
 
 _RUNTIME_INTEGERS = [
-    "q_len", "kv_len", "kv_heads", "num_splits", "bounds_stride", "out_batch_stride", "out_head_stride", "out_row_stride",
+    "q_len", "kv_len", "kv_heads", "num_splits", "bounds_stride",
+    "out_batch_stride", "out_head_stride", "out_row_stride",
 ]  # fmt: skip
 
 

@@ -5,7 +5,7 @@ r % q_len), so that K and V are read once. Accumulation is fp32. With one split 
 it writes an fp32 partial result and its softmax statistics, which ``merge_splits`` or the last program combines.
 
 Flash decoding: https://crfm.stanford.edu/2023/10/12/flashdecoding.html. Layouts as in AttentionSpec, strides of q, k
-and v in units of a common factor (passing the common factor as a constant tells the compiler how far loads may be widened).
+and v in units of a common factor (as a constant, that factor tells the compiler how far loads may be widened).
 """
 
 import triton
@@ -220,8 +220,8 @@ def attend_range(
         prefetch_tile_l2(
             v_head_ptr, target, end, v_row_stride, VALUE_DIM, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
         )
-    # Pointer loads check every row at no cost; TMA loads cannot, so the last, partial tile is taken out of the loop. Not
-    # so with keys first: outside a pipelined loop Triton 3.6 gets that product wrong on sm_90 (see admissible.py).
+    # Pointer loads check every row at no cost; TMA loads cannot, so the last, partial tile is taken out of the loop.
+    # Not so with keys first: outside a pipelined loop Triton 3.6 gets that product wrong on sm_90 (admissible.py).
     PEEL: tl.constexpr = TMA and not KEYS_FIRST
     if PEEL:
         loop_end = first + tl.maximum(end - first, 0) // BLOCK_KV * BLOCK_KV

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +13,7 @@ from .agreement import first_difference
 from .device_choice import choose_device, choose_dtype
 from .errors import CapacityError
 from .generation import KVPREFETCH, DecodeSettings, Prompt, answer, encode_prompt
+from .keys_read import explain_reads, observed_reads
 from .model_source import find_model, load_model, load_tokenizer, quiet_transformers
 from .progress import StageProgress
 from .result import DemoResult
@@ -58,8 +57,12 @@ def run_demo(request: DemoRequest, progress: StageProgress) -> DemoResult:
     with progress.stage("answer eagerly", settings.max_new_tokens) as on_token:
         eager = answer(model, tokenizer, prompt, settings, on_token=on_token, keep_logits=True)
     compiling = progress.stage("compile and answer with kvprefetch", settings.max_new_tokens)
-    with compiling as on_token, _compiled_afresh(), collect_reports() as report:
+    with compiling as on_token, collect_reports() as report, observed_reads(report, device):
         compiled = answer(model, tokenizer, prompt, settings, KVPREFETCH, on_token)
+    steps = _step_times(model, tokenizer, prompt, settings, device, progress)
+    if device.type == "cuda":
+        with progress.stage("count the KV bytes of one more step"):
+            explain_reads(report, model, prompt, settings)
     return DemoResult(
         model=source.name,
         device=device,
@@ -71,7 +74,7 @@ def run_demo(request: DemoRequest, progress: StageProgress) -> DemoResult:
         compiled=compiled,
         difference=first_difference(eager, compiled, dtype),
         report=report,
-        steps=_step_times(model, tokenizer, prompt, settings, device, progress),
+        steps=steps,
         seconds=progress.seconds,
     )
 
@@ -83,15 +86,6 @@ def _settings(request: DemoRequest, prompt: Prompt, device: torch.device) -> Dec
     if capacity < needed:
         raise CapacityError(capacity, needed)
     return DecodeSettings(new_tokens, capacity)
-
-
-@contextmanager
-def _compiled_afresh() -> Iterator[None]:
-    """No graph from AOTAutograd's cache: one loaded from there was rewritten in an earlier run, and reports less."""
-    from torch._functorch import config
-
-    with config.patch(enable_autograd_cache=False):
-        yield
 
 
 def _step_times(

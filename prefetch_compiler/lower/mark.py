@@ -18,8 +18,8 @@ NOT_REACHED = "the lowering pass did not meet the site: Inductor ran no joint-gr
 
 @dataclass
 class Marks:
-    """What marking did to one graph: a report per attention site, by its number, and how to take the marks back. ``failures`` are
-    errors of the pass itself (not refusals), kept for ``strict``."""
+    """What marking did to one graph: a report per attention site, by its number, and how to take the marks back.
+    ``failures`` are errors of the pass itself (not refusals), kept for ``strict``."""
 
     reports: dict[int, SiteReport] = field(default_factory=dict)
     marked: set[int] = field(default_factory=set)
@@ -34,8 +34,9 @@ class Marks:
 
 
 def mark(module: GraphModule, first: int = 0) -> Marks:
-    """Mark every decode-attention site of a Dynamo graph, in place, numbering sites from ``first``. Nothing is removed but the replaced SDPA nodes:
-    eliminating dead code here would delete in-place cache writes whose results nobody reads."""
+    """Mark every decode-attention site of a Dynamo graph, in place, numbering sites from ``first``. Nothing is removed
+    but the replaced SDPA nodes: eliminating dead code here would delete in-place cache writes whose results nobody
+    reads."""
     marks = Marks()
     for index, node in enumerate([node for node in module.graph.nodes if is_sdpa(node)], first):
         report = SiteReport(index, 0, layer_of(node), "sdpa")

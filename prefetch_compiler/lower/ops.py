@@ -1,7 +1,7 @@
 """The operator that a lowered graph calls in place of a site.
 
-A plain library operator, not ``triton_op``: programmatic dependent launch and tensor descriptors are launch arguments that
-Inductor does not pass on for user kernels, and the same graph must run in Triton's interpreter on a CPU.
+A plain library operator, not ``triton_op``: programmatic dependent launch and tensor descriptors are launch arguments
+that Inductor does not pass on for user kernels, and the same graph must run in Triton's interpreter on a CPU.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def _observe(site: int, bounds: torch.Tensor | None, kv_len: int, q_len: int, is
 
 
 def _for_these_addresses(config: KernelConfig, k: torch.Tensor, v: torch.Tensor) -> KernelConfig:
-    """TMA, bulk prefetch and keys-first products need 16-byte aligned addresses (see ``why_inadmissible``), which only the
-    tensors of a call can tell."""
+    """TMA, bulk prefetch and keys-first products need 16-byte aligned addresses (see ``why_inadmissible``), which only
+    the tensors of a call can tell."""
     if (k.data_ptr() | v.data_ptr()) % 16 == 0:
         return config
     return replace(config, load_path=LoadPath.POINTER, prefetch_kind=PrefetchKind.LINE, operand_order=OperandOrder.QK)

@@ -93,10 +93,7 @@ def compile_for_target(spec: AttentionSpec, config: KernelConfig, profile: Devic
     """
     from triton.backends.compiler import GPUTarget
 
-    if profile.backend == "hip":
-        target = GPUTarget("hip", "gfx942", 64)
-    else:
-        target = GPUTarget("cuda", profile.arch, 32)
+    target = GPUTarget("hip", "gfx942", 64) if profile.backend == "hip" else GPUTarget("cuda", profile.arch, 32)
     calls = kernel_calls(spec, config, example_tensors(spec, config, "meta"))
     return [_compile(call, target) for call in calls]
 

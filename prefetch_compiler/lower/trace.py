@@ -39,7 +39,7 @@ def inline(graph: Graph, before: Node, function: Callable[..., torch.Tensor], op
 
 
 def insert_call(graph: Graph, target: torch._ops.OpOverload, *arguments: object) -> Node:
-    """A call of an operator at the graph's insertion point, with the fake value that the rest of the compiler expects."""
+    """A call of an operator at the graph's insertion point, with the fake value that later passes expect."""
     node = graph.call_function(target, arguments)  # type: ignore[arg-type]
     values = torch.fx.node.map_arg(arguments, lambda operand: operand.meta["val"])
     fake_mode = next(v.fake_mode for v in values if hasattr(v, "fake_mode"))  # type: ignore[union-attr]

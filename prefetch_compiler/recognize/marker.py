@@ -1,8 +1,8 @@
 """The marker: an operator with SDPA's inputs and meaning that survives AOTAutograd as one node.
 
-SDPA is composite: traced into ATen it becomes a device- and build-dependent mess. Standing in for it in the Dynamo graph,
-the marker keeps a site whole, with its operands in program order, until the graph is functional. Run as it is, it calls
-SDPA, so a marker that nobody lowers is still right.
+SDPA is composite: traced into ATen it becomes a device- and build-dependent mess. Standing in for it in the Dynamo
+graph, the marker keeps a site whole, with its operands in program order, until the graph is functional. Run as it is,
+it calls SDPA, so a marker that nobody lowers is still right.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ def _require_dtypes(
 
 
 def _require_decode_length(q_len: Size) -> None:
-    """At most MAX_Q_LEN queries. A symbolic length adds its guard only where it holds, so prefill graphs stay general."""
+    """At most MAX_Q_LEN queries. A symbolic length adds a guard only where it holds, so prefill graphs stay general."""
     if hint(q_len, MAX_Q_LEN + 1) > MAX_Q_LEN:
         raise NotDecode(f"prefill: {q_len} queries, more than {MAX_Q_LEN}")
     if not bool(operator.le(q_len, MAX_Q_LEN)):

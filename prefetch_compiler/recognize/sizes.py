@@ -1,5 +1,5 @@
-"""Asking about sizes that may be symbolic, without adding guards: a guard that Inductor alone would not add is a recompile
-that Inductor alone would not have."""
+"""Asking about sizes that may be symbolic, without adding guards: a guard that Inductor alone would not add is a
+recompile that Inductor alone would not have."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Seeing through view chains: which stored tensor does an operand repeat, reorder or copy?
 
-Repeat-KV (``K[:, :, None].expand(...).reshape(...)``, ``repeat_interleave``) turns a (batch, kv_heads, len, dim) cache into
-(batch, query_heads, len, dim) by copying it once per group. Instead of matching spellings, every dimension of the operand
-is written as an ordered product of *atoms*, each a dimension of the stored tensor or a repetition, and the chain's views
-are replayed on those products. The graph must be functional, so that a view's value is its base's value.
+Repeat-KV (``K[:, :, None].expand(...).reshape(...)``, ``repeat_interleave``) turns a (batch, kv_heads, len, dim) cache
+into (batch, query_heads, len, dim) by copying it once per group. Instead of matching spellings, every dimension of the
+operand is written as an ordered product of *atoms*, each a dimension of the stored tensor or a repetition, and the
+chain's views are replayed on those products. The graph must be functional, so that a view's value is its base's value.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def _batch_source(atoms: list[Atom]) -> int | None:
 
 
 def _order(dims: Dims, base: Node) -> tuple[int, ...]:
-    """The permutation of ``base`` that gives (batch, kv_heads, len, dim); absent ones are stored dimensions of size 1."""
+    """The permutation of ``base`` that gives (batch, kv_heads, len, dim); absent ones are stored with size 1."""
     shape = _shape(base)
     if len(dims) != 4 or len(shape) != 4:
         raise _NotRepresentable

@@ -76,7 +76,7 @@ def test_the_table_shows_verdict_config_bytes_and_reason() -> None:
     refused = layer(9, verdict=Verdict.UNTOUCHED, config=None, spec=None, reason="dropout is on")
     console.print(site_table(Report([layer(0), refused], graphs=1)))
     text = console.export_text()
-    for expected in ("heuristic", "b64-s1-w4-st2", "67.5 KiB / 768.0 KiB", "untouched", "dropout is on", "? / ?"):
+    for expected in ("heuristic", "b64 s1 w4 st2", "67.5 KiB / 768.0 KiB", "untouched", "dropout is on", "? / ?"):
         assert expected in text
 
 
