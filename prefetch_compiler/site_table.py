@@ -57,8 +57,9 @@ def _cells(group: SiteGroup) -> Iterator[str]:
     site = group.first
     yield f"{group.layers}\n{site.form}" + (f" ×{group.count}" if group.count > 1 else "")
     yield "-" if site.spec is None else site.spec.describe()
+    reason = site.reason.removeprefix(site.verdict.value).strip()
     verdict = f"[{'green' if site.lowered else 'yellow'}]{site.verdict.value}[/]"
-    yield f"{verdict}: {escape(site.reason)}" if site.reason else verdict
+    yield f"{verdict}: {escape(reason)}" if reason else verdict
     # Spaces for dashes, so that the name breaks between its parts and not inside one.
     yield "-" if site.config is None else site.config.encode().replace("-", " ")
     yield f"{_bytes(group.read_bytes)} / {_bytes(group.capacity_bytes)}"
