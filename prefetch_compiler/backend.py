@@ -38,14 +38,15 @@ def kvprefetch(
             left to Inductor with a reason in the report.
     """
     ours, inductor_options = split_options(options)
-    inductor = torch._TorchCompileInductorWrapper(ours.mode or mode, inductor_options, None)
+    make_inductor: Any = torch._TorchCompileInductorWrapper
+    inductor = make_inductor(ours.mode or mode, inductor_options, None)
     if not ours.enabled:
-        return inductor(module, example_inputs)
+        return _compile_plainly(inductor, module, example_inputs)
 
     marks = _mark_or_leave(module, ours)
     if not marks.marked:
         _finish(marks, ours)
-        return inductor(module, example_inputs)
+        return _compile_plainly(inductor, module, example_inputs)
     lowering = Lowering(marks.reports, ours.strict)
     try:
         compiled = _compile(inductor, lowering, module, example_inputs)
@@ -57,7 +58,7 @@ def kvprefetch(
         log.warning("the lowered graph did not compile, Inductor serves alone: %s: %s", type(error).__name__, error)
         _leave_untouched(marks, f"the lowered graph did not compile: {type(error).__name__}: {error}")
         module.recompile()
-        compiled = inductor(module, example_inputs)
+        compiled = _compile_plainly(inductor, module, example_inputs)
     _raise_failures(lowering, ours)
     _finish(marks, ours)
     return compiled
@@ -75,6 +76,11 @@ def _mark_or_leave(module: GraphModule, ours: Options) -> Marks:
     return marks
 
 
+def _compile_plainly(inductor: Any, module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    compiled: Callable[..., Any] = inductor(module, example_inputs)
+    return compiled
+
+
 def _compile(
     inductor: Any, lowering: Lowering, module: GraphModule, example_inputs: Sequence[Any]
 ) -> Callable[..., Any]:
@@ -90,8 +96,7 @@ def _compile(
     inductor.config["joint_custom_pre_pass"] = LoweringPass(lowering, user_pass)
     try:
         with functorch_config.patch(enable_autograd_cache=False):
-            compiled: Callable[..., Any] = inductor(module, example_inputs)
-            return compiled
+            return _compile_plainly(inductor, module, example_inputs)
     finally:
         inductor.config["joint_custom_pre_pass"] = user_pass
 

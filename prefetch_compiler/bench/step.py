@@ -38,7 +38,7 @@ class DecodeStep:
         self.state.model.set_attn_implementation(self.variant.attention)
 
     def __call__(self) -> torch.Tensor:
-        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        torch.compiler.cudagraph_mark_step_begin()
         with torch.no_grad():
             logits: torch.Tensor = self._compiled(
                 self.state.token, past_key_values=self.state.cache, use_cache=True

@@ -14,7 +14,7 @@ from torch.fx import Graph
 from .rewrite import Lowering
 
 
-class LoweringPass(CustomGraphPass):  # type: ignore[misc]
+class LoweringPass(CustomGraphPass):
     """Runs a user's own pass of the same hook first, then lowers.
 
     ``uuid`` enters the key of Inductor's compiled-graph cache: our sources, and the user's pass.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch.fx import Graph, Node
@@ -16,13 +17,14 @@ def inline(graph: Graph, before: Node, function: Callable[..., torch.Tensor], op
     Returns:
         The node of the function's result.
     """
+    from torch._dispatch.python import enable_python_dispatcher
     from torch._inductor import decomposition
     from torch._subclasses.fake_tensor import FakeTensor
     from torch.fx.experimental.proxy_tensor import make_fx
 
     values = [operand.meta["val"] for operand in operands]
     fake_mode = next(value.fake_mode for value in values if isinstance(value, FakeTensor))
-    with fake_mode, torch._dispatch.python.enable_python_dispatcher():
+    with fake_mode, enable_python_dispatcher():
         traced = make_fx(function, decomposition.select_decomp_table(), tracing_mode="real")(*values)
     mapping: dict[Node, Node] = {}
     placeholders = iter(operands)
@@ -41,8 +43,9 @@ def inline(graph: Graph, before: Node, function: Callable[..., torch.Tensor], op
 def insert_call(graph: Graph, target: torch._ops.OpOverload, *arguments: object) -> Node:
     """A call of an operator at the graph's insertion point, with the fake value that later passes expect."""
     node = graph.call_function(target, arguments)  # type: ignore[arg-type]
-    values = torch.fx.node.map_arg(arguments, lambda operand: operand.meta["val"])
-    fake_mode = next(v.fake_mode for v in values if hasattr(v, "fake_mode"))  # type: ignore[union-attr]
+    given: Any = arguments
+    values: Any = torch.fx.node.map_arg(given, lambda operand: operand.meta["val"])
+    fake_mode = next(v.fake_mode for v in values if hasattr(v, "fake_mode"))
     with fake_mode:
-        node.meta["val"] = target(*values)  # type: ignore[misc]
+        node.meta["val"] = target(*values)
     return node

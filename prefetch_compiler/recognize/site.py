@@ -51,7 +51,7 @@ def _layout(stored: StoredKV, batch: Size) -> tuple[list[Size], TensorLayout]:
     """Shape as (batch, kv_heads, len, dim), and strides with symbolic ones by their hints. One sequence that serves a
     whole batch is read with a batch stride of 0."""
     value: torch.Tensor = stored.base.meta["val"]
-    shape = [value.shape[d] for d in stored.order]
+    shape: list[Size] = [value.shape[d] for d in stored.order]
     strides = [hint(value.stride(d), 0) for d in stored.order]
     if same(shape[0], 1) and not same(batch, 1):
         strides[0] = 0

@@ -42,8 +42,14 @@ class _NotRepresentable(Exception):
     """A view that splits or mixes dimensions of the stored tensor, or drops part of it."""
 
 
-def _shape(node: Node) -> torch.Size:
-    return node.meta["val"].shape
+def _shape(node: Any) -> torch.Size:
+    shape: torch.Size = node.meta["val"].shape
+    return shape
+
+
+def _arguments(node: Node) -> Any:
+    """The node's arguments: of an ATen view their types follow from its schema, which Python's types do not know."""
+    return node.args
 
 
 def _is_one(size: Size) -> bool:
@@ -51,13 +57,13 @@ def _is_one(size: Size) -> bool:
 
 
 def _replay_unsqueeze(dims: Dims, node: Node) -> Dims:
-    at = node.args[1] % (len(dims) + 1)  # type: ignore[operator]
+    at = _arguments(node)[1] % (len(dims) + 1)
     return [*dims[:at], [], *dims[at:]]
 
 
 def _replay_expand(dims: Dims, node: Node) -> Dims:
     result: Dims = []
-    before, after = _shape(node.args[0]), _shape(node)  # type: ignore[arg-type]
+    before, after = _shape(node.args[0]), _shape(node)
     if len(before) != len(after):
         raise _NotRepresentable
     for atoms, old, new in zip(dims, before, after, strict=True):
@@ -67,20 +73,20 @@ def _replay_expand(dims: Dims, node: Node) -> Dims:
 
 
 def _replay_permute(dims: Dims, node: Node) -> Dims:
-    return [dims[d] for d in node.args[1]]  # type: ignore[union-attr, index, misc]
+    return [dims[d] for d in _arguments(node)[1]]
 
 
 def _replay_transpose(dims: Dims, node: Node) -> Dims:
-    a, b = node.args[1], node.args[2]
+    _, a, b = _arguments(node)
     result = list(dims)
-    result[a], result[b] = dims[b], dims[a]  # type: ignore[index, call-overload]
+    result[a], result[b] = dims[b], dims[a]
     return result
 
 
 def _replay_squeeze(dims: Dims, node: Node) -> Dims:
-    before = _shape(node.args[0])  # type: ignore[arg-type]
-    drop = node.args[1]
-    dropped = {d % len(dims) for d in (drop if isinstance(drop, list | tuple) else [drop])}  # type: ignore[operator]
+    before = _shape(node.args[0])
+    drop = _arguments(node)[1]
+    dropped = {d % len(dims) for d in (drop if isinstance(drop, list | tuple) else [drop])}
     return [atoms for d, atoms in enumerate(dims) if not (d in dropped and _is_one(before[d]))]
 
 
@@ -101,7 +107,7 @@ def _replay_view(dims: Dims, node: Node) -> Dims:
 
 
 def _replay_slice(dims: Dims, node: Node) -> Dims:
-    before, after = _shape(node.args[0]), _shape(node)  # type: ignore[arg-type]
+    before, after = _shape(node.args[0]), _shape(node)
     if not all(same(old, new) for old, new in zip(before, after, strict=True)):
         raise _NotRepresentable
     return dims

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from ..config import KernelConfig
-from ..spec import AttentionSpec
+from ..config import KernelConfig, LoadPath
+from ..spec import AttentionSpec, MaskKind
 
 MAX_ROW_TILE = 128
 MIN_DOT_ROWS = 16
+WARPGROUP_ROWS = 64
 
 
 def padded_dim(dim: int) -> int:
@@ -30,11 +31,17 @@ def kv_tile_bytes(spec: AttentionSpec, block_kv: int) -> int:
 
 
 def shared_memory_estimate_bytes(spec: AttentionSpec, config: KernelConfig) -> int:
-    """Tiles in flight, the query tile, the probabilities between the two products, and the fp32 accumulator on its way
-    to the layout that is stored. Compiling tells the exact figure; this one prunes."""
+    """Tiles in flight and the query tile. Compiling tells the exact figure; this one prunes.
+
+    A mask makes two loops, one for what it leaves clean. With enough query rows for warpgroup products Triton 3.6 gives
+    each loop of asynchronous copies buffers of its own.
+    """
     rows = row_tile(spec.rows)
-    q_bytes = rows * padded_dim(spec.head_dim) * spec.element_bytes
-    probability_bytes = rows * config.block_kv * spec.element_bytes
-    accumulator_bytes = rows * padded_dim(spec.value_dim) * 4
-    tiles_bytes = config.num_stages * kv_tile_bytes(spec, config.block_kv)
-    return tiles_bytes + q_bytes + probability_bytes + accumulator_bytes
+    separate_loops = (
+        spec.mask is not MaskKind.NONE
+        and config.load_path is LoadPath.POINTER
+        and config.num_stages > 1
+        and rows >= WARPGROUP_ROWS
+    )
+    tiles_bytes = config.num_stages * kv_tile_bytes(spec, config.block_kv) * (2 if separate_loops else 1)
+    return tiles_bytes + rows * padded_dim(spec.head_dim) * spec.element_bytes

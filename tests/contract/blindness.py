@@ -140,8 +140,8 @@ def to_unread_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dead code is eliminated in the Dynamo graph, in-place cache writes included."""
     original = mark.mark
 
-    def mark_and_sweep(module: GraphModule) -> mark.Marks:
-        marks = original(module)
+    def mark_and_sweep(module: GraphModule, first: int = 0) -> mark.Marks:
+        marks = original(module, first)
         module.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
         module.recompile()
         return marks

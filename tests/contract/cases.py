@@ -15,6 +15,7 @@ from prefetch_compiler.device import DeviceProfile, profile
 from prefetch_compiler.lower.launch import launch_decode
 from prefetch_compiler.recognize.bounds import mask_bounds
 from prefetch_compiler.select.admissible import why_inadmissible
+from prefetch_compiler.select.footprint import padded_dim, row_tile
 from prefetch_compiler.spec import AttentionSpec, MaskKind, TensorLayout
 
 from .covering import covering_rows
@@ -195,6 +196,8 @@ def config_of(case: Case, spec: AttentionSpec, device: DeviceProfile) -> KernelC
     """The case's configuration, less what this spec or device does not admit: one concession if one is enough,
     otherwise as many as it takes, in order."""
     wanted = KernelConfig(**{f.name: getattr(case, f.name) for f in fields(KernelConfig)})
+    if device.backend != "interpreter":
+        wanted = _within_registers(wanted, spec)
     candidates = [wanted, *(concede(wanted) for concede in CONCESSIONS), *accumulate_concessions(wanted)]
     admissible = [config for config in candidates if why_inadmissible(spec, config, device) is None]
     assert admissible, f"{case.name} cannot run on {device.name}"
@@ -205,6 +208,25 @@ def accumulate_concessions(config: KernelConfig) -> Iterator[KernelConfig]:
     for concede in CONCESSIONS:
         config = concede(config)
         yield config
+
+
+def _within_registers(config: KernelConfig, spec: AttentionSpec) -> KernelConfig:
+    """More warps, then smaller tiles, until the tiles of a step fill three quarters of the registers at most: the
+    assembler takes up to two minutes for a kernel that spills most of what it holds, and no one would run it."""
+    while _register_share(config, spec) > 0.75 and (config.num_warps < 8 or config.block_kv > 16):
+        if config.num_warps < 8:
+            config = replace(config, num_warps=config.num_warps * 2)
+        else:
+            config = replace(config, block_kv=config.block_kv // 2)
+    return config
+
+
+def _register_share(config: KernelConfig, spec: AttentionSpec) -> float:
+    """Bytes of queries, keys, values, scores, probabilities and accumulator over those of the warps' registers."""
+    rows, dim, value_dim = row_tile(spec.rows), padded_dim(spec.head_dim), padded_dim(spec.value_dim)
+    operands = (rows * dim + config.block_kv * (dim + value_dim)) * spec.element_bytes
+    results = rows * value_dim * 4 + rows * config.block_kv * (4 + spec.element_bytes)
+    return (operands + results) / (config.num_warps * 32 * 255 * 4)
 
 
 def solve(case: Case, operands: Operands) -> Tensor:
