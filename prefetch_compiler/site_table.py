@@ -11,7 +11,6 @@ from rich.table import Table
 
 from .report import Report, SiteReport
 
-_LAYERS_WIDTH = 28  # "model.layers.0-31.self_attn" on one line
 _LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
@@ -44,10 +43,12 @@ def group_sites(report: Report) -> list[SiteGroup]:
 
 def site_table(report: Report, title: str | None = None) -> Table:
     """One row a group: where, what it computes, the verdict and why, the config, and KV bytes read against capacity."""
-    table = Table(title=title, title_justify="left", show_lines=True)
-    table.add_column("sites", overflow="fold", min_width=_LAYERS_WIDTH)
-    for heading in ("attention", "verdict", "config", "KV read / capacity"):
+    table = Table(title=title, title_justify="left", show_lines=True, pad_edge=False, collapse_padding=True)
+    # In a narrow terminal the columns of words give way, not paths and numbers.
+    table.add_column("sites", overflow="fold", no_wrap=True)
+    for heading in ("attention", "verdict", "config"):
         table.add_column(heading, overflow="fold")
+    table.add_column("KV read\nof capacity", overflow="fold", no_wrap=True)
     for group in group_sites(report):
         table.add_row(*_cells(group))
     return table
@@ -57,12 +58,12 @@ def _cells(group: SiteGroup) -> Iterator[str]:
     site = group.first
     yield f"{group.layers}\n{site.form}" + (f" ×{group.count}" if group.count > 1 else "")
     yield "-" if site.spec is None else site.spec.describe()
-    reason = site.reason.removeprefix(site.verdict.value).strip()
     verdict = f"[{'green' if site.lowered else 'yellow'}]{site.verdict.value}[/]"
-    yield f"{verdict}: {escape(reason)}" if reason else verdict
+    reason = site.reason if site.reason.startswith(site.verdict.value) else f"{site.verdict.value}: {site.reason}"
+    yield verdict + escape(reason.removeprefix(site.verdict.value).removesuffix(": "))
     # Spaces for dashes, so that the name breaks between its parts and not inside one.
     yield "-" if site.config is None else site.config.encode().replace("-", " ")
-    yield f"{_bytes(group.read_bytes)} / {_bytes(group.capacity_bytes)}"
+    yield f"{_bytes(group.read_bytes)}\nof {_bytes(group.capacity_bytes)}"
 
 
 def summary_line(report: Report) -> str:

@@ -76,8 +76,17 @@ def test_the_table_shows_verdict_config_bytes_and_reason() -> None:
     refused = layer(9, verdict=Verdict.UNTOUCHED, config=None, spec=None, reason="dropout is on")
     console.print(site_table(Report([layer(0), refused], graphs=1)))
     text = console.export_text()
-    for expected in ("heuristic", "b64 s1 w4 st2", "67.5 KiB / 768.0 KiB", "untouched", "dropout is on", "? / ?"):
+    for expected in ("heuristic", "b64 s1 w4 st2", "67.5 KiB", "of 768.0 KiB", "untouched", "dropout is on", "of ?"):
         assert expected in text
+
+
+def test_no_column_is_lost_in_a_narrow_terminal() -> None:
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(site_table(Report([layer(number) for number in range(30)], graphs=1)))
+    text = console.export_text()
+    assert max(len(line) for line in text.splitlines()) <= 80
+    for expected in ("model.layers.0-29.self_attn", "heuristic", "float32", "separate", "2.0 MiB", "22.5 MiB"):
+        assert expected in text, text
 
 
 def test_the_summary_counts_sites_and_graphs() -> None:
