@@ -96,7 +96,10 @@ def _compile(
     inductor.config["joint_custom_pre_pass"] = LoweringPass(lowering, user_pass)
     try:
         with functorch_config.patch(enable_autograd_cache=False):
-            return _compile_plainly(inductor, module, example_inputs)
+            compiled = _compile_plainly(inductor, module, example_inputs)
+            while not lowering.settle():
+                compiled = _compile_plainly(inductor, module, example_inputs)
+            return compiled
     finally:
         inductor.config["joint_custom_pre_pass"] = user_pass
 

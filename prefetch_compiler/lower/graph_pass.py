@@ -29,6 +29,10 @@ class LoweringPass(CustomGraphPass):
             user_pass(graph)
         self._lowering.run(graph)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> LoweringPass:
+        """Itself: Inductor copies its configuration, of which the running pass is a part."""
+        return self
+
     def uuid(self) -> Any | None:
         user_ids = [p.uuid() if isinstance(p, CustomGraphPass) else None for p in self._before]
         return None if None in user_ids else ("kvprefetch", source_digest(), tuple(user_ids))

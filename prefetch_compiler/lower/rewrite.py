@@ -6,6 +6,7 @@ A site that fails at any stage is unmarked, which traces SDPA where the marker s
 from __future__ import annotations
 
 import logging
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,23 +31,52 @@ from .trace import inline, insert_call
 
 log = logging.getLogger("prefetch_compiler")
 
+SpecOnDevice = tuple[AttentionSpec, torch.device]
+# A model has one or two distinct specs; more threads would only compete with Inductor for Python's lock.
+COMPILER_THREADS = 2
+
+
+def _failure_reason(error: BaseException) -> str:
+    return f"the pass failed here: {type(error).__name__}: {error}"
+
 
 @dataclass
 class Lowering:
     """Lowers the sites of one graph. ``reports`` are indexed by site number; ``failures`` are errors of the pass itself
-    (not refusals), kept for ``strict``."""
+    (not refusals), kept for ``strict``.
+
+    Kernels compile in threads of their own while Inductor compiles the rest; ``settle`` waits for them.
+    """
 
     reports: dict[int, SiteReport]
     strict: bool
     failures: list[Exception] = field(default_factory=list)
     _bounds: dict[Any, Node] = field(default_factory=dict)
-    _ready: dict[tuple[AttentionSpec, torch.device], Selection] = field(default_factory=dict)
+    _selected: dict[SpecOnDevice, Selection] = field(default_factory=dict)
+    _compiling: dict[SpecOnDevice, Future[None]] = field(default_factory=dict)
+    _unusable: dict[SpecOnDevice, str] = field(default_factory=dict)
+    _compilers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(COMPILER_THREADS, "kvprefetch"))
 
     def run(self, graph: Graph) -> None:
         """Lower every site of ``graph``, in place."""
         self._bounds.clear()
         for node in list(graph.nodes):
             self._lower_or_unmark(node)
+
+    def settle(self) -> bool:
+        """Wait until every kernel is compiled and loaded.
+
+        Returns:
+            False when one could not be: the graph then calls a kernel that does not exist, and has to be compiled
+            again. The next ``run`` leaves the sites of that kernel as they were.
+        """
+        failed = {spec: error for spec, future in self._compiling.items() if (error := future.exception()) is not None}
+        self._compiling.clear()
+        for spec, error in failed.items():
+            self._unusable[spec] = _failure_reason(error)
+            if isinstance(error, Exception):
+                self.failures.append(error)
+        return not failed
 
     def _lower_or_unmark(self, node: Node) -> None:
         try:
@@ -63,7 +93,7 @@ class Lowering:
             self._give_up(node, str(error))
         except Exception as error:
             self.failures.append(error)
-            self._give_up(node, f"the pass failed here: {type(error).__name__}: {error}")
+            self._give_up(node, _failure_reason(error))
 
     def _account(self, site: Site, selection: Selection) -> None:
         report = self.reports[site.index]
@@ -86,14 +116,16 @@ class Lowering:
             log.warning("%s stays marked: %s: %s", node.name, type(error).__name__, error)
 
     def _select(self, site: Site) -> Selection:
-        """Config for the site's spec, its kernels compiled and loaded; done once for equal specs."""
+        """Config for the site's spec, its kernels on their way; done once for equal specs."""
         device = site.q.meta["val"].device
         key = (site.spec, device)
-        if key not in self._ready:
+        if key in self._unusable:
+            raise Refused(self._unusable[key])
+        if key not in self._selected:
             selection = select(site.spec, profile(device))
-            precompile(site.spec, selection.config, device)
-            self._ready[key] = selection
-        return self._ready[key]
+            self._compiling[key] = self._compilers.submit(precompile, site.spec, selection.config, device)
+            self._selected[key] = selection
+        return self._selected[key]
 
     def _emit(self, site: Site, config: KernelConfig) -> Node:
         graph = site.anchor.graph
