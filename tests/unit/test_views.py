@@ -175,7 +175,7 @@ def _chains(draw: st.DrawFn) -> tuple[Tensor, View]:
         name, arguments = _step(draw, x)
         steps.append((name, arguments))
         x = getattr(x, name)(*arguments)
-        assume(x.ndim <= 6 and x.numel() <= 2000)
+        assume(1 <= x.ndim <= 6 and x.numel() <= 2000)
     assume(x.ndim == 4)
 
     def view(x: Tensor) -> Tensor:
