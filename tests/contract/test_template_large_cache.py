@@ -85,8 +85,8 @@ def test_offsets_beyond_32_bits(
 
 
 def _solve_last_keys(case: Case, operands: Operands, used: int) -> Tensor:
-    """The last ``used`` keys are visible, by a mask where there are others. Its keys, too, lie far apart, and nothing is
-    known to be clean, so that it is read."""
+    """The last ``used`` keys are visible, by a mask where there are others. Its keys lie far apart as well, and nothing
+    is known to be clean, so that it is read."""
     keys = operands.stale_k.shape[2]
     mask = bounds = None
     if keys > used:
