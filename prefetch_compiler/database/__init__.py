@@ -1,0 +1,1 @@
+"""The tuning database: keys, records, files, and which file says what."""

@@ -1,0 +1,1 @@
+"""The offline job: search space, Optuna study, isolated worker, measurement, verification. Serving never loads it."""
