@@ -29,7 +29,7 @@ class Knob:
     values: tuple[Any, ...]
     default: Any
     ordered: bool = False
-    active: Callable[[Point], bool] = lambda point: True
+    active: Callable[[Point], object] = lambda point: True
 
 
 def _values(enum: Any) -> tuple[str, ...]:
@@ -76,7 +76,7 @@ def config_at(point: Point) -> KernelConfig:
 
 
 def point_of(config: KernelConfig) -> Point:
-    """The active knobs of ``config``. Its values need not be among the knobs' own (a heuristic may choose 29 splits)."""
+    """The active knobs of ``config``. Values need not be among the knobs' own (a heuristic may choose 29 splits)."""
     fields = config.to_dict()
     point: Point = {}
     for knob in KNOBS:
