@@ -6,10 +6,13 @@ a reason, instead of a crash in the first decode step.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,7 @@ _TRITON_TYPES = {
     torch.bfloat16: "bf16",
     torch.float32: "fp32",
     torch.int32: "i32",
-    torch.bool: "i1",
+    torch.bool: "u1",
 }
 
 
@@ -91,29 +94,64 @@ def compile_for_target(spec: AttentionSpec, config: KernelConfig, profile: Devic
     Raises:
         triton.CompilationError, triton.OutOfResources or another error of the compiler's.
     """
+    target = target_of(profile)
+    calls = kernel_calls(spec, config, example_tensors(spec, config, "meta"))
+    return [compile_call(call, target) for call in calls]
+
+
+def target_of(profile: DeviceProfile) -> Any:
+    """Triton's name for the architecture of ``profile``."""
     from triton.backends.compiler import GPUTarget
 
-    target = GPUTarget("hip", "gfx942", 64) if profile.backend == "hip" else GPUTarget("cuda", profile.arch, 32)
-    calls = kernel_calls(spec, config, example_tensors(spec, config, "meta"))
-    return [_compile(call, target) for call in calls]
+    return GPUTarget("hip", "gfx942", 64) if profile.backend == "hip" else GPUTarget("cuda", profile.arch, 32)
 
 
-def _compile(call: KernelCall, target: Any) -> CompiledKernel:
-    import triton
+def source_of(call: KernelCall) -> Any:
+    """What Triton compiles for ``call``, specialised as its own launcher does it, so that both find one another's
+    binaries in Triton's cache on disk (tests/tuning/test_triton_cache.py compares the two)."""
     from triton.compiler import ASTSource
 
     constants = {name: value for name, value in call.arguments.items() if value is None} | call.constants
     signature = {name: _type_name(value) for name, value in call.arguments.items()}
     signature |= dict.fromkeys(call.constants, "constexpr")
-    aligned = {
-        (index,): [["tt.divisibility", 16]] for index, name in enumerate(signature) if signature[name].startswith("*")
-    }
-    source = ASTSource(fn=call.kernel, signature=signature, constexprs=constants, attrs=aligned)
-    compiled = triton.compile(source, target=target, options=call.options)
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    for index, name in enumerate(signature):
+        if signature[name].startswith("*"):
+            attributes[index,] = [["tt.divisibility", 16]]
+        elif isinstance(call.constants.get(name), str):
+            # The launcher takes a constant's text for a list of attributes, and finds none in it.
+            attributes[index,] = []
+    return ASTSource(fn=call.kernel, signature=signature, constexprs=constants, attrs=attributes)
+
+
+def compile_call(call: KernelCall, target: Any) -> CompiledKernel:
+    """Compile one kernel, or take it from Triton's cache on disk, where it lies for a later launch to find.
+
+    Raises:
+        triton.CompilationError, triton.OutOfResources or another error of the compiler's.
+    """
+    import triton
+
+    log = io.StringIO()
+    with _assembler_log_into(log):
+        compiled = triton.compile(source_of(call), target=target, options=call.options)
     registers = spills = None
     if target.backend == "cuda":
-        registers, spills = _ptxas_usage(compiled.asm["ptx"], target.arch)
+        # Nothing is logged when the binary was in the cache.
+        registers, spills = _usage_in(log.getvalue())
+        if registers is None or spills is None:
+            registers, spills = _ptxas_usage(compiled.asm["ptx"], target.arch)
     return CompiledKernel(call.kernel.__name__, compiled.metadata.shared, registers, spills)
+
+
+@contextmanager
+def _assembler_log_into(log: io.StringIO) -> Iterator[None]:
+    """Triton prints the assembler's log, which holds registers and spills; running it again would take as long."""
+    from triton import knobs
+
+    with knobs.nvidia.scope(), redirect_stdout(log):
+        knobs.nvidia.dump_ptxas_log = True
+        yield
 
 
 def _type_name(value: Any) -> str:
@@ -143,8 +181,13 @@ def _ptxas_usage(ptx: str, arch: int) -> tuple[int | None, int | None]:
             text=True,
             check=False,
         )
-    registers = re.search(r"Used (\d+) registers", result.stderr)
-    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", result.stderr)
+    return _usage_in(result.stderr)
+
+
+def _usage_in(log: str) -> tuple[int | None, int | None]:
+    """Registers and spilled bytes in what ``ptxas -v`` wrote; None where it does not say."""
+    registers = re.search(r"Used (\d+) registers", log)
+    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
     return (
         int(registers[1]) if registers else None,
         int(spills[1]) + int(spills[2]) if spills else None,

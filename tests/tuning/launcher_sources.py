@@ -1,0 +1,126 @@
+"""Compares what our offline compiler asks of Triton with what Triton's own launcher asks. Run as a script, without
+TRITON_INTERPRET in its environment; prints JSON.
+
+The launcher runs for a GPU that need not be here: a stand-in driver names the target, and launches only warm up.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import torch
+from triton import knobs
+from triton.compiler import make_backend
+from triton.runtime.driver import driver
+
+from prefetch_compiler.config import KernelConfig, LoadPath, Merge, OperandOrder, PrefetchKind
+from prefetch_compiler.device import REFERENCE_DEVICES
+from prefetch_compiler.lower.precompile import compile_call, example_tensors, kernel_calls, source_of, target_of
+from prefetch_compiler.lower.specialise import KernelCall
+from prefetch_compiler.select.heuristic import choose
+from prefetch_compiler.spec import AttentionSpec, MaskKind, TensorLayout
+
+DEVICE = REFERENCE_DEVICES[90]
+TARGET = target_of(DEVICE)
+
+
+class AbsentGpu:
+    """As much of a Triton driver as compiling takes."""
+
+    def get_current_target(self) -> Any:
+        return TARGET
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def spec(**changes: Any) -> AttentionSpec:
+    layout = TensorLayout(8 * 256 * 128, 256 * 128, 128)
+    plain = AttentionSpec(
+        2, 32, 8, 1, 256, 128, 128, torch.bfloat16, 128**-0.5, layout, layout, MaskKind.BOOL, torch.bool
+    )
+    return replace(plain, **changes)
+
+
+SPECS = {
+    "bool mask": spec(),
+    "no mask": spec(mask=MaskKind.NONE, mask_dtype=None),
+    "causal": spec(mask=MaskKind.NONE, mask_dtype=None, is_causal=True, q_len=4),
+    "additive, by row": spec(mask=MaskKind.ADDITIVE, mask_dtype=torch.float16, dtype=torch.float16, mask_per_row=True),
+    "one sequence": spec(batch=1),
+    "rows not aligned": spec(
+        head_dim=40, value_dim=40, key_layout=TensorLayout(82001, 41 * 256, 41), value_layout=TensorLayout(82001, 41, 9)
+    ),
+    "strides beyond 32 bits": spec(key_layout=TensorLayout(1 << 36, 256 * 128, 128)),
+    "float32": spec(dtype=torch.float32),
+}
+
+
+def configs(given: AttentionSpec) -> list[KernelConfig]:
+    base = choose(given, DEVICE)
+    found = [
+        replace(base, num_splits=1),
+        replace(base, num_splits=5),
+        replace(base, num_splits=29, launch_overlap=False),
+        replace(base, num_splits=16, merge=Merge.INPLACE),
+        replace(base, prefetch_depth=2),
+        replace(base, operand_order=OperandOrder.KQ, num_stages=3, num_warps=8),
+    ]
+    if given.tma_loadable:
+        found.append(replace(base, load_path=LoadPath.TMA, prefetch_depth=1, prefetch_kind=PrefetchKind.BULK))
+    return found
+
+
+def launcher_request(call: KernelCall) -> tuple[str, str]:
+    """Hashes of the source and the options that the launcher compiles for ``call``."""
+    requests: list[tuple[str, str]] = []
+    kernel = call.kernel
+    kernel.device_caches.clear()
+    assert kernel.device_caches[0]  # makes the binder, and with it the attribute that is replaced here
+
+    def note(source: Any, target: Any, options: dict[str, Any]) -> None:
+        requests.append((source.hash(), make_backend(target).parse_options(dict(options)).hash()))
+
+    kernel.compile = note
+    kernel.warmup(**call.arguments, **call.constants, **call.options, grid=call.grid)
+    kernel.device_caches.clear()
+    return requests[0]
+
+
+def differing() -> tuple[int, list[str]]:
+    """How many requests were compared, and which differ."""
+    compared, found = 0, []
+    for name, given in SPECS.items():
+        for config in configs(given):
+            for call in kernel_calls(given, config, example_tensors(given, config, "meta")):
+                compared += 1
+                source, options = source_of(call).hash(), make_backend(TARGET).parse_options(dict(call.options)).hash()
+                theirs = launcher_request(call)
+                if (source, options) != theirs:
+                    what = "source" if source != theirs[0] else "options"
+                    found.append(f"{name}, {config.encode()}: {what} of {call.kernel.__name__}")
+    return compared, found
+
+
+def found_on_disk() -> list[bool]:
+    """Whether the launcher takes each kernel that we compiled from the cache."""
+    hits: list[bool] = []
+    given, config = SPECS["bool mask"], KernelConfig(32, 4, 4, 2)
+    for call in kernel_calls(given, config, example_tensors(given, config, "meta")):
+        compile_call(call, TARGET)
+        call.kernel.device_caches.clear()
+        knobs.compilation.listener = lambda **event: hits.append(event["cache_hit"])
+        call.kernel.warmup(**call.arguments, **call.constants, **call.options, grid=call.grid)
+        knobs.compilation.listener = None
+    return hits
+
+
+if __name__ == "__main__":
+    driver.set_active(AbsentGpu())
+    compared, different = differing()
+    print(json.dumps({"compared": compared, "different": different, "found_on_disk": found_on_disk()}))
