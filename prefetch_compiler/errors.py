@@ -71,3 +71,11 @@ class KernelLaunchError(KVPrefetchError):
 
     def __init__(self, config: object, cause: BaseException) -> None:
         super().__init__(f"strict: kernel {config} failed to launch: {type(cause).__name__}: {cause}")
+
+
+class InvalidKeyNameError(KVPrefetchError, ValueError):
+    """A text that names no tuning key."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        example = "bfloat16 32q/8kv d128 q1 b16 s4096 bhsd-tma bool"
+        super().__init__(f"{name!r} names no tuning key ({reason}); write it like {example!r}.")

@@ -10,11 +10,13 @@ output.
 
 from __future__ import annotations
 
+import re
 from dataclasses import astuple, dataclass, replace
 from enum import Enum
 
 import torch
 
+from ..errors import InvalidKeyNameError
 from ..spec import AttentionSpec, MaskKind, TensorLayout
 
 # A symbolic length grows without recompiling, so its hint says little: plan for a cache worth splitting.
@@ -195,3 +197,54 @@ def _alignment_of(spec: AttentionSpec) -> Alignment:
 def sort_key(key: TuningKey) -> tuple[object, ...]:
     """Order of records in a file: numbers as numbers, so that neighbouring buckets are neighbouring lines."""
     return tuple(item.value if isinstance(item, Enum) else item for item in astuple(key))
+
+
+_NAME = re.compile(
+    r"(?P<dtype>\w+)(/(?P<kv_dtype>\w+))? (?P<heads>\d+)q/(?P<kv_heads>\d+)kv d(?P<dim>\d+)(/(?P<value_dim>\d+))?"
+    r" q(?P<q_len>\d+) b(?P<batch>\d+) s(?P<capacity>\d+) (?P<layout>\w+)-(?P<alignment>\w+)"
+    r" (?P<mask>\w+)(-(?P<mask_dtype>\w+))?(?P<features>( \w+)*)"
+)
+
+
+def parse_key(name: str) -> TuningKey:
+    """The inverse of :attr:`TuningKey.name`. Sizes that are no powers of two go to their buckets.
+
+    Raises:
+        InvalidKeyNameError: ``name`` is not such a name.
+    """
+    match = _NAME.fullmatch(" ".join(name.split()))
+    if match is None:
+        raise InvalidKeyNameError(name, "it does not have that form")
+    try:
+        return _key_from(match)
+    except ValueError as error:
+        raise InvalidKeyNameError(name, str(error)) from error
+
+
+def _key_from(match: re.Match[str]) -> TuningKey:
+    heads, kv_heads = int(match["heads"]), int(match["kv_heads"])
+    dtype, kv_dtype = match["dtype"], match["kv_dtype"] or match["dtype"]
+    for given in (dtype, kv_dtype, match["mask_dtype"] or dtype):
+        if given not in _DTYPES:
+            raise ValueError(f"{given!r} is not one of {', '.join(_DTYPES)}")
+    if kv_heads == 0 or heads == 0 or heads % kv_heads:
+        raise ValueError(f"{kv_heads} KV heads do not divide {heads} query heads")
+    mask = MaskClass(match["mask"])
+    if (mask in (MaskClass.ADDITIVE, MaskClass.ADDITIVE_ROWS)) != (match["mask_dtype"] is not None):
+        raise ValueError("additive masks have a dtype, as in additive-float16, and others have none")
+    return TuningKey(
+        dtype=dtype,
+        kv_dtype=kv_dtype,
+        group=heads // kv_heads,
+        kv_heads=kv_heads,
+        head_dim=int(match["dim"]),
+        value_dim=int(match["value_dim"] or match["dim"]),
+        q_len_bucket=bucket(int(match["q_len"])),
+        batch_bucket=bucket(int(match["batch"])),
+        capacity_bucket=bucket(int(match["capacity"])),
+        layout=Layout(match["layout"]),
+        alignment=Alignment(match["alignment"]),
+        mask=mask,
+        mask_dtype=match["mask_dtype"] or "",
+        features=tuple(Feature(word) for word in match["features"].split()),
+    )
