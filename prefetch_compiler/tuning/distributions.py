@@ -1,0 +1,138 @@
+"""The declared search space as Optuna sees it, narrowed to what a key and a device allow.
+
+Each knob becomes a parameter: powers of two by their exponent (``log2_block_kv``), other ordered knobs as integers
+(between the declared values too: 29 splits are as good a configuration as 32), the rest as categories. Parameters of
+conditional knobs exist only in trials where the knob means something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.trial import BaseTrial
+
+from ..config import MAX_SPLITS, KernelConfig, LoadPath, Merge, OperandOrder, PrefetchKind
+from ..database.key import TuningKey, bucket
+from ..device import DeviceProfile
+from ..select.admissible import why_inadmissible
+from ..space import KNOBS, Knob, Point, config_at, point_of
+from ..spec import AttentionSpec
+from .feasible import most_splits
+
+# The least demanding configurations: a value that is refused in both is no value for this key and device.
+_PROBES = tuple(KernelConfig(block_kv=16, num_splits=1, num_warps=4, num_stages=stages) for stages in (1, 2))
+_LOG2 = "log2_"
+_ENUMS = {"load_path": LoadPath, "operand_order": OperandOrder, "merge": Merge, "prefetch_kind": PrefetchKind}
+
+
+def _by_exponent(knob: Knob) -> bool:
+    return knob.ordered and len(knob.values) > 2 and all(v > 0 and v & (v - 1) == 0 for v in knob.values)
+
+
+class SearchSpace:
+    """Parameters of one key on one device. ``included`` are configurations that must be representable."""
+
+    def __init__(self, key: TuningKey, profile: DeviceProfile, included: Iterable[KernelConfig] = ()) -> None:
+        spec = key.spec()
+        included = tuple(included)
+        self._values = {knob.name: _allowed(knob, spec, profile) for knob in KNOBS}
+        self.distributions: dict[str, BaseDistribution] = {}
+        for knob in KNOBS:
+            if knob.ordered:
+                chosen = [getattr(config, knob.name) for config in included]
+                distribution = _integers(knob, max([_highest(knob, spec, profile), *chosen]))
+            else:
+                distribution = CategoricalDistribution(self._values[knob.name])
+            self.distributions[parameter_name(knob)] = distribution
+
+    def suggest(self, trial: BaseTrial) -> KernelConfig:
+        """The configuration of a trial that was asked for."""
+        point: Point = {}
+        for knob in KNOBS:
+            if not knob.active(point):
+                continue
+            name = parameter_name(knob)
+            distribution = self.distributions[name]
+            if isinstance(distribution, IntDistribution):
+                value: Any = trial.suggest_int(name, distribution.low, distribution.high, log=distribution.log)
+                point[knob.name] = 1 << value if _by_exponent(knob) else value
+            else:
+                assert isinstance(distribution, CategoricalDistribution)
+                point[knob.name] = trial.suggest_categorical(name, distribution.choices)
+        return config_at(point)
+
+    def params(self, config: KernelConfig) -> dict[str, Any]:
+        """The parameters with which a trial becomes ``config``, conditional ones only where they mean something."""
+        point = point_of(config)
+        found = {}
+        for knob in KNOBS:
+            if knob.name in point:
+                value = point[knob.name]
+                found[parameter_name(knob)] = value.bit_length() - 1 if _by_exponent(knob) else value
+        return found
+
+    def holds(self, config: KernelConfig) -> bool:
+        """Whether a trial can become ``config``."""
+        return all(_contains(self.distributions[name], value) for name, value in self.params(config).items())
+
+    def neighbours(self, config: KernelConfig) -> list[KernelConfig]:
+        """Configurations one declared step away in one knob, in the order of the knobs."""
+        found: list[KernelConfig] = []
+        for knob in KNOBS:
+            point = point_of(config)
+            if knob.name not in point:
+                continue
+            for value in self._steps(knob, point[knob.name]):
+                other = config_at({**point, knob.name: value})
+                if other not in found and other != config and self.holds(other):
+                    found.append(other)
+        return found
+
+    def _steps(self, knob: Knob, value: Any) -> list[Any]:
+        if not knob.ordered:
+            return [other for other in self._values[knob.name] if other != value]
+        below = [other for other in knob.values if other < value]
+        above = [other for other in knob.values if other > value]
+        return [*below[-1:], *above[:1]]
+
+
+def parameter_name(knob: Knob) -> str:
+    return f"{_LOG2}{knob.name}" if _by_exponent(knob) else knob.name
+
+
+def _contains(distribution: BaseDistribution, value: Any) -> bool:
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    assert isinstance(distribution, IntDistribution)
+    return bool(distribution.low <= value <= distribution.high)
+
+
+def _integers(knob: Knob, high: int) -> IntDistribution:
+    low = min(knob.values)
+    if _by_exponent(knob):
+        return IntDistribution(low.bit_length() - 1, high.bit_length() - 1)
+    return IntDistribution(low, high, log=knob.name == "num_splits")
+
+
+def _highest(knob: Knob, spec: AttentionSpec, profile: DeviceProfile) -> int:
+    """The highest value of an ordered knob that may be of use."""
+    if knob.name == "num_splits":
+        return min(MAX_SPLITS, most_splits(spec, profile))
+    highest: int = max(knob.values)
+    return min(highest, max(min(knob.values), bucket(spec.kv_len))) if knob.name == "block_kv" else highest
+
+
+def _allowed(knob: Knob, spec: AttentionSpec, profile: DeviceProfile) -> tuple[Any, ...]:
+    if knob.ordered:
+        return knob.values
+    depth = 1 if knob.name == "prefetch_kind" else 0
+
+    def possible(value: Any) -> bool:
+        field = _ENUMS[knob.name](value) if knob.name in _ENUMS else value
+        probes = (replace(probe, prefetch_depth=depth, **{knob.name: field}) for probe in _PROBES)
+        return any(why_inadmissible(spec, probe, profile) is None for probe in probes)
+
+    return tuple(value for value in knob.values if possible(value)) or (knob.default,)
