@@ -1,0 +1,128 @@
+"""Compiling ahead of the measurer, over all CPU cores and without a GPU.
+
+Processes are spawned, so that none inherits a CUDA context, and each task has a deadline: an assembler that never ends
+costs one trial and bounded seconds. Splits, batch and capacity are plain arguments of the kernels, so many
+configurations of many keys share a kernel: each is compiled once, and what it takes is remembered.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from multiprocessing import get_context
+from threading import Lock
+from typing import Any, Protocol
+
+from pebble import ProcessExpired, ProcessPool
+
+from ..config import KernelConfig
+from ..database.key import TuningKey
+from ..device import DeviceProfile, interpreting
+from ..lower.precompile import CompiledKernel, example_tensors, kernel_calls, source_of
+from ..spec import AttentionSpec
+from .compile_worker import compile_kernel, start_worker
+from .errors import InterpretedCompileError
+from .protocol import FailureKind, TrialFailure
+
+COMPILE_TIMEOUT_S = 60.0
+
+CompileOutcome = tuple[CompiledKernel, ...] | TrialFailure
+
+
+class Compiler(Protocol):
+    """Whoever tells what a configuration takes before it is measured."""
+
+    def submit(self, key: TuningKey, config: KernelConfig) -> Future[CompileOutcome]:
+        """The kernels of ``config`` for ``key``, or why there are none. The future never raises."""
+
+    def close(self) -> None:
+        """End every process."""
+
+
+class CompilePool:
+    """A Compiler for ``profile``.
+
+    Raises:
+        InterpretedCompileError: TRITON_INTERPRET=1 is set, under which kernels are no kernels.
+    """
+
+    def __init__(
+        self, profile: DeviceProfile, processes: int | None = None, timeout_s: float = COMPILE_TIMEOUT_S
+    ) -> None:
+        if interpreting():
+            raise InterpretedCompileError
+        self._profile = profile
+        self._timeout_s = timeout_s
+        self.processes = processes or available_cores()
+        self._pool = ProcessPool(self.processes, initializer=start_worker, context=get_context("spawn"))
+        self._kernels: dict[str, Future[Any]] = {}
+
+    @property
+    def kernels(self) -> int:
+        """Distinct kernels that were asked for."""
+        return len(self._kernels)
+
+    def submit(self, key: TuningKey, config: KernelConfig) -> Future[CompileOutcome]:
+        return gather(self._kernel_futures(key.spec(), config), self._timeout_s)
+
+    def _kernel_futures(self, spec: AttentionSpec, config: KernelConfig) -> list[Future[Any]]:
+        calls = kernel_calls(spec, config, example_tensors(spec, config, "meta"))
+        return [self._kernel(spec, config, number, kernel_identity(call)) for number, call in enumerate(calls)]
+
+    def _kernel(self, spec: AttentionSpec, config: KernelConfig, number: int, identity: str) -> Future[Any]:
+        if identity not in self._kernels:
+            self._kernels[identity] = self._pool.schedule(
+                compile_kernel, args=(spec, config, self._profile, number), timeout=self._timeout_s
+            )
+        return self._kernels[identity]
+
+    def close(self) -> None:
+        self._pool.stop()
+        self._pool.join()
+
+
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def kernel_identity(call: Any) -> str:
+    """Equal for launches of the same binary."""
+    return f"{source_of(call).hash()} {sorted(call.options.items())}"
+
+
+def gather(kernels: list[Future[Any]], timeout_s: float) -> Future[CompileOutcome]:
+    """One future for all kernels of a configuration."""
+    whole: Future[CompileOutcome] = Future()
+    lock, left = Lock(), [len(kernels)]
+
+    def one_done(_: Future[Any]) -> None:
+        with lock:
+            left[0] -= 1
+            last = left[0] == 0
+        if last:
+            whole.set_result(_outcome(kernels, timeout_s))
+
+    for kernel in kernels:
+        kernel.add_done_callback(one_done)
+    return whole
+
+
+def _outcome(kernels: list[Future[Any]], timeout_s: float) -> CompileOutcome:
+    compiled = []
+    for future in kernels:
+        try:
+            kernel = future.result()
+        except FutureTimeoutError:
+            return TrialFailure(FailureKind.COMPILE_TIMEOUT, f"not compiled within {timeout_s:g} s", timeout_s)
+        except CancelledError:
+            return TrialFailure(FailureKind.COMPILE_ERROR, "the compile pool was closed", 0.0)
+        except ProcessExpired as error:
+            return TrialFailure(FailureKind.COMPILE_ERROR, f"the compiler died: exit code {error.exitcode}", 0.0)
+        except Exception as error:
+            return TrialFailure(FailureKind.COMPILE_ERROR, f"{type(error).__name__}: {error}", 0.0)
+        if isinstance(kernel, str):
+            return TrialFailure(FailureKind.COMPILE_ERROR, kernel, 0.0)
+        compiled.append(kernel)
+    return tuple(compiled)
