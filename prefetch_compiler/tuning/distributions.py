@@ -7,7 +7,8 @@ conditional knobs exist only in trials where the knob means something.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import random
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -50,18 +51,36 @@ class SearchSpace:
 
     def suggest(self, trial: BaseTrial) -> KernelConfig:
         """The configuration of a trial that was asked for."""
+
+        def pick(name: str, distribution: BaseDistribution) -> Any:
+            if isinstance(distribution, IntDistribution):
+                return trial.suggest_int(name, distribution.low, distribution.high, log=distribution.log)
+            assert isinstance(distribution, CategoricalDistribution)
+            return trial.suggest_categorical(name, distribution.choices)
+
+        return self._config(pick)
+
+    def draw(self, generator: random.Random) -> KernelConfig:
+        """A configuration at random, each parameter uniform over its distribution."""
+
+        def pick(name: str, distribution: BaseDistribution) -> Any:
+            if isinstance(distribution, CategoricalDistribution):
+                return generator.choice(distribution.choices)
+            assert isinstance(distribution, IntDistribution)
+            low, high = distribution.low, distribution.high
+            if distribution.log:
+                return min(high, round(low * (high / low) ** generator.random()))
+            return generator.randint(low, high)
+
+        return self._config(pick)
+
+    def _config(self, pick: Callable[[str, BaseDistribution], Any]) -> KernelConfig:
         point: Point = {}
         for knob in KNOBS:
-            if not knob.active(point):
-                continue
-            name = parameter_name(knob)
-            distribution = self.distributions[name]
-            if isinstance(distribution, IntDistribution):
-                value: Any = trial.suggest_int(name, distribution.low, distribution.high, log=distribution.log)
+            if knob.active(point):
+                name = parameter_name(knob)
+                value = pick(name, self.distributions[name])
                 point[knob.name] = 1 << value if _by_exponent(knob) else value
-            else:
-                assert isinstance(distribution, CategoricalDistribution)
-                point[knob.name] = trial.suggest_categorical(name, distribution.choices)
         return config_at(point)
 
     def params(self, config: KernelConfig) -> dict[str, Any]:

@@ -1,0 +1,110 @@
+"""The end of a study: the best few, the default and the best without prefetch, measured again and interleaved; who is
+recorded is decided here (the rule is in ``acceptance``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..config import KernelConfig
+from ..database.key import TuningKey
+from ..database.record import Measurement, Rival
+from .acceptance import beats, timing_of
+from .protocol import Measurer, Outcome, TrialFailure, TrialResult
+from .study import KeyStudy
+
+# Beside the default and the best without prefetch.
+FINALISTS = 4
+# Trials draw their inputs from the job's seed; finals from one that no trial has seen.
+HELD_OUT_SEED_OFFSET = 10_000
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Who is recorded. ``measurement`` is None when nobody can be, and ``reason`` says why, or who won."""
+
+    config: KernelConfig
+    measurement: Measurement | None
+    beat_default: bool
+    reason: str
+
+
+def finalists(study: KeyStudy, count: int = FINALISTS) -> tuple[KernelConfig, ...]:
+    """The default first, then the best without prefetch, then the best few: each once."""
+    depth0 = study.best_depth0()
+    chosen = [study.default]
+    for config in [*([depth0.config] if depth0 else []), *(trial.config for trial in study.ranked()[:count])]:
+        if config not in chosen:
+            chosen.append(config)
+    return tuple(chosen)
+
+
+def decide(study: KeyStudy, measurer: Measurer, seed: int, count: int = FINALISTS) -> Verdict:
+    """Measure the finalists and choose. One that is wrong on the held-out seeds, or fails, drops out."""
+    configs = finalists(study, count)
+    outcomes = measurer.finals(study.key, configs, seed + HELD_OUT_SEED_OFFSET)
+    return judge(study.default, configs, outcomes)
+
+
+def judge(default: KernelConfig, configs: Sequence[KernelConfig], outcomes: Sequence[Outcome]) -> Verdict:
+    """The verdict on finals that were measured."""
+    results = {c: o for c, o in zip(configs, outcomes, strict=True) if isinstance(o, TrialResult)}
+    if not results:
+        failures = [outcome for outcome in outcomes if isinstance(outcome, TrialFailure)]
+        first = f"{failures[0].kind.value}: {failures[0].detail}" if failures else "none was measured"
+        return Verdict(default, None, False, f"all {len(configs)} finalists failed; the default: {first}")
+    bare = [config for config in results if config.prefetch_depth == 0]
+    if not bare:
+        return Verdict(default, None, False, "no finalist without prefetch ran, so there is nothing to compare with")
+    winner, beat, reason = _winner(default, results)
+    # A default that fails cannot be compared with: the record then claims no gain over it.
+    measurement = _measurement(results, winner, default if default in results else winner, bare)
+    return Verdict(winner, measurement, beat, reason)
+
+
+def _winner(default: KernelConfig, results: dict[KernelConfig, TrialResult]) -> tuple[KernelConfig, bool, str]:
+    fastest_first = sorted(results, key=lambda config: results[config].objective_us)
+    if default not in results:
+        return fastest_first[0], False, "the default failed in the finals; the fastest correct configuration is kept"
+    challengers = [config for config in fastest_first if config != default]
+    for config in challengers:
+        if beats(results[config], results[default], len(challengers)):
+            return config, True, "beats the default by more than the noise"
+    return default, False, "nothing beats the default by more than the noise"
+
+
+def _measurement(
+    results: dict[KernelConfig, TrialResult], winner: KernelConfig, default: KernelConfig, bare: list[KernelConfig]
+) -> Measurement:
+    best = results[winner]
+    depth0 = min(bare, key=lambda config: results[config].objective_us)
+    return Measurement(
+        timing=timing_of(best),
+        default=Rival(default, timing_of(results[default])),
+        best_depth0=Rival(depth0, timing_of(results[depth0])),
+        fills=tuple(sorted(best.fills, key=lambda fill: fill.held)),
+        ceiling_share=ceiling_share(best),
+        error=best.error,
+    )
+
+
+def ceiling_share(result: TrialResult) -> float:
+    """Time of the read-only kernel over the time taken, over all fill levels; 0 where the ceiling was not measured."""
+    ceiling = sum(fill.ceiling_us for fill in result.fills)
+    if any(fill.ceiling_us <= 0 for fill in result.fills):
+        return 0.0
+    return ceiling / sum(fill.median_us for fill in result.fills)
+
+
+def gb_per_s(result: TrialResult) -> float:
+    """KV bytes that must be read over the time taken, over all fill levels."""
+    total_us = sum(fill.median_us for fill in result.fills)
+    return sum(fill.kv_bytes for fill in result.fills) / total_us / 1000 if total_us else 0.0
+
+
+def key_of_shape(key: TuningKey) -> tuple[object, ...]:
+    """Equal for keys whose kernels are the same: a job takes them one after the other."""
+    return (
+        key.dtype, key.kv_dtype, key.group, key.kv_heads, key.head_dim, key.value_dim, key.layout.value,
+        key.alignment.value, key.mask.value, key.mask_dtype, key.q_len_bucket,
+    )  # fmt: skip

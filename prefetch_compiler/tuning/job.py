@@ -1,0 +1,345 @@
+"""The offline job: for each key a study, finals and a record, published at once, so that a kill loses nothing that was
+finished. Several workers may run the same job on one storage: Optuna divides the trials of each key among them, and
+the worker that finishes a key's last trial settles it.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+from optuna.storages import BaseStorage
+
+from ..config import KernelConfig
+from ..database.document import Database
+from ..database.errors import DatabaseError
+from ..database.key import TuningKey, sort_key
+from ..database.record import DeviceIdentity, Evidence, Measurement, Toolchain, TuningRecord
+from ..database.store import file_name, publish, read
+from ..device import DeviceProfile
+from ..errors import InadmissibleConfigError
+from ..select.admissible import why_inadmissible
+from .compile_pool import Compiler
+from .events import Ending, JobFinished, JobStarted, KeyFinished, KeyStarted, Report, TrialFinished, silent
+from .finals import FINALISTS, Verdict, ceiling_share, decide, gb_per_s, key_of_shape
+from .pipeline import KeyRun
+from .protocol import Measurer, Outcome, TrialFailure, TrialResult
+from .sampler import DEFAULT_SAMPLER, sampler_choice
+from .seeds import seeds_for
+from .study import KeyStudy
+from .study_store import mark_published, mark_settling, open_study, published, settled_elsewhere
+
+DEFAULT_TRIALS = 64
+DEFAULT_TIMEOUT_S = 300.0
+# Between a key's last trial and the claim on its finals lies a moment in which nobody seems to be at it.
+_GRACE_S = 2.0
+_PAUSE_S = 0.5
+
+
+@dataclass(frozen=True)
+class JobSettings:
+    """
+    Attributes:
+        trials: a key, over all workers and runs.
+        timeout_s: for the trials of one key; what was found by then is settled.
+        window: configurations compiled ahead.
+        retune: forget earlier studies of these keys.
+        shared: other workers run the same job.
+        modelled: the measurer only models the device: records are unmeasured.
+    """
+
+    trials: int = DEFAULT_TRIALS
+    seed: int = 0
+    sampler: str = DEFAULT_SAMPLER
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    finalists: int = FINALISTS
+    window: int = 8
+    retune: bool = False
+    shared: bool = False
+    modelled: bool = False
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """``path`` holds the records, whether of this run or an earlier one."""
+
+    path: Path
+    keys: tuple[KeyFinished, ...]
+    finished: JobFinished
+
+
+def identity_of(profile: DeviceProfile) -> DeviceIdentity:
+    return DeviceIdentity(profile.name, profile.backend, profile.arch, profile.sm_count)
+
+
+def database_path(out: Path, profile: DeviceProfile, modelled: bool = False) -> Path:
+    """``out`` itself if it names a JSON file, else the device's file in the folder ``out``. Modelled records have a
+    file of their own, whose name says so."""
+    if out.suffix == ".json" and not out.is_dir():
+        return out
+    name = file_name(identity_of(profile))
+    return out / (f"{name.removesuffix('.json')}.unmeasured.json" if modelled else name)
+
+
+def tune_keys(
+    keys: Sequence[TuningKey],
+    measurer: Measurer,
+    *,
+    profile: DeviceProfile,
+    toolchain: Toolchain,
+    storage: BaseStorage,
+    out: Path,
+    settings: JobSettings | None = None,
+    compiler: Compiler | None = None,
+    records: Sequence[TuningRecord] = (),
+    report: Report = silent,
+) -> JobResult:
+    """Tune ``keys`` and publish a record of each into the database at ``out`` (a file, or a folder of such).
+
+    Args:
+        measurer: of the device that ``profile`` describes. It is not closed here, nor is ``compiler``.
+        records: of earlier jobs, whose configurations are tried first.
+
+    Raises:
+        UnknownSamplerError, MissingSamplerPackageError: ``settings.sampler``.
+        DatabaseError: a record could not be published.
+    """
+    settings = settings or JobSettings()
+    sampler_choice(settings.sampler)
+    path = database_path(out, profile, settings.modelled)
+    job = _Job(profile, toolchain, measurer, compiler, storage, path, settings, list(records), report)
+    return job.run(keys)
+
+
+@dataclass
+class _Open:
+    """A key that is being worked on."""
+
+    key: TuningKey
+    study: KeyStudy
+    run: KeyRun
+    known: int
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+
+@dataclass
+class _Job:
+    profile: DeviceProfile
+    toolchain: Toolchain
+    measurer: Measurer
+    compiler: Compiler | None
+    storage: BaseStorage
+    path: Path
+    settings: JobSettings
+    records: list[TuningRecord]
+    report: Report
+    finished: list[KeyFinished] = field(default_factory=list)
+    unsettled: list[TuningKey] = field(default_factory=list)
+    numbers: dict[TuningKey, int] = field(default_factory=dict)
+
+    def run(self, keys: Sequence[TuningKey]) -> JobResult:
+        start = time.monotonic()
+        ordered = sorted(dict.fromkeys(keys), key=lambda key: (str(key_of_shape(key)), sort_key(key)))
+        self.numbers = {key: number for number, key in enumerate(ordered, start=1)}
+        self.report(JobStarted(self.profile.name, len(ordered), self.settings.trials, self.settings.sampler))
+        queue = deque(ordered)
+        current = self._next(queue)
+        while current is not None:
+            upcoming = self._run_trials(current, queue)
+            self._end(current)
+            current = upcoming or self._next(queue)
+        for key in self.unsettled:
+            self._settle_later(key)
+        return self._result(time.monotonic() - start)
+
+    def _next(self, queue: deque[TuningKey]) -> _Open | None:
+        """The first key of the queue that has work left."""
+        while queue:
+            opened = self._open(queue.popleft(), fresh=self.settings.retune)
+            if opened is not None:
+                return opened
+        return None
+
+    def _open(self, key: TuningKey, fresh: bool = False) -> _Open | None:
+        try:
+            seeds = seeds_for(key, self.profile, self.records)
+        except InadmissibleConfigError as error:
+            self._finish(KeyFinished(key.name, Ending.FAILED, str(error), 0, 0.0))
+            return None
+        settings = self.settings
+        study = open_study(
+            key,
+            self.profile,
+            self.toolchain,
+            self.storage,
+            seeds,
+            trials=settings.trials,
+            sampler=settings.sampler,
+            seed=settings.seed,
+            shared=settings.shared,
+            fresh=fresh,
+            suffix=" | modelled" if settings.modelled else "",
+        )
+        config = published(study)
+        if config is not None and study.finished and self._in_database(key):
+            self._finish(KeyFinished(key.name, Ending.KNOWN, "published before", study.counted, 0.0, config))
+            return None
+        run = KeyRun(
+            study,
+            self.compiler,
+            self.measurer,
+            seed=settings.seed,
+            window=settings.window,
+            timeout_s=settings.timeout_s,
+        )
+        return _Open(key, study, run, study.counted)
+
+    def _run_trials(self, current: _Open, queue: deque[TuningKey]) -> _Open | None:
+        """All trials of ``current`` that fall to this worker. Once nothing more is to be asked for, the next key's
+        first configurations are compiled beside its last measurements; that key is returned."""
+        key, upcoming = current.key, None
+        current.started = time.monotonic()
+        default = current.study.default.encode()
+        self.report(KeyStarted(key.name, self.numbers[key], len(self.numbers), default, current.known))
+        while (trial := current.run.step()) is not None:
+            self._report_trial(current, *trial)
+            if current.run.asked_out and upcoming is None:
+                upcoming = self._next(queue)
+                if upcoming is not None:
+                    upcoming.run.fill()
+        return upcoming
+
+    # Settling
+
+    def _end(self, opened: _Open) -> None:
+        """Settle a key whose last trial was ours. Another worker may be at its last ones: that is looked at later."""
+        if opened.run.finished_it or opened.run.timed_out:
+            self._settle(opened)
+        else:
+            self.unsettled.append(opened.key)
+
+    def _settle_later(self, key: TuningKey) -> None:
+        """Finish what other workers have left, or wait until they have finished it."""
+        start, idle_since = time.monotonic(), time.monotonic()
+        while (opened := self._open(key)) is not None:
+            while (trial := opened.run.step()) is not None:
+                self._report_trial(opened, *trial)
+                idle_since = time.monotonic()
+            grace = _GRACE_S if self.settings.shared else 0.0
+            ours = opened.run.finished_it or (
+                opened.study.finished and not settled_elsewhere(opened.study) and time.monotonic() - idle_since >= grace
+            )
+            if ours or opened.run.timed_out or time.monotonic() - start > self.settings.timeout_s:
+                self._settle(opened)
+                return
+            time.sleep(_PAUSE_S)
+
+    def _settle(self, opened: _Open) -> None:
+        mark_settling(opened.study)
+        verdict = decide(opened.study, self.measurer, self.settings.seed, self.settings.finalists)
+        if verdict.measurement is None:
+            trials = opened.study.counted
+            self._finish(KeyFinished(opened.key.name, Ending.FAILED, verdict.reason, trials, opened.seconds))
+            return
+        record = self._record(opened, verdict.config, verdict.measurement)
+        publish(self.path, Database(identity_of(self.profile), (record,)), self._why_not)
+        mark_published(opened.study, verdict.config.encode())
+        self.records.append(record)
+        self._finish(self._summary(opened, verdict, verdict.measurement))
+
+    def _record(self, opened: _Open, config: KernelConfig, measurement: Measurement) -> TuningRecord:
+        modelled = self.settings.modelled
+        evidence = Evidence(
+            toolchain=self.toolchain,
+            trials=opened.study.counted,
+            seed=self.settings.seed,
+            date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            measurement=None if modelled else measurement,
+            modelled_us=measurement.timing.median_us if modelled else None,
+        )
+        return TuningRecord(opened.key, config, evidence)
+
+    def _why_not(self, record: TuningRecord) -> str | None:
+        return why_inadmissible(record.key.spec(), record.config, self.profile)
+
+    def _in_database(self, key: TuningKey) -> bool:
+        toolchain = self.toolchain
+        wanted = (key, toolchain.template, toolchain.template_hash, toolchain.triton_minor)
+        try:
+            return any(record.identity == wanted for record in read(self.path).records)
+        except DatabaseError:
+            return False
+
+    # Reporting
+
+    def _summary(self, opened: _Open, verdict: Verdict, measurement: Measurement) -> KeyFinished:
+        ending = Ending.TUNED if verdict.beat_default else Ending.DEFAULT
+        total_us = sum(fill.median_us for fill in measurement.fills)
+        return KeyFinished(
+            key=opened.key.name,
+            ending=Ending.MODELLED if self.settings.modelled else ending,
+            reason=verdict.reason,
+            trials=opened.study.counted,
+            seconds=opened.seconds,
+            config=verdict.config.encode(),
+            time_us=measurement.timing.median_us,
+            default_us=measurement.default.timing.median_us,
+            depth0_us=measurement.best_depth0.timing.median_us,
+            gb_per_s=sum(fill.kv_bytes for fill in measurement.fills) / total_us / 1000 if total_us else None,
+            ceiling_share=measurement.ceiling_share or None,
+        )
+
+    def _finish(self, event: KeyFinished) -> None:
+        self.finished.append(event)
+        self.report(event)
+
+    def _report_trial(self, opened: _Open, config: KernelConfig, outcome: Outcome) -> None:
+        study = opened.study
+        best, counted = study.best(), study.counted
+        done = counted - opened.known
+        eta_s = opened.seconds / done * max(0, study.trials - counted) if done > 0 else None
+        shown = TrialResult(best.fills, (), 0.0) if best is not None else None
+        self.report(
+            TrialFinished(
+                key=opened.key.name,
+                trial=counted,
+                trials=study.trials,
+                config=config.encode(),
+                objective_us=outcome.objective_us if isinstance(outcome, TrialResult) else None,
+                failure=outcome.kind.value if isinstance(outcome, TrialFailure) else None,
+                detail=outcome.detail if isinstance(outcome, TrialFailure) else "",
+                best=best.config.encode() if best is not None else None,
+                best_us=best.objective_us if best is not None else None,
+                gb_per_s=gb_per_s(shown) if shown is not None else None,
+                ceiling_share=(ceiling_share(shown) or None) if shown is not None else None,
+                eta_s=eta_s,
+            )
+        )
+
+    def _result(self, seconds: float) -> JobResult:
+        settled = [event for event in self.finished if event.ending is not Ending.FAILED]
+        finished = JobFinished(
+            database=str(self.path),
+            records=len(settled),
+            failed=len(self.finished) - len(settled),
+            seconds=seconds,
+            gain=_geometric_mean([event.gain for event in settled]),
+            depth0_gain=_geometric_mean([event.depth0_gain for event in settled]),
+        )
+        self.report(finished)
+        return JobResult(self.path, tuple(self.finished), finished)
+
+
+def _geometric_mean(gains: Sequence[float | None]) -> float | None:
+    known = [math.log(gain) for gain in gains if gain is not None]
+    return math.exp(statistics.fmean(known)) if known else None

@@ -1,0 +1,71 @@
+"""Configurations that a study tries first: the heuristic's, what is recorded for similar keys, and the heuristic's
+settings for other regimes, all of them without prefetch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+
+from ..config import KernelConfig, LoadPath, OperandOrder
+from ..database.key import TuningKey
+from ..database.record import TuningRecord
+from ..device import DeviceProfile
+from ..select.heuristic import choose
+from .feasible import why_infeasible
+
+# What a study needs no key of its own for: a record of another dtype or head count is as far as this many doublings.
+_OTHER_FIELD = 4.0
+MAX_NEIGHBOURS = 3
+
+
+@dataclass(frozen=True)
+class Seed:
+    """``source`` says where a configuration comes from; it is kept with the trial."""
+
+    config: KernelConfig
+    source: str
+
+
+def distance(key: TuningKey, other: TuningKey) -> float:
+    """Doublings of batch, capacity and query length between two keys, and 4 for each other field that differs."""
+    sizes = ("batch_bucket", "capacity_bucket", "q_len_bucket")
+    apart = sum(abs(math.log2(getattr(key, name) / getattr(other, name))) for name in sizes)
+    names = [field.name for field in fields(TuningKey) if field.name not in sizes]
+    return apart + _OTHER_FIELD * sum(getattr(key, name) != getattr(other, name) for name in names)
+
+
+def seeds_for(key: TuningKey, profile: DeviceProfile, records: Sequence[TuningRecord] = ()) -> list[Seed]:
+    """The heuristic's configuration, and what else is feasible, each once.
+
+    Raises:
+        InadmissibleConfigError: the device runs no configuration of this key.
+    """
+    default = choose(key.spec(), profile)
+    found = [Seed(default, "heuristic")]
+    for seed in (*_recorded(key, records), *_variants(default)):
+        new = all(seed.config != known.config for known in found)
+        if new and why_infeasible(key, seed.config, profile) is None:
+            found.append(seed)
+    return found
+
+
+def _recorded(key: TuningKey, records: Sequence[TuningRecord]) -> Iterable[Seed]:
+    nearest = sorted(records, key=lambda record: (not record.measured, distance(key, record.key), record.key.name))
+    configs: list[KernelConfig] = []
+    for record in nearest:
+        if record.config not in configs and len(configs) < MAX_NEIGHBOURS:
+            configs.append(record.config)
+            yield Seed(record.config, f"recorded for {record.key.name}")
+
+
+def _variants(default: KernelConfig) -> Iterable[Seed]:
+    """The default with one decision taken the other way; most of them change what limits a program."""
+    other_path = LoadPath.POINTER if default.load_path is LoadPath.TMA else LoadPath.TMA
+    changed = [
+        replace(default, load_path=other_path),
+        replace(default, num_splits=max(1, default.num_splits // 2)),
+        replace(default, block_kv=min(256, default.block_kv * 2), num_warps=4, num_stages=3),
+        replace(default, operand_order=OperandOrder.KQ, num_stages=max(2, default.num_stages), num_warps=4),
+    ]
+    return [Seed(config, "variant of the heuristic's") for config in changed]

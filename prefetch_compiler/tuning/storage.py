@@ -1,0 +1,95 @@
+"""Where studies live. A path or ``sqlite:///`` URL is an SQLite file (``optuna-dashboard FILE`` opens it as it is);
+``postgresql://`` and ``mysql://`` URLs, journal files (``journal:PATH`` or a path ending in ``.log``) and gRPC proxies
+(``grpc://HOST:PORT``) let several workers share a study, as an SQLite file does for the workers of one host."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
+from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.exc import SQLAlchemyError
+
+from .errors import InvalidStorageError
+
+# Psycopg 3 is what we install; SQLAlchemy's own default for these URLs is the older psycopg2.
+_DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg", "mysql": "mysql+pymysql"}
+_PACKAGES = {"postgresql+psycopg": "psycopg", "mysql+pymysql": "pymysql"}
+# Writers of an SQLite file wait for one another.
+_SQLITE_WAIT_S = 60
+_OPEN_TRIES, _OPEN_PAUSE_S = 8, 0.25
+
+
+def open_storage(where: str) -> BaseStorage:
+    """The storage named by ``where``.
+
+    Raises:
+        InvalidStorageError: it cannot be opened, or a package that it needs is missing.
+    """
+    try:
+        return _open(where)
+    except InvalidStorageError:
+        raise
+    except Exception as error:
+        raise InvalidStorageError(where, f"{type(error).__name__}: {error}") from error
+
+
+def _open(where: str) -> BaseStorage:
+    if where.startswith("grpc://"):
+        return _grpc_proxy(where)
+    if where.startswith("journal:") or ("://" not in where and where.endswith(".log")):
+        path = Path(where.removeprefix("journal:").removeprefix("//"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(JournalFileBackend(str(path)))
+    if "://" not in where or where.startswith("sqlite:///"):
+        return _sqlite(Path(where.removeprefix("sqlite:///")))
+    scheme, rest = where.split("://", 1)
+    scheme = _DRIVERS.get(scheme, scheme)
+    package = _PACKAGES.get(scheme)
+    if package is not None and find_spec(package) is None:
+        raise InvalidStorageError(where, f"install the Python package {package}")
+    return _database(f"{scheme}://{rest}", {"pool_pre_ping": True})
+
+
+class _Connection(sqlite3.Connection):
+    """A trial is a dozen small transactions. With a write-ahead log none of them waits for the disk, and what a killed
+    process has committed stays; only a power cut may lose the last few trials."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.execute("PRAGMA journal_mode=WAL")
+        self.execute("PRAGMA synchronous=NORMAL")
+
+
+def _sqlite(path: Path) -> BaseStorage:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options = {"connect_args": {"timeout": _SQLITE_WAIT_S, "factory": _Connection}}
+    return _database(f"sqlite:///{path}", options)
+
+
+def _database(url: str, options: dict[str, Any]) -> BaseStorage:
+    """Workers that start together may all find the tables missing; whoever comes second finds them at the next try."""
+    for tries_left in reversed(range(_OPEN_TRIES)):
+        try:
+            return get_storage(RDBStorage(url, engine_kwargs=options))
+        except SQLAlchemyError:
+            if tries_left == 0:
+                raise
+            time.sleep(_OPEN_PAUSE_S)
+    raise AssertionError("unreachable")
+
+
+def _grpc_proxy(where: str) -> BaseStorage:
+    if find_spec("grpc") is None:
+        raise InvalidStorageError(where, "install the Python package grpcio")
+    from optuna.storages import GrpcStorageProxy
+
+    address = urlsplit(where)
+    if address.hostname is None or address.port is None:
+        raise InvalidStorageError(where, "write it as grpc://HOST:PORT")
+    return GrpcStorageProxy(host=address.hostname, port=address.port)
