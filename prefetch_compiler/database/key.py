@@ -11,7 +11,7 @@ output.
 from __future__ import annotations
 
 import re
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 
 import torch
@@ -196,7 +196,8 @@ def _alignment_of(spec: AttentionSpec) -> Alignment:
 
 def sort_key(key: TuningKey) -> tuple[object, ...]:
     """Order of records in a file: numbers as numbers, so that neighbouring buckets are neighbouring lines."""
-    return tuple(item.value if isinstance(item, Enum) else item for item in astuple(key))
+    values = (getattr(key, field.name) for field in fields(key))
+    return tuple(value.value if isinstance(value, Enum) else value for value in values)
 
 
 _NAME = re.compile(
