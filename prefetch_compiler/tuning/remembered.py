@@ -70,7 +70,7 @@ def remember(trial: FrozenTrial) -> RememberedTrial | None:
         config=config,
         source=str(trial.user_attrs.get(SOURCE, "sampler")),
         counts=bool(result.get("counts")),
-        objective_us=trial.value if trial.state is TrialState.COMPLETE else None,
+        objective_us=trial.value if failure is None else None,
         failure=failure,
         detail=str(result.get("detail", "")),
         fills=fills,

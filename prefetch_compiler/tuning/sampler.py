@@ -3,6 +3,7 @@ one step), which a sampler of densities finds late in a space of discrete knobs.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,10 +21,16 @@ LOCAL_SUFFIX = "+local"
 
 @dataclass(frozen=True)
 class SamplerChoice:
-    """``local``: whether neighbours of the best are proposed too."""
+    """
+    Attributes:
+        local: whether neighbours of the best are proposed too.
+        learns_from_pruned: whether the sampler takes a pruned trial for a bad one. The others ignore it, so that what
+            fails has to be told to them as a bad time.
+    """
 
     name: str
     local: bool
+    learns_from_pruned: bool
 
     def make(self, seed: int) -> BaseSampler:
         with warnings.catch_warnings():
@@ -36,14 +43,9 @@ def _tpe(seed: int) -> BaseSampler:
 
 
 def _tpe_multivariate(seed: int) -> BaseSampler:
-    return TPESampler(
-        n_startup_trials=STARTUP_TRIALS,
-        multivariate=True,
-        constant_liar=True,
-        seed=seed,
-        # A conditional parameter is sampled on its own: that is what this variant is, and no surprise.
-        warn_independent_sampling=False,
-    )
+    # Conditional parameters are sampled on their own: that is what this variant is, and no cause for a warning each.
+    logging.getLogger("optuna.samplers._tpe.sampler").setLevel(logging.ERROR)
+    return TPESampler(n_startup_trials=STARTUP_TRIALS, multivariate=True, constant_liar=True, seed=seed)
 
 
 def _tpe_group(seed: int) -> BaseSampler:
@@ -75,6 +77,7 @@ _SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "random": _random,
     "grid": _grid,
 }
+_DEAF = ("cmaes", "gp")
 _PACKAGES = {"cmaes": "cmaes", "gp": "scipy"}
 SAMPLER_NAMES = tuple(name + suffix for name in _SAMPLERS for suffix in ("", LOCAL_SUFFIX))
 DEFAULT_SAMPLER = "tpe-group+local"
@@ -93,4 +96,4 @@ def sampler_choice(name: str) -> SamplerChoice:
     package = _PACKAGES.get(plain)
     if package is not None and find_spec(package) is None:
         raise MissingSamplerPackageError(name, package)
-    return SamplerChoice(name, name.endswith(LOCAL_SUFFIX))
+    return SamplerChoice(name, name.endswith(LOCAL_SUFFIX), plain not in _DEAF)

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 
 from .errors import InvalidStorageError
 
@@ -77,7 +77,7 @@ def _database(url: str, options: dict[str, Any]) -> BaseStorage:
     for tries_left in reversed(range(_OPEN_TRIES)):
         try:
             return get_storage(RDBStorage(url, engine_kwargs=options))
-        except SQLAlchemyError:
+        except DBAPIError:
             if tries_left == 0:
                 raise
             time.sleep(_OPEN_PAUSE_S)

@@ -166,8 +166,7 @@ class KeyStudy:
         known = self._known.get(config)
         if known is not None:
             trial.set_user_attr(RESULT, repeated_attribute(known))
-            state = TrialState.PRUNED if known.objective_us is None else TrialState.COMPLETE
-            self.study.tell(trial, known.objective_us, state=state)
+            self._tell(trial, known.objective_us)
             return True
         if config in self._in_flight:
             self.study.tell(trial, state=TrialState.FAIL)
@@ -177,18 +176,23 @@ class KeyStudy:
             return False
         failure = TrialFailure(FailureKind.INADMISSIBLE, reason, 0.0)
         trial.set_user_attr(RESULT, result_attribute(failure, counts=False))
-        self.study.tell(trial, state=TrialState.PRUNED)
+        self._tell(trial, None)
         return True
 
+    def _tell(self, trial: Trial, objective_us: float | None) -> None:
+        """None is a failure: pruned, or a bad time for a sampler that would not see it otherwise."""
+        if objective_us is None and not self._choice.learns_from_pruned:
+            measured = self.ranked()
+            objective_us = 2 * (measured[-1].objective_us or 0) if measured else None
+        state = TrialState.PRUNED if objective_us is None else TrialState.COMPLETE
+        self.study.tell(trial, objective_us, state=state, skip_if_finished=True)
+
     def tell(self, candidate: Candidate, outcome: Outcome) -> None:
-        """What a configuration showed. A failure is told as pruned: samplers then avoid its neighbourhood."""
+        """What a configuration showed. Samplers learn to avoid the neighbourhood of what failed."""
         self._in_flight.pop(candidate.config, None)
         free = isinstance(outcome, TrialFailure) and outcome.kind in _FREE_KINDS and self._free_left()
         candidate.trial.set_user_attr(RESULT, result_attribute(outcome, counts=not free))
-        if isinstance(outcome, TrialResult):
-            self.study.tell(candidate.trial, outcome.objective_us, skip_if_finished=True)
-        else:
-            self.study.tell(candidate.trial, state=TrialState.PRUNED, skip_if_finished=True)
+        self._tell(candidate.trial, outcome.objective_us if isinstance(outcome, TrialResult) else None)
         self.sync()
 
     def give_back(self, candidate: Candidate) -> None:
