@@ -30,12 +30,17 @@ def plain_record(record: TuningRecord) -> Plain:
 
 def record_bytes(record: TuningRecord) -> bytes:
     """Compact JSON with sorted keys: what the checksum covers."""
-    text = json.dumps(plain_record(record), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return _compact(plain_record(record))
+
+
+def checksum(plain: Plain) -> str:
+    """Of a record as plain data, without its checksum."""
+    return hashlib.sha256(_compact(plain)).hexdigest()
+
+
+def _compact(plain: Plain) -> bytes:
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return text.encode("ascii")
-
-
-def checksum(record: TuningRecord) -> str:
-    return hashlib.sha256(record_bytes(record)).hexdigest()
 
 
 def write(head: Mapping[str, Any], records: list[Plain]) -> bytes:

@@ -15,7 +15,7 @@ from .errors import (
     InvalidRecordError,
     UnsupportedVersionError,
 )
-from .key import sort_key
+from .key import TuningKey, sort_key
 from .record import DeviceIdentity, TuningRecord
 from .rules import problem
 from .strict_json import MAX_BYTES, StrictJsonError, parse
@@ -81,7 +81,7 @@ def encode(database: Database) -> bytes:
         try:
             records.append(_valid_plain(record))
         except (TypeError, ValueError) as error:
-            raise InvalidRecordError(f"record {_shown(record)}: {error}") from error
+            raise InvalidRecordError(f"record {_shown(record.key)}: {error}") from error
     if len({record.identity for record in database.records}) != len(records):
         raise InvalidRecordError("two records have one identity (key, template and Triton version); merge them")
     head = {
@@ -120,7 +120,7 @@ def _check_digest(data: bytes, source: object) -> None:
 
 
 def _check_record(record: TuningRecord, read: WireRecord, source: object) -> None:
-    computed = checksum(record)
+    computed = checksum(plain_record(record))
     if computed != read.checksum:
         raise ChecksumError(source, f"record {record.key.name}", computed, read.checksum)
     broken = problem(record)
@@ -136,13 +136,15 @@ def _check_rivals(records: tuple[TuningRecord, ...], source: object) -> None:
 
 def _valid_plain(record: TuningRecord) -> Plain:
     """Raises: ValueError (msgspec's own is one): reading would refuse it; TypeError: not plain data at all."""
-    plain = {**plain_record(record), "checksum": checksum(record)}
-    structure(plain, WireRecord)
+    # The way through the format's types also makes fractions of whole times, as reading does.
+    wire = structure({**plain_record(record), "checksum": "0" * 64}, WireRecord)
+    plain: Plain = msgspec.to_builtins(wire)
+    plain.pop("checksum")
     broken = problem(record)
     if broken is not None:
         raise ValueError(broken)
-    return plain
+    return {**plain, "checksum": checksum(plain)}
 
 
 def _shown(value: object) -> str:
-    return repr(value)[:300]
+    return value.name if isinstance(value, TuningKey | DeviceIdentity) else repr(value)[:200]

@@ -57,7 +57,7 @@ def _measurement_problems(measurement: Measurement, key: TuningKey) -> Iterator[
         if value == 0 and math.copysign(1, value) < 0:
             yield "minus zero"
     held = [fill.held for fill in measurement.fills]
-    if held != sorted(set(held)):
+    if held != sorted(held):
         yield f"fills held {held} are not ascending"
     if held[-1] > key.capacity_bucket:
         yield f"a fill of {held[-1]} keys is over the capacity of {key.capacity_bucket}"

@@ -35,6 +35,14 @@ def parse(data: bytes, max_bytes: int = MAX_BYTES) -> Any:
     """
     if len(data) > max_bytes:
         raise StrictJsonError(f"{len(data)} bytes are over the limit of {max_bytes}")
+    try:
+        return _parse(data)
+    except RecursionError as error:
+        # No depth of ours does this, but the caller may be near the end of the stack.
+        raise StrictJsonError("the stack that is left is too short to parse it") from error
+
+
+def _parse(data: bytes) -> Any:
     _check_shape(data)
     try:
         text = data.decode("utf-8")
@@ -52,8 +60,6 @@ def parse(data: bytes, max_bytes: int = MAX_BYTES) -> Any:
         )
     except json.JSONDecodeError as error:
         raise StrictJsonError(f"not JSON: {error}") from error
-    except RecursionError as error:
-        raise StrictJsonError("nested too deeply for the stack that is left") from error
 
 
 def _check_shape(data: bytes) -> None:
