@@ -85,11 +85,12 @@ class InadmissibleRecordError(DatabaseError, ValueError):
 
 
 class DatabaseWriteError(DatabaseError):
-    """The operating system does not let the file be written. What was there before is intact."""
+    """The operating system does not let the file be written. What was there before is intact, unless only the last flush
+    to disk failed: then the new file is there, and may not survive a loss of power."""
 
     def __init__(self, path: object, cause: object) -> None:
         super().__init__(
-            f"{path}: the tuning database cannot be written ({cause}); nothing was changed. "
+            f"{path}: the tuning database cannot be written ({cause}); no file was left half written. "
             "Make room, or write to a folder with write permission."
         )
 

@@ -90,7 +90,7 @@ def publish(
         check: says why a record may not be published, or None; the caller's admissibility.
 
     Raises:
-        DatabaseError: nothing was changed: InvalidRecordError, InadmissibleRecordError, DeviceMismatchError,
+        DatabaseError: the records are not published, and the file is whole: InvalidRecordError, InadmissibleRecordError, DeviceMismatchError,
             UnsupportedVersionError, DatabaseTooLargeError, UnreadableDatabaseError, DatabaseLockedError or
             DatabaseWriteError.
     """
