@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from prefetch_compiler.error_bound import error_bound, exact, yardstick
 from prefetch_compiler.reference import same_dtype_attention
 
 from .cases import DEVICE, Case, Operands, build
-from .error_bounds import assert_within_bound, error_bound, exact
+from .error_bounds import assert_within_bound
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 
@@ -141,3 +142,35 @@ def test_a_short_row_does_not_excuse_a_long_one() -> None:
     mask[0, ..., 2:] = False
     bound = error_bound(replace(p, mask=mask))
     assert bound[2].item() < bound[0].item() / 2
+
+
+@pytest.mark.parametrize("mask", ["per_row", "additive_inf", "ragged", "causal", "none"])
+def test_the_bound_does_not_depend_on_how_much_is_computed_at_a_time(mask: str) -> None:
+    """One KV head of one sequence at a time, or everything: the same up to the order of float64 sums. The reference's
+    own sums are in float32, so that its part of the bound may differ as roundings fall."""
+    p = build(Case(dtype=torch.float32, q_len=2, mask=mask))
+    whole, parts = yardstick(p), yardstick(p, working_bytes=1)
+    assert torch.allclose(whole.answer, parts.answer, rtol=1e-12, atol=1e-14)
+    assert torch.equal(whole.bound == 0, parts.bound == 0)
+    assert parts.share(solved(p)) <= 1
+    assert parts.share(_one_output_unwritten(p)) == float("inf")
+
+
+def test_a_share_above_1_is_an_error_beyond_the_bound() -> None:
+    p = problem(torch.float16)
+    measure = yardstick(p)
+    off = torch.zeros_like(measure.answer)
+    off[2, 1, 1, 7] = 3 * measure.bound[2, 1]
+    assert measure.share(measure.answer + off) == pytest.approx(3)
+    assert measure.share(measure.answer) == 0
+    off[0, 0, 0, 0] = float("nan")
+    assert measure.share(measure.answer + off) == float("inf")
+
+
+def test_a_share_where_nothing_may_be_wrong() -> None:
+    p = build(Case(mask="ragged"))
+    measure = yardstick(p)
+    assert measure.share(solved(p)) <= 1
+    off = torch.zeros_like(measure.answer)
+    off[1, 0, 0, 0] = 1e-300
+    assert measure.share(measure.answer + off) == float("inf")

@@ -10,10 +10,11 @@ import torch
 
 from prefetch_compiler.config import Merge, OperandOrder
 from prefetch_compiler.device import profile
+from prefetch_compiler.error_bound import exact
 from prefetch_compiler.lower.launch import launch_decode
 
 from .cases import DEVICE, Case, Operands, build, config_of, solve, spec_of
-from .error_bounds import assert_within_bound, exact
+from .error_bounds import assert_within_bound
 from .poison import NAN, uninitialised_is_nan
 
 NEG_INF = float("-inf")
