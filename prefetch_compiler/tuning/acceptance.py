@@ -52,9 +52,9 @@ def luck(faster: int, rounds: int) -> float:
     return sum(math.comb(rounds, count) for count in range(faster, rounds + 1)) / 2**rounds
 
 
-def beats(challenger: TrialResult, default: TrialResult, finalists: int = 1) -> bool:
+def beats(challenger: TrialResult, default: TrialResult, finalists: int = 1, min_gain: float = MIN_GAIN) -> bool:
     """Whether ``challenger`` may replace ``default`` (see the module's text)."""
-    if challenger.objective_us > default.objective_us * (1 - MIN_GAIN):
+    if challenger.objective_us > default.objective_us * (1 - min_gain):
         return False
     pairs = list(zip(rounds_us(challenger), rounds_us(default), strict=False))
     decided = [(ours, theirs) for ours, theirs in pairs if ours != theirs]

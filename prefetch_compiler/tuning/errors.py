@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from ..config import KernelConfig
 from ..errors import KVPrefetchError
 
 
@@ -39,5 +40,56 @@ class MissingSamplerPackageError(KVPrefetchError):
         super().__init__(f"sampler {name!r} needs the Python package {package}; install it, or take another sampler.")
 
 
+class WrongResultError(KVPrefetchError):
+    """A configuration whose results are wrong: it must not be used."""
+
+    def __init__(self, config: KernelConfig, problem: str, reason: str) -> None:
+        self.reason = f"{problem}: {reason}"
+        super().__init__(f"config {config.encode()} is wrong on {problem}: {reason}.")
+
+
+class NoTuningDeviceError(KVPrefetchError):
+    """Measuring was asked for where there is no GPU."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no GPU is visible, and configurations are measured on one. "
+            "Use --target sm_90 --compile-only to rank them without."
+        )
+
+
 def _without_password(url: str) -> str:
     return re.sub(r"(://[^/:@]*):[^@/]*@", r"\1:***@", url)
+
+
+class NoTuningGpuError(KVPrefetchError):
+    """A measurement was asked for where there is no GPU."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "tune measures on a GPU, and torch sees none here; "
+            "--compile-only --target sm_90 ranks configurations by a model instead."
+        )
+
+
+class UnknownTargetError(KVPrefetchError, ValueError):
+    """A target that is none, or that is named although something is to be measured."""
+
+    def __init__(self, target: str, known: Iterable[int], compile_only: bool) -> None:
+        names = ", ".join(f"sm_{arch}" for arch in sorted(known))
+        rule = f"there are {names}" if compile_only else "what is measured runs on the GPU here; add --compile-only"
+        super().__init__(f"--target {target}: {rule}.")
+
+
+class NothingToTuneError(KVPrefetchError, ValueError):
+    """A command line that names no key."""
+
+    def __init__(self) -> None:
+        super().__init__("nothing to tune: give a file of sites (kvprefetch capture), --preset, --model or --spec.")
+
+
+class InvalidSizesError(KVPrefetchError, ValueError):
+    """A list of sizes that is none."""
+
+    def __init__(self, option: str, value: str) -> None:
+        super().__init__(f"{option} is {value!r}; expected positive integers, comma-separated, such as 1,16,64.")

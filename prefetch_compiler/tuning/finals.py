@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..config import KernelConfig
 from ..database.key import TuningKey
 from ..database.record import Measurement, Rival
-from .acceptance import beats, timing_of
+from .acceptance import MIN_GAIN, beats, timing_of
 from .protocol import Measurer, Outcome, TrialFailure, TrialResult
 from .study import KeyStudy
 
@@ -39,14 +39,18 @@ def finalists(study: KeyStudy, count: int = FINALISTS) -> tuple[KernelConfig, ..
     return tuple(chosen)
 
 
-def decide(study: KeyStudy, measurer: Measurer, seed: int, count: int = FINALISTS) -> Verdict:
+def decide(
+    study: KeyStudy, measurer: Measurer, seed: int, count: int = FINALISTS, min_gain: float = MIN_GAIN
+) -> Verdict:
     """Measure the finalists and choose. One that is wrong on the held-out seeds, or fails, drops out."""
     configs = finalists(study, count)
     outcomes = measurer.finals(study.key, configs, seed + HELD_OUT_SEED_OFFSET)
-    return judge(study.default, configs, outcomes)
+    return judge(study.default, configs, outcomes, min_gain)
 
 
-def judge(default: KernelConfig, configs: Sequence[KernelConfig], outcomes: Sequence[Outcome]) -> Verdict:
+def judge(
+    default: KernelConfig, configs: Sequence[KernelConfig], outcomes: Sequence[Outcome], min_gain: float = MIN_GAIN
+) -> Verdict:
     """The verdict on finals that were measured."""
     results = {c: o for c, o in zip(configs, outcomes, strict=True) if isinstance(o, TrialResult)}
     if not results:
@@ -56,19 +60,21 @@ def judge(default: KernelConfig, configs: Sequence[KernelConfig], outcomes: Sequ
     bare = [config for config in results if config.prefetch_depth == 0]
     if not bare:
         return Verdict(default, None, False, "no finalist without prefetch ran, so there is nothing to compare with")
-    winner, beat, reason = _winner(default, results)
+    winner, beat, reason = _winner(default, results, min_gain)
     # A default that fails cannot be compared with: the record then claims no gain over it.
     measurement = _measurement(results, winner, default if default in results else winner, bare)
     return Verdict(winner, measurement, beat, reason)
 
 
-def _winner(default: KernelConfig, results: dict[KernelConfig, TrialResult]) -> tuple[KernelConfig, bool, str]:
+def _winner(
+    default: KernelConfig, results: dict[KernelConfig, TrialResult], min_gain: float
+) -> tuple[KernelConfig, bool, str]:
     fastest_first = sorted(results, key=lambda config: results[config].objective_us)
     if default not in results:
         return fastest_first[0], False, "the default failed in the finals; the fastest correct configuration is kept"
     challengers = [config for config in fastest_first if config != default]
     for config in challengers:
-        if beats(results[config], results[default], len(challengers)):
+        if beats(results[config], results[default], len(challengers), min_gain):
             return config, True, "beats the default by more than the noise"
     return default, False, "nothing beats the default by more than the noise"
 

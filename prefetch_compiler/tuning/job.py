@@ -17,17 +17,20 @@ from pathlib import Path
 from optuna.storages import BaseStorage
 
 from ..config import KernelConfig
+from ..database.device_identity import identity_of
 from ..database.document import Database
 from ..database.errors import DatabaseError
 from ..database.key import TuningKey, sort_key
-from ..database.record import DeviceIdentity, Evidence, Measurement, Toolchain, TuningRecord
+from ..database.record import Evidence, Measurement, Toolchain, TuningRecord
 from ..database.store import file_name, publish, read
 from ..device import DeviceProfile
 from ..errors import InadmissibleConfigError
 from ..select.admissible import why_inadmissible
+from .acceptance import MIN_GAIN
 from .compile_pool import Compiler
 from .events import Ending, JobFinished, JobStarted, KeyFinished, KeyStarted, Report, TrialFinished, silent
 from .finals import FINALISTS, Verdict, ceiling_share, decide, gb_per_s, key_of_shape
+from .model_measurer import MODEL_MIN_GAIN
 from .pipeline import KeyRun
 from .protocol import Measurer, Outcome, TrialFailure, TrialResult
 from .sampler import DEFAULT_SAMPLER, sampler_choice
@@ -72,10 +75,6 @@ class JobResult:
     path: Path
     keys: tuple[KeyFinished, ...]
     finished: JobFinished
-
-
-def identity_of(profile: DeviceProfile) -> DeviceIdentity:
-    return DeviceIdentity(profile.name, profile.backend, profile.arch, profile.sm_count)
 
 
 def database_path(out: Path, profile: DeviceProfile, modelled: bool = False) -> Path:
@@ -246,7 +245,9 @@ class _Job:
 
     def _settle(self, opened: _Open) -> None:
         mark_settling(opened.study)
-        verdict = decide(opened.study, self.measurer, self.settings.seed, self.settings.finalists)
+        settings = self.settings
+        min_gain = MODEL_MIN_GAIN if settings.modelled else MIN_GAIN
+        verdict = decide(opened.study, self.measurer, settings.seed, settings.finalists, min_gain)
         if verdict.measurement is None:
             trials = opened.study.counted
             self._finish(KeyFinished(opened.key.name, Ending.FAILED, verdict.reason, trials, opened.seconds))

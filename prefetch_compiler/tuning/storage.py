@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import sqlite3
 import time
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import DBAPIError
@@ -92,4 +94,6 @@ def _grpc_proxy(where: str) -> BaseStorage:
     address = urlsplit(where)
     if address.hostname is None or address.port is None:
         raise InvalidStorageError(where, "write it as grpc://HOST:PORT")
-    return GrpcStorageProxy(host=address.hostname, port=address.port)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return GrpcStorageProxy(host=address.hostname, port=address.port)
