@@ -11,6 +11,7 @@ import torch
 from torch.fx import GraphModule
 
 from .errors import LoweringError, SiteNotLoweredError
+from .lower.compile_workers import wake_workers
 from .lower.graph_pass import LoweringPass
 from .lower.mark import Marks, mark
 from .lower.rewrite import Lowering
@@ -47,6 +48,7 @@ def kvprefetch(
     if not marks.marked:
         _finish(marks, ours)
         return _compile_plainly(inductor, module, example_inputs)
+    wake_workers()
     lowering = Lowering(marks.reports, ours.strict)
     try:
         compiled = _compile(inductor, lowering, module, example_inputs)

@@ -20,6 +20,20 @@ log = logging.getLogger("prefetch_compiler")
 
 # A kernel takes a second or two. A worker that dies is started again with the same job, without end.
 TIMEOUT_S = 60.0
+# Longer than this for workers to start, and this process has the kernels sooner by itself.
+START_TIMEOUT_S = 0.5
+
+
+def wake_workers() -> None:
+    """Have the workers started by the time that a kernel is chosen; never raises. Inductor does so at its first."""
+    if not torch.cuda.is_available():
+        return
+    try:
+        from torch._inductor.async_compile import AsyncCompile
+
+        AsyncCompile.use_process_pool()
+    except Exception as error:
+        log.debug("Inductor's workers do not start: %s: %s", type(error).__name__, error)
 
 
 def compile_in_workers(spec: AttentionSpec, config: KernelConfig, device: torch.device, kernels: int) -> None:
@@ -36,6 +50,7 @@ def _submit(spec: AttentionSpec, config: KernelConfig, device: torch.device, ker
     from torch._inductor.runtime.cache_dir_utils import triton_cache_dir
     from triton.runtime import driver
 
+    AsyncCompile.wait_pool_ready(START_TIMEOUT_S)
     if not AsyncCompile.use_process_pool():
         return []
     index = torch.cuda.current_device() if device.index is None else device.index

@@ -13,7 +13,7 @@ import torch
 from torch._inductor.async_compile import AsyncCompile
 
 from prefetch_compiler.config import KernelConfig
-from prefetch_compiler.lower.compile_workers import compile_in_workers
+from prefetch_compiler.lower.compile_workers import compile_in_workers, wake_workers
 from prefetch_compiler.spec import AttentionSpec, TensorLayout
 
 LAYOUT = TensorLayout(256 * 128, 256 * 128, 128)
@@ -48,6 +48,19 @@ def test_a_pool_that_refuses_work_is_no_error(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(AsyncCompile, "process_pool", lambda: tried.append(1) or BrokenPool())
     monkeypatch.setattr("triton.runtime.driver._active", Target())
     compile_in_workers(SPEC, CONFIG, torch.device("cuda", 0), 2)
+    assert tried == [1]
+
+
+def test_a_pool_that_does_not_start_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def refuse() -> bool:
+        tried.append(1)
+        raise RuntimeError("Inductor async compile process pools are disabled")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(AsyncCompile, "use_process_pool", refuse)
+    wake_workers()
     assert tried == [1]
 
 
