@@ -95,6 +95,13 @@ class DatabaseWriteError(DatabaseError):
         )
 
 
+class DatabaseExistsError(DatabaseError):
+    """A file would be overwritten, and nobody said that it may be."""
+
+    def __init__(self, path: object) -> None:
+        super().__init__(f"{path}: there is a file already; choose another name, or say --force to replace it.")
+
+
 class DatabaseLockedError(DatabaseError):
     """Another writer has held the lock all the time."""
 

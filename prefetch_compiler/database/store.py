@@ -15,8 +15,8 @@ import re
 import secrets
 import stat
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from .document import Database, decode, encode
 from .errors import (
     CorruptDatabaseError,
+    DatabaseExistsError,
     DatabaseLockedError,
     DatabaseTooLargeError,
     DatabaseWriteError,
@@ -99,15 +100,55 @@ def publish(
         if reason is not None:
             raise InadmissibleRecordError(record.key.name, reason)
     encode(database)  # what is wrong with it is told before anything is locked or created
+    with _locked(path, lock_timeout_s) as target:
+        return _publish_locked(target, database)
+
+
+def create(path: Path | str, database: Database, replace: bool = False) -> None:
+    """Write ``database`` alone, durably; unlike :func:`publish` it is not merged with anything.
+
+    Args:
+        replace: whether a file that is there already may go, whatever it is.
+
+    Raises:
+        DatabaseError: InvalidRecordError, DatabaseTooLargeError, DatabaseExistsError, DatabaseLockedError or
+            DatabaseWriteError. What was there is still there.
+    """
+    data = encode(database)
+    with _locked(path, LOCK_TIMEOUT_S) as target:
+        if target.exists() and not replace:
+            raise DatabaseExistsError(path)
+        _replace(target, data)
+
+
+def rewrite(path: Path | str, change: Callable[[Database], Database]) -> Database:
+    """Replace the database in ``path`` by what ``change`` makes of it, durably; no other writer comes in between.
+
+    Raises:
+        DatabaseError: whatever reading or writing raises. What was there is still there.
+    """
+    with _locked(path, LOCK_TIMEOUT_S) as target:
+        changed = change(decode(_read_bytes(target), path))
+        _replace(target, encode(changed))
+        return changed
+
+
+@contextmanager
+def _locked(path: Path | str, timeout_s: float) -> Iterator[Path]:
+    """Hold the lock of ``path``; gives the file that it names, behind all links.
+
+    Raises:
+        DatabaseLockedError, DatabaseWriteError: also of what is done under the lock.
+    """
     # A link stays a link: what it points to is replaced.
     target = Path(os.path.realpath(path))
     lock_path = target.with_name(f".{target.name}.lock")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock_path, timeout=lock_timeout_s, poll_interval=0.01, thread_local=False):
-            return _publish_locked(target, database)
+        with FileLock(lock_path, timeout=timeout_s, poll_interval=0.01, thread_local=False):
+            yield target
     except Timeout as error:
-        raise DatabaseLockedError(path, lock_path, lock_timeout_s) from error
+        raise DatabaseLockedError(path, lock_path, timeout_s) from error
     except OSError as error:
         raise DatabaseWriteError(path, error) from error
 

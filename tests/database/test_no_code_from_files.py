@@ -11,11 +11,10 @@ from prefetch_compiler import database
 
 FOLDER = Path(database.__file__).parent
 FORBIDDEN_MODULES = {
-    "pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal", "yaml", "jsonpickle", "importlib",
-    "subprocess", "pty", "ctypes", "code", "runpy",
+    "pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal", "yaml", "jsonpickle", "subprocess", "pty", "ctypes", "code", "runpy",
 }  # fmt: skip
-FORBIDDEN_NAMES = {"eval", "exec", "compile", "__import__", "execfile", "system", "popen", "Popen", "loads_unsafe"}
-FORBIDDEN_ATTRIBUTES = FORBIDDEN_NAMES - {"compile"} | {"import_module", "spawn", "spawnl", "execv", "load_module"}
+FORBIDDEN_NAMES = {"eval", "exec", "compile", "__import__", "import_module", "system", "popen", "Popen"}
+FORBIDDEN_ATTRIBUTES = FORBIDDEN_NAMES - {"compile"} | {"spawn", "spawnl", "execv", "load_module"}
 
 
 def complaints(source: str) -> list[str]:
@@ -25,6 +24,8 @@ def complaints(source: str) -> list[str]:
             found += [alias.name for alias in node.names if alias.name.split(".")[0] in FORBIDDEN_MODULES]
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in FORBIDDEN_MODULES:
             found.append(str(node.module))
+        elif isinstance(node, ast.ImportFrom):
+            found += [alias.name for alias in node.names if alias.name in FORBIDDEN_NAMES - {"compile"}]
         elif isinstance(node, ast.Name) and node.id in FORBIDDEN_NAMES:
             found.append(node.id)
         elif isinstance(node, ast.Attribute) and node.attr in FORBIDDEN_ATTRIBUTES:
@@ -51,6 +52,7 @@ def test_nothing_is_run_that_a_file_says(path: Path) -> None:
         "run('ls', shell=True)",
         "builtins.eval('1')",
         "importlib.import_module(name)",
+        "from importlib import import_module as load",
     ],
 )
 def test_the_check_sees_what_it_is_for(source: str) -> None:

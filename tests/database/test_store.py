@@ -27,6 +27,7 @@ from prefetch_compiler.database.document import Database, encode
 from prefetch_compiler.database.errors import (
     CorruptDatabaseError,
     DatabaseError,
+    DatabaseExistsError,
     DatabaseLockedError,
     DatabaseTooLargeError,
     DatabaseWriteError,
@@ -37,8 +38,9 @@ from prefetch_compiler.database.errors import (
     UnreadableDatabaseError,
     UnsupportedVersionError,
 )
+from prefetch_compiler.database.merge import export
 from prefetch_compiler.database.record import DeviceIdentity
-from prefetch_compiler.database.store import database_files, file_name, publish, read
+from prefetch_compiler.database.store import create, database_files, file_name, publish, read, rewrite
 
 from .examples import H100, H200, KEY, database, measured, modelled
 
@@ -426,3 +428,28 @@ def test_threads_of_one_process_lose_nothing(path: Path) -> None:
         thread.join()
     assert len(read(path).records) == 12
     assert others_in(path.parent, path) == []
+
+
+# Writing without merging
+
+
+def test_creating_does_not_merge_and_does_not_overwrite(path: Path) -> None:
+    create(path, FIRST)
+    assert read(path) == FIRST
+    with pytest.raises(DatabaseExistsError, match="--force"):
+        create(path, SECOND)
+    assert read(path) == FIRST
+    create(path, SECOND, replace=True)
+    assert read(path) == SECOND
+    assert others_in(path.parent, path) == []
+
+
+def test_rewriting_replaces_what_is_there(path: Path) -> None:
+    publish(path, BOTH)
+    assert rewrite(path, lambda stored: export(stored, [KEY])) == FIRST == read(path)
+    path.write_bytes(b"{}")
+    with pytest.raises(CorruptDatabaseError, match=path.name):
+        rewrite(path, lambda stored: stored)
+    assert path.read_bytes() == b"{}"
+    with pytest.raises(MissingDatabaseError):
+        rewrite(path.with_name("none.json"), lambda stored: stored)
