@@ -85,8 +85,8 @@ class InadmissibleRecordError(DatabaseError, ValueError):
 
 
 class DatabaseWriteError(DatabaseError):
-    """The operating system does not let the file be written. What was there before is intact, unless only the last flush
-    to disk failed: then the new file is there, and may not survive a loss of power."""
+    """The operating system does not let the file be written. What was there before is intact, unless only the last
+    flush to disk failed: then the new file is there, and may not survive a loss of power."""
 
     def __init__(self, path: object, cause: object) -> None:
         super().__init__(

@@ -91,9 +91,9 @@ def publish(
         check: says why a record may not be published, or None; the caller's admissibility.
 
     Raises:
-        DatabaseError: the records are not published, and the file is whole: InvalidRecordError, InadmissibleRecordError, DeviceMismatchError,
-            UnsupportedVersionError, DatabaseTooLargeError, UnreadableDatabaseError, DatabaseLockedError or
-            DatabaseWriteError.
+        DatabaseError: the records are not published, and the file is whole: InvalidRecordError,
+            InadmissibleRecordError, DeviceMismatchError, UnsupportedVersionError, DatabaseTooLargeError,
+            UnreadableDatabaseError, DatabaseLockedError or DatabaseWriteError.
     """
     for record in database.records:
         reason = None if check is None else check(record)

@@ -11,7 +11,8 @@ from prefetch_compiler import database
 
 FOLDER = Path(database.__file__).parent
 FORBIDDEN_MODULES = {
-    "pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal", "yaml", "jsonpickle", "subprocess", "pty", "ctypes", "code", "runpy",
+    "pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal", "yaml", "jsonpickle", "subprocess",
+    "pty", "ctypes", "code", "runpy",
 }  # fmt: skip
 FORBIDDEN_NAMES = {"eval", "exec", "compile", "__import__", "import_module", "system", "popen", "Popen"}
 FORBIDDEN_ATTRIBUTES = FORBIDDEN_NAMES - {"compile"} | {"spawn", "spawnl", "execv", "load_module"}
