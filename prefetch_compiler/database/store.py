@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import re
 import secrets
 import stat
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,6 +36,8 @@ from .errors import (
 from .merge import merge
 from .record import DeviceIdentity, TuningRecord
 from .strict_json import MAX_BYTES
+
+log = logging.getLogger("prefetch_compiler")
 
 LOCK_TIMEOUT_S = 60.0
 # The folder's own JSON file that is no database: the schema, which is published beside the databases.
@@ -172,7 +174,7 @@ def _present(target: Path) -> list[Database]:
         digest = hashlib.sha256(_read_bytes(target)).hexdigest()[:8]
         aside = target.with_name(f"{target.name}.corrupt-{digest}")
         target.replace(aside)
-        warnings.warn(f"{error} It was moved to {aside}.", RuntimeWarning, stacklevel=4)
+        log.warning("%s It was moved to %s.", error, aside)
         return []
 
 
