@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from ..config import KernelConfig
+from ..database.key import TuningKey
 from ..errors import KVPrefetchError
 
 
@@ -48,13 +49,13 @@ class WrongResultError(KVPrefetchError):
         super().__init__(f"config {config.encode()} is wrong on {problem}: {reason}.")
 
 
-class NoTuningDeviceError(KVPrefetchError):
-    """Measuring was asked for where there is no GPU."""
+class KeyTooLargeError(KVPrefetchError):
+    """A key whose cache does not fit into the device's memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: TuningKey, cache_bytes: int, free_bytes: int) -> None:
         super().__init__(
-            "no GPU is visible, and configurations are measured on one. "
-            "Use --target sm_90 --compile-only to rank them without."
+            f"{key.name}: one cache takes {cache_bytes / 2**30:.1f} GiB and {free_bytes / 2**30:.1f} GiB are free; "
+            "tune a smaller batch or capacity."
         )
 
 

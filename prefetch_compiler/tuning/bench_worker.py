@@ -1,0 +1,145 @@
+"""What the measuring process runs. It holds one GPU, one key's operands at a time, and may die at any moment."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ..bench.ceiling import measure_ceiling
+from ..config import KernelConfig
+from ..database.key import TuningKey
+from .ceilings import Ceilings
+from .errors import KeyTooLargeError, WrongResultError
+from .protocol import FailureKind, Outcome, TrialFailure, TrialRequest
+from .session import Session
+from .verification import verify
+
+_DETAIL_CHARACTERS = 300
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An outcome for each configuration asked about. ``broken``: this process can no longer use its GPU."""
+
+    outcomes: tuple[Outcome, ...]
+    broken: bool = False
+
+
+_device = torch.device("cpu")
+_session: Session | None = None
+_ceilings: Ceilings | None = None
+
+
+def start(device_index: int, parent: int) -> None:
+    """Take the GPU. The process dies with ``parent``, whatever way that goes: a measuring process left behind would
+    hold the GPU's memory."""
+    global _device, _ceilings
+    die_with(parent)
+    logging.getLogger("prefetch_compiler").setLevel(logging.ERROR)
+    _device = torch.device("cuda", device_index)
+    torch.cuda.set_device(_device)
+    _ceilings = Ceilings(lambda byte_count: measure_ceiling(byte_count, _device).samples.median_us)
+
+
+def die_with(parent: int) -> None:
+    """Ask Linux to kill this process when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def trial(request: TrialRequest) -> Reply:
+    """Verify one configuration, then time it."""
+
+    def measure() -> Outcome:
+        error = verify(request.key, request.config, request.seed, _device)
+        return _session_of(request.key).trial(request.config, error)
+
+    return _guarded([measure])
+
+
+def finals(key: TuningKey, configs: tuple[KernelConfig, ...], seed: int) -> Reply:
+    """Verify each on inputs that no trial has seen, then time those that pass in interleaved rounds."""
+    checked = _guarded([lambda config=config: _verified(key, config, seed) for config in configs])  # type: ignore[misc]
+    if checked.broken:
+        return checked
+    outcomes = list(checked.outcomes)
+    passed = [n for n, outcome in enumerate(outcomes) if isinstance(outcome, float)]
+    measured: list[Outcome] = []
+
+    def measure() -> Outcome:
+        errors = [outcomes[n] for n in passed]
+        results = _session_of(key).finals([configs[n] for n in passed], errors)  # type: ignore[arg-type]
+        measured.extend(results)
+        return results[0]
+
+    reply = _guarded([measure]) if passed else Reply(())
+    for place, n in enumerate(passed):
+        outcomes[n] = measured[place] if measured else reply.outcomes[0]
+    return Reply(tuple(outcomes), reply.broken)
+
+
+def _verified(key: TuningKey, config: KernelConfig, seed: int) -> float:
+    return verify(key, config, seed, _device)
+
+
+def _session_of(key: TuningKey) -> Session:
+    global _session
+    assert _ceilings is not None
+    if _session is None or _session.key != key:
+        _session = None  # its memory, before the next one's is taken
+        torch.cuda.empty_cache()
+        _session = Session(key, _device, _ceilings)
+    return _session
+
+
+def _guarded(tasks: list[Callable[[], object]]) -> Reply:
+    """Run each; what it raises becomes a failure. After an error of the device's nothing more can run here."""
+    outcomes: list[object] = []
+    for task in tasks:
+        try:
+            outcome = task()
+            torch.cuda.synchronize(_device)
+            outcomes.append(outcome)
+        except Exception as error:
+            failure, broken = _failure(error)
+            outcomes.append(failure)
+            if broken:
+                outcomes.extend([failure] * (len(tasks) - len(outcomes)))
+                return Reply(tuple(outcomes), broken=True)  # type: ignore[arg-type]
+    return Reply(tuple(outcomes))  # type: ignore[arg-type]
+
+
+def _failure(error: Exception) -> tuple[TrialFailure, bool]:
+    """What an exception means, and whether it leaves the device unusable to this process: errors of CUDA's stick to the
+    context (CUDA programming guide, "Error checking")."""
+    global _session
+    detail = " ".join(f"{type(error).__name__}: {error}".split())[:_DETAIL_CHARACTERS]
+    if isinstance(error, WrongResultError):
+        return TrialFailure(FailureKind.WRONG, error.reason, 0.0), False
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError | KeyTooLargeError):
+        _session = None
+        return TrialFailure(FailureKind.OUT_OF_MEMORY, detail, 0.0), False
+    if type(error).__name__ == "OutOfResources":
+        return TrialFailure(FailureKind.RESOURCES, detail, 0.0), False
+    if not _device_works():
+        return TrialFailure(FailureKind.CRASH, detail, 0.0), True
+    return TrialFailure(FailureKind.ERROR, detail, 0.0), False
+
+
+def _device_works() -> bool:
+    try:
+        torch.zeros(1, device=_device).add_(1).item()
+        torch.cuda.synchronize(_device)
+    except Exception:
+        return False
+    return True

@@ -1,0 +1,121 @@
+"""Operands of a key's specs, laid out as a lowered graph would pass them to the launch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..recognize.bounds import mask_bounds
+from ..spec import AttentionSpec, MaskKind, TensorLayout
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Operands:
+    """One attention; shapes as in AttentionSpec, the mask not expanded.
+
+    ``k`` and ``v`` are finite throughout. In ``stale_k`` and ``stale_v``, which a kernel is given, every key outside
+    the range that some query of the sequence sees holds NaN: it must not be let in.
+    """
+
+    spec: AttentionSpec
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    stale_k: Tensor
+    stale_v: Tensor
+    mask: Tensor | None
+    bounds: Tensor | None
+
+    @property
+    def is_causal(self) -> bool:
+        return self.spec.is_causal
+
+    @property
+    def scale(self) -> float:
+        return self.spec.scale
+
+    def expanded_mask(self) -> Tensor | None:
+        """As the launch takes it: (batch, query_heads, q_len, kv_len), stride 0 where broadcast."""
+        spec = self.spec
+        return None if self.mask is None else self.mask.expand(spec.batch, spec.query_heads, spec.q_len, spec.kv_len)
+
+
+def random_cache(spec: AttentionSpec, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Normal K and V in the layouts of ``spec``."""
+    return (
+        _strided(spec, spec.head_dim, spec.key_layout, generator),
+        _strided(spec, spec.value_dim, spec.value_layout, generator),
+    )
+
+
+def random_queries(spec: AttentionSpec, generator: torch.Generator) -> Tensor:
+    shape = (spec.batch, spec.query_heads, spec.q_len, spec.head_dim)
+    return torch.empty(shape, dtype=spec.dtype, device=generator.device).normal_(generator=generator)
+
+
+def prefix_mask(spec: AttentionSpec, held: int, device: torch.device) -> Tensor | None:
+    """``held`` keys visible to every query, in the shape of the spec's mask: (batch, 1 or heads, 1 or q, keys)."""
+    visible = torch.arange(spec.kv_len, device=device) < held
+    return mask_of(spec, visible.expand(spec.batch, spec.kv_len))
+
+
+def mask_of(spec: AttentionSpec, visible: Tensor) -> Tensor | None:
+    """The spec's kind of mask, showing ``visible`` keys: bool (batch, keys), or (batch, heads, q_len, keys)."""
+    if spec.mask is MaskKind.NONE:
+        return None
+    rows = (spec.query_heads, spec.q_len) if spec.mask_per_row else (1, 1)
+    if visible.ndim == 2:
+        visible = visible[:, None, None, :]
+    visible = visible.expand(spec.batch, *rows, spec.kv_len).contiguous()
+    if spec.mask is MaskKind.BOOL:
+        return visible
+    return torch.zeros(visible.shape, dtype=spec.mask_dtype, device=visible.device).masked_fill_(
+        ~visible, float("-inf")
+    )
+
+
+def operands(spec: AttentionSpec, mask: Tensor | None, generator: torch.Generator) -> Operands:
+    """Random operands under ``mask``, with everything that no query sees poisoned."""
+    k, v = random_cache(spec, generator)
+    bounds = None if mask is None else mask_bounds(mask, spec.kv_len)
+    stale = _stale(spec, bounds, generator.device)
+    return Operands(spec, random_queries(spec, generator), k, v, _poisoned(k, stale), _poisoned(v, stale), mask, bounds)
+
+
+def _strided(spec: AttentionSpec, dim: int, layout: TensorLayout, generator: torch.Generator) -> Tensor:
+    shape = (spec.batch, spec.kv_heads, spec.kv_len, dim)
+    strides = (*layout.strides, 1)
+    elements = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    storage = torch.empty(elements, dtype=spec.dtype, device=generator.device).normal_(generator=generator)
+    return storage.as_strided(shape, strides)
+
+
+def _stale(spec: AttentionSpec, bounds: Tensor | None, device: torch.device) -> Tensor:
+    """Keys that no query sees: bool (batch, keys). Sequences that share one cache (batch stride 0) share them."""
+    key = torch.arange(spec.kv_len, device=device)
+    if bounds is None:
+        end = min(spec.q_len, spec.kv_len) if spec.is_causal else spec.kv_len
+        return (key >= end).expand(spec.batch, spec.kv_len)
+    stale = ((key < bounds[:, :1]) | (key >= bounds[:, 1:2])).expand(spec.batch, spec.kv_len)
+    if spec.key_layout.batch_stride == 0:
+        stale = stale.all(0, keepdim=True).expand_as(stale)
+    return stale
+
+
+def _poisoned(tensor: Tensor, stale: Tensor) -> Tensor:
+    """A copy in the same layout whose stale keys are NaN."""
+    storage = torch.empty_like(tensor.as_strided((_elements(tensor),), (1,))).copy_(
+        tensor.as_strided((_elements(tensor),), (1,))
+    )
+    copy = storage.as_strided(tensor.shape, tensor.stride())
+    sequences = 1 if tensor.stride(0) == 0 else tensor.shape[0]
+    copy[:sequences].masked_fill_(stale[:sequences, None, :, None], NAN)
+    return copy
+
+
+def _elements(tensor: Tensor) -> int:
+    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
