@@ -87,9 +87,8 @@ class Session:
         self.expanded = (
             None if self.mask is None else self.mask.expand(spec.batch, spec.query_heads, spec.q_len, spec.kv_len)
         )
-        words = (
-            math.ceil(FLUSH_L2_MULTIPLE * properties.L2_cache_size / REGION_QUANTUM_BYTES) * REGION_QUANTUM_BYTES // 4
-        )
+        quanta = math.ceil(FLUSH_L2_MULTIPLE * properties.L2_cache_size / REGION_QUANTUM_BYTES)
+        words = quanta * REGION_QUANTUM_BYTES // WORD_BYTES
         self.flushed = torch.zeros(words, dtype=torch.int32, device=self.device)
         self.sink = torch.empty(words // 2048, dtype=torch.int32, device=self.device)
         self.sm_count = properties.multi_processor_count
