@@ -17,6 +17,7 @@ from ..errors import KVPrefetchError
 from .case import RANDOM_LLAMA, parse_cases
 from .errors import NoGpuError
 from .rounds import Rounds
+from .search_cli import search
 from .settings import Settings
 from .variant import VARIANTS, parse_variants
 
@@ -32,6 +33,9 @@ ALL_VARIANTS = ",".join(variant.name for variant in VARIANTS)
 @app.callback()
 def bench() -> None:
     """Measure on your own GPU."""
+
+
+app.command()(search)
 
 
 @app.command()

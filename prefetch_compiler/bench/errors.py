@@ -44,3 +44,17 @@ class CompileJobError(KVPrefetchError):
 
     def __init__(self, exit_code: int, stderr: str) -> None:
         super().__init__(f"exit code {exit_code}: {stderr.strip()[-250:]}")
+
+
+class InvalidTableError(KVPrefetchError, ValueError):
+    """A file of recorded tables that is none."""
+
+    def __init__(self, path: object, problem: str) -> None:
+        super().__init__(f"{path}: no recorded tables: {problem}; `kvprefetch bench search --record` makes them.")
+
+
+class NothingToReplayError(KVPrefetchError, ValueError):
+    """A comparison of samplers without a table."""
+
+    def __init__(self) -> None:
+        super().__init__("bench search replays recorded tables: give their file, or --record to measure some on a GPU.")

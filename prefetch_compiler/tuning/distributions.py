@@ -8,7 +8,7 @@ conditional knobs exist only in trials where the knob means something.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,19 +29,31 @@ _LOG2 = "log2_"
 _ENUMS = {"load_path": LoadPath, "operand_order": OperandOrder, "merge": Merge, "prefetch_kind": PrefetchKind}
 
 
-def _by_exponent(knob: Knob) -> bool:
-    return knob.ordered and len(knob.values) > 2 and all(v > 0 and v & (v - 1) == 0 for v in knob.values)
+# Knobs whose values are powers of two.
+_BY_EXPONENT = ("block_kv", "num_warps")
 
 
 class SearchSpace:
-    """Parameters of one key on one device. ``included`` are configurations that must be representable."""
+    """Parameters of one key on one device.
 
-    def __init__(self, key: TuningKey, profile: DeviceProfile, included: Iterable[KernelConfig] = ()) -> None:
+    Args:
+        included: configurations that must be representable.
+        values: of each knob, where they are not the declared ones.
+    """
+
+    def __init__(
+        self,
+        key: TuningKey,
+        profile: DeviceProfile,
+        included: Iterable[KernelConfig] = (),
+        values: Mapping[str, tuple[Any, ...]] | None = None,
+    ) -> None:
         spec = key.spec()
         included = tuple(included)
-        self._values = {knob.name: _allowed(knob, spec, profile) for knob in KNOBS}
+        self._knobs = [replace(knob, values=values[knob.name]) for knob in KNOBS] if values is not None else KNOBS
+        self._values = {knob.name: _allowed(knob, spec, profile) for knob in self._knobs}
         self.distributions: dict[str, BaseDistribution] = {}
-        for knob in KNOBS:
+        for knob in self._knobs:
             if knob.ordered:
                 chosen = [getattr(config, knob.name) for config in included]
                 distribution = _integers(knob, max([_highest(knob, spec, profile), *chosen]))
@@ -80,7 +92,7 @@ class SearchSpace:
             if knob.active(point):
                 name = parameter_name(knob)
                 value = pick(name, self.distributions[name])
-                point[knob.name] = 1 << value if _by_exponent(knob) else value
+                point[knob.name] = 1 << value if knob.name in _BY_EXPONENT else value
         return config_at(point)
 
     def params(self, config: KernelConfig) -> dict[str, Any]:
@@ -90,7 +102,7 @@ class SearchSpace:
         for knob in KNOBS:
             if knob.name in point:
                 value = point[knob.name]
-                found[parameter_name(knob)] = value.bit_length() - 1 if _by_exponent(knob) else value
+                found[parameter_name(knob)] = value.bit_length() - 1 if knob.name in _BY_EXPONENT else value
         return found
 
     def holds(self, config: KernelConfig) -> bool:
@@ -100,7 +112,7 @@ class SearchSpace:
     def neighbours(self, config: KernelConfig) -> list[KernelConfig]:
         """Configurations one declared step away in one knob, in the order of the knobs."""
         found: list[KernelConfig] = []
-        for knob in KNOBS:
+        for knob in self._knobs:
             point = point_of(config)
             if knob.name not in point:
                 continue
@@ -119,7 +131,7 @@ class SearchSpace:
 
 
 def parameter_name(knob: Knob) -> str:
-    return f"{_LOG2}{knob.name}" if _by_exponent(knob) else knob.name
+    return f"{_LOG2}{knob.name}" if knob.name in _BY_EXPONENT else knob.name
 
 
 def _contains(distribution: BaseDistribution, value: Any) -> bool:
@@ -131,16 +143,18 @@ def _contains(distribution: BaseDistribution, value: Any) -> bool:
 
 def _integers(knob: Knob, high: int) -> IntDistribution:
     low = min(knob.values)
-    if _by_exponent(knob):
+    if knob.name in _BY_EXPONENT:
         return IntDistribution(low.bit_length() - 1, high.bit_length() - 1)
     return IntDistribution(low, high, log=knob.name == "num_splits")
 
 
 def _highest(knob: Knob, spec: AttentionSpec, profile: DeviceProfile) -> int:
     """The highest value of an ordered knob that may be of use."""
-    if knob.name == "num_splits":
-        return min(MAX_SPLITS, most_splits(spec, profile))
     highest: int = max(knob.values)
+    if knob.name == "num_splits":
+        # Between and beyond the declared values too, where none were left out on purpose.
+        declared = next(known.values for known in KNOBS if known.name == knob.name)
+        return min(MAX_SPLITS if knob.values == declared else highest, most_splits(spec, profile))
     return min(highest, max(min(knob.values), bucket(spec.kv_len))) if knob.name == "block_kv" else highest
 
 

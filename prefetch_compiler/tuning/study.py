@@ -64,6 +64,7 @@ class KeyStudy:
         study: of Optuna's, with the sampler that ``choice`` made.
         trials: that count, over all workers and all runs.
         seeds: enqueued before the sampler is asked; the first is the default.
+        space: all that may be proposed; by default the declared space, as far as key and device allow.
     """
 
     def __init__(
@@ -76,13 +77,14 @@ class KeyStudy:
         choice: SamplerChoice,
         seeds: Sequence[Seed],
         seed: int,
+        space: SearchSpace | None = None,
     ) -> None:
         self.key, self.profile, self.study, self.trials = key, profile, study, trials
         self.default = seeds[0].config
         self.exhausted = False
         self._spec = key.spec()
         self._choice = choice
-        self._space = SearchSpace(key, profile, [seed.config for seed in seeds])
+        self._space = space or SearchSpace(key, profile, [seed.config for seed in seeds])
         self._random = random.Random(seed)
         self._worker = worker_name()
         self._in_flight: dict[KernelConfig, int] = {}
