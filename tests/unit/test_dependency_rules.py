@@ -15,7 +15,7 @@ SOURCE_FOLDERS = {PACKAGE: REPOSITORY / PACKAGE, f"{PACKAGE}.templates": REPOSIT
 # What may import only what stands before it.
 ORDER = ("spec", "recognize", "select", "lower", "backend")
 # What a served model must never load: the search for configurations, and whatever only talks to people.
-NOT_SERVING = ("tuning", "bench", "demo", "cli", "site_table")
+NOT_SERVING = ("tuning", "bench", "demo", "db_command", "cli", "site_table")
 NOT_SERVING_LIBRARIES = ("optuna", "typer", "rich", "transformers")
 
 

@@ -1,0 +1,1 @@
+"""The command `kvprefetch db`: look at, compare, combine and verify tuning databases."""
