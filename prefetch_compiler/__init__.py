@@ -3,7 +3,8 @@
 from .backend import kvprefetch
 from .explainer import explain
 from .report import Report, SiteReport, Verdict
+from .select.digest import selection_digest
 
 __version__ = "0.1.0"
 
-__all__ = ["Report", "SiteReport", "Verdict", "explain", "kvprefetch"]
+__all__ = ["Report", "SiteReport", "Verdict", "explain", "kvprefetch", "selection_digest"]

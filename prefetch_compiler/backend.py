@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
+from .database import overlay
 from .errors import LoweringError, SiteNotLoweredError
 from .lower.compile_workers import wake_workers
 from .lower.graph_pass import LoweringPass
@@ -35,8 +36,9 @@ def kvprefetch(
 
     Raises:
         UnknownOptionError, InvalidOptionError: a wrong option of ours.
-        SiteNotLoweredError, LoweringError: under ``kvprefetch.strict`` only; otherwise a site that cannot be lowered is
-            left to Inductor with a reason in the report.
+        SiteNotLoweredError, LoweringError, DatabaseError: under ``kvprefetch.strict`` only; otherwise a site that
+            cannot be lowered is left to Inductor with a reason in the report, and a database that cannot be used is
+            left out with a warning.
     """
     ours, inductor_options = split_options(options)
     make_inductor: Any = torch._TorchCompileInductorWrapper
@@ -49,7 +51,7 @@ def kvprefetch(
         _finish(marks, ours)
         return _compile_plainly(inductor, module, example_inputs)
     wake_workers()
-    lowering = Lowering(marks.reports, ours.strict)
+    lowering = Lowering(marks.reports, ours.strict, _databases(ours), ours.allow_unmeasured)
     try:
         compiled = _compile(inductor, lowering, module, example_inputs)
     except Exception as error:
@@ -76,6 +78,16 @@ def _mark_or_leave(module: GraphModule, ours: Options) -> Marks:
             raise LoweringError("marking", failure) from failure
         log.warning("marking failed, Inductor serves alone: %s: %s", type(failure).__name__, failure)
     return marks
+
+
+def _databases(ours: Options) -> overlay.Overlays:
+    try:
+        return overlay.load(ours.tuning_db, strict=ours.strict)
+    except Exception as error:
+        if ours.strict:
+            raise
+        log.warning("no tuning database is used: %s: %s", type(error).__name__, error)
+        return overlay.NO_DATABASES
 
 
 def _compile_plainly(inductor: Any, module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -137,7 +149,8 @@ def _finish(marks: Marks, ours: Options) -> None:
 
 
 def _reset() -> None:
-    """What torch.compiler.reset() asks of a backend: forget recorded CUDA graphs, as Inductor does."""
+    """What torch.compiler.reset() asks of a backend: forget recorded CUDA graphs, as Inductor does, and databases."""
+    overlay.forget()
     if "torch._inductor.cudagraph_trees" in sys.modules:
         sys.modules["torch._inductor.cudagraph_trees"].reset_cudagraph_trees()
 

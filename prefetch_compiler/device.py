@@ -84,6 +84,19 @@ def profile(device: torch.device) -> DeviceProfile:
     raise ValueError(f"no profile for device {device}: expected a GPU, or the CPU with TRITON_INTERPRET=1")
 
 
+def current_device() -> torch.device:
+    """The GPU that torch uses at present, or the CPU where it sees none."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def visible_profiles() -> list[DeviceProfile]:
+    """Of every device that a graph may be lowered for, each GPU model once."""
+    if torch.cuda.is_available():
+        found = [profile(torch.device("cuda", index)) for index in range(torch.cuda.device_count())]
+        return list(dict.fromkeys(found))
+    return [INTERPRETER] if interpreting() else []
+
+
 @cache
 def _gpu_profile(index: int) -> DeviceProfile:
     properties = torch.cuda.get_device_properties(index)

@@ -9,6 +9,7 @@ import torch
 
 from .lower.ops import observe_keys_read
 from .report import Report, collect_reports
+from .select.digest import selection_digest
 
 
 def explain(model: Callable[..., Any], *args: Any, options: dict[str, Any] | None = None, **kwargs: Any) -> Report:
@@ -22,7 +23,8 @@ def explain(model: Callable[..., Any], *args: Any, options: dict[str, Any] | Non
         options: as for torch.compile; CUDA graphs stay off.
 
     Returns:
-        Every site with its layer, spec, verdict, config and reason, and the KV bytes that it read against the capacity.
+        Every site with its layer, spec, verdict, config and reason, the KV bytes that it read against the capacity, and
+        the digest of what configurations were selected from.
     """
     from torch._inductor import config as inductor_config
 
@@ -38,6 +40,7 @@ def explain(model: Callable[..., Any], *args: Any, options: dict[str, Any] | Non
     ):
         compiled(*args, **kwargs)
     _attach(report, keys_read)
+    report.digest = selection_digest(options)
     return report
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -19,11 +20,15 @@ class Options:
         enabled: False compiles with plain Inductor.
         strict: raise where a decode-attention site would be left untouched, or a stage of the pass failed.
         mode: an Inductor mode ("reduce-overhead", ...), since torch.compile takes either ``mode=`` or ``options=``.
+        tuning_db: tuning databases that go before all others: a path or a list of paths, each a file or a folder.
+        allow_unmeasured: use records that were only ranked by a model where there is no measured one.
     """
 
     enabled: bool = True
     strict: bool = False
     mode: str | None = None
+    tuning_db: tuple[str, ...] = ()
+    allow_unmeasured: bool = False
 
 
 def split_options(options: Mapping[str, Any] | None) -> tuple[Options, dict[str, Any]]:
@@ -43,14 +48,24 @@ def split_options(options: Mapping[str, Any] | None) -> tuple[Options, dict[str,
         short = name.removeprefix(PREFIX)
         if short not in known:
             raise UnknownOptionError(name, (PREFIX + field for field in known))
-        _require_type(name, short, value)
-        ours[short] = value
+        ours[short] = _checked(name, short, value)
     return Options(**ours), inductor
 
 
-def _require_type(name: str, short: str, value: object) -> None:
+def _checked(name: str, short: str, value: object) -> object:
+    if short == "tuning_db":
+        return _paths(name, value)
     if short == "mode":
         if not isinstance(value, str):
             raise InvalidOptionError(name, value, "the name of an Inductor mode")
     elif not isinstance(value, bool):
         raise InvalidOptionError(name, value, "True or False")
+    return value
+
+
+def _paths(name: str, value: object) -> tuple[str, ...]:
+    paths = tuple(value) if isinstance(value, list | tuple) else (value,)
+    for path in paths:
+        if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str) or not os.fspath(path):
+            raise InvalidOptionError(name, value, "the path of a tuning database, or a list of such paths")
+    return tuple(os.fspath(path) for path in paths)

@@ -33,7 +33,9 @@ class SiteReport:
         layer: path of the module that the site belongs to, as in ``model.layers.0.self_attn``.
         form: name of the recogniser that found it.
         reason: why the configuration was chosen, or why the site is untouched.
+        record: name of the tuning key whose record the configuration comes from; None where it comes from none.
         keys_read: keys read per sequence, averaged over the batch, in the run that explain() made; None if not run.
+        decode: False for attention that is no decode step (long queries, training), which nothing here is meant for.
     """
 
     index: int
@@ -45,7 +47,9 @@ class SiteReport:
     spec: AttentionSpec | None = None
     template: str | None = None
     config: KernelConfig | None = None
+    record: str | None = None
     keys_read: float | None = None
+    decode: bool = True
 
     @property
     def lowered(self) -> bool:
@@ -75,6 +79,7 @@ class SiteReport:
             "spec": None if self.spec is None else self.spec.describe(),
             "template": self.template,
             "config": None if self.config is None else self.config.to_dict(),
+            "record": self.record,
             "kv_bytes_read": self.read_bytes,
             "kv_bytes_capacity": self.capacity_bytes,
         }
@@ -82,19 +87,25 @@ class SiteReport:
 
 @dataclass
 class Report:
-    """Every site met while the report was open, in order of compilation."""
+    """Every site met while the report was open, in order of compilation. ``digest`` is the ``selection_digest`` that
+    its configurations were selected under; empty where nobody asked for it."""
 
     sites: list[SiteReport] = field(default_factory=list)
     graphs: int = 0
     number_across_graphs: bool = False
+    digest: str = ""
 
     @property
     def lowered(self) -> list[SiteReport]:
         return [site for site in self.sites if site.lowered]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: ``{"graphs": n, "sites": [...]}``."""
-        return {"graphs": self.graphs, "sites": [site.to_dict() for site in self.sites]}
+        """Plain data for JSON: ``{"graphs": n, "selection_digest": "...", "sites": [...]}``."""
+        return {
+            "graphs": self.graphs,
+            "selection_digest": self.digest,
+            "sites": [site.to_dict() for site in self.sites],
+        }
 
     def __str__(self) -> str:
         lines = [f"{len(self.lowered)} of {len(self.sites)} attention sites lowered in {self.graphs} graph(s)"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,6 +11,19 @@ import torch
 # Triton reads the variable when a kernel is decorated, so it must be set before anything imports Triton.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# Nor may the databases of whoever runs the tests have a say in them.
+os.environ.pop("KVPREFETCH_TUNING_DB", None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_databases_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    from prefetch_compiler.database import overlay
+
+    nowhere = tmp_path_factory.mktemp("no databases of the user") / "tuning_db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(overlay, "user_folder", lambda: nowhere)
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,7 +17,8 @@ from .rewrite import Lowering
 class LoweringPass(CustomGraphPass):
     """Runs a user's own pass of the same hook first, then lowers.
 
-    ``uuid`` enters the key of Inductor's compiled-graph cache: our sources, and the user's pass.
+    ``uuid`` enters the key of Inductor's compiled-graph cache: our sources, what configurations are selected from, and
+    the user's pass.
     """
 
     def __init__(self, lowering: Lowering, before: Any = None) -> None:
@@ -35,7 +36,9 @@ class LoweringPass(CustomGraphPass):
 
     def uuid(self) -> Any | None:
         user_ids = [p.uuid() if isinstance(p, CustomGraphPass) else None for p in self._before]
-        return None if None in user_ids else ("kvprefetch", source_digest(), tuple(user_ids))
+        if None in user_ids:
+            return None
+        return "kvprefetch", source_digest(), self._lowering.selection_digests(), tuple(user_ids)
 
 
 def _as_list(passes: Any) -> list[Any]:

@@ -14,7 +14,8 @@ import torch
 from torch.fx import Graph, Node
 
 from ..config import KernelConfig
-from ..device import profile
+from ..database.overlay import NO_DATABASES, Overlays
+from ..device import profile, visible_profiles
 from ..errors import InadmissibleConfigError, Refused
 from ..recognize.bounds import mask_bounds
 from ..recognize.marker import MARKED_SDPA, call_sdpa
@@ -23,10 +24,13 @@ from ..recognize.site import Site
 from ..recognize.sizes import is_symbolic
 from ..recognize.views import StoredKV, aten
 from ..report import SiteReport, Verdict
+from ..select.digest import digest_of
+from ..select.lookup import Objection
 from ..select.selection import Selection, select
 from ..spec import AttentionSpec
 from .ops import DECODE_ATTENTION
 from .precompile import precompile
+from .quick_check import why_wrong
 from .trace import inline, insert_call
 
 log = logging.getLogger("prefetch_compiler")
@@ -46,15 +50,19 @@ class Lowering:
     (not refusals), kept for ``strict``.
 
     Kernels compile in threads of their own while Inductor compiles the rest; ``settle`` waits for them.
+    ``databases`` and ``allow_unmeasured`` are what configurations are selected from.
     """
 
     reports: dict[int, SiteReport]
     strict: bool
+    databases: Overlays = NO_DATABASES
+    allow_unmeasured: bool = False
     failures: list[Exception] = field(default_factory=list)
     _bounds: dict[Any, Node] = field(default_factory=dict)
     _selected: dict[SpecOnDevice, Selection] = field(default_factory=dict)
     _compiling: dict[SpecOnDevice, Future[None]] = field(default_factory=dict)
     _unusable: dict[SpecOnDevice, str] = field(default_factory=dict)
+    _rejected: dict[tuple[SpecOnDevice, KernelConfig], str] = field(default_factory=dict)
     _compilers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(COMPILER_THREADS, "kvprefetch"))
 
     def run(self, graph: Graph) -> None:
@@ -68,15 +76,28 @@ class Lowering:
 
         Returns:
             False when one could not be: the graph then calls a kernel that does not exist, and has to be compiled
-            again. The next ``run`` leaves the sites of that kernel as they were.
+            again. The next ``run`` selects something else where the kernel's configuration came from a record, and
+            leaves the other sites of that kernel as they were.
         """
         failed = {spec: error for spec, future in self._compiling.items() if (error := future.exception()) is not None}
         self._compiling.clear()
         for spec, error in failed.items():
+            selection = self._selected.pop(spec)
+            if selection.tuned_at is not None:
+                log.warning("%s: %s does not compile: %s", selection.reason, selection.config.encode(), error)
+                self._rejected[spec, selection.config] = f"it does not compile here: {type(error).__name__}: {error}"
+                continue
             self._unusable[spec] = _failure_reason(error)
             if isinstance(error, Exception):
                 self.failures.append(error)
         return not failed
+
+    def selection_digests(self) -> tuple[str, ...]:
+        """What configurations depend on, for every GPU model in sight, besides the sources."""
+        return tuple(
+            digest_of(seen, self.databases, allow_unmeasured=self.allow_unmeasured, strict=self.strict)
+            for seen in visible_profiles()
+        )
 
     def _lower_or_unmark(self, node: Node) -> None:
         try:
@@ -100,6 +121,7 @@ class Lowering:
         report.spec, report.config = site.spec, selection.config
         report.template = selection.template.name
         report.verdict, report.reason = selection.verdict, selection.reason
+        report.record = None if selection.tuned_at is None else selection.tuned_at.name
 
     def _give_up(self, node: Node, reason: str) -> None:
         """Report the site as untouched and unmark it. Should even that fail, the marker stays: it calls SDPA."""
@@ -108,7 +130,7 @@ class Lowering:
             return
         report = self.reports[_site_index(node)]
         report.verdict, report.reason = Verdict.UNTOUCHED, reason
-        report.template = report.config = None
+        report.template = report.config = report.record = None
         try:
             unmark(node)
         except Exception as error:
@@ -122,10 +144,29 @@ class Lowering:
         if key in self._unusable:
             raise Refused(self._unusable[key])
         if key not in self._selected:
-            selection = select(site.spec, profile(device))
+            selection = select(
+                site.spec,
+                profile(device),
+                self.databases,
+                allow_unmeasured=self.allow_unmeasured,
+                objection=self._objection(key),
+            )
             self._compiling[key] = self._compilers.submit(precompile, site.spec, selection.config, device)
             self._selected[key] = selection
         return self._selected[key]
+
+    def _objection(self, key: SpecOnDevice) -> Objection:
+        """What speaks against a recorded config: it did not compile, or, under ``strict``, it is stale and wrong."""
+        spec, device = key
+
+        def objection(config: KernelConfig, stale: str) -> str | None:
+            rejected = self._rejected.get((key, config))
+            if rejected is not None or not (stale and self.strict):
+                return rejected
+            wrong = why_wrong(spec, config, device)
+            return None if wrong is None else f"{stale}, and {wrong}"
+
+        return objection
 
     def _emit(self, site: Site, config: KernelConfig) -> Node:
         graph = site.anchor.graph

@@ -1,4 +1,5 @@
-"""Selection: spec + device → config, with the verdict that says how it was chosen. Deterministic; never measures."""
+"""Selection: spec + device + databases → config, with the verdict that says how it was chosen. Deterministic; never
+measures, and reads no file: the databases are read before (``database.overlay``)."""
 
 from __future__ import annotations
 
@@ -7,25 +8,44 @@ from dataclasses import dataclass
 from prefetch_compiler.templates.manifest import TEMPLATES, Template
 
 from ..config import KernelConfig
+from ..database.key import TuningKey
+from ..database.overlay import NO_DATABASES, Overlays
 from ..device import DeviceProfile
 from ..errors import Refused
 from ..report import Verdict
 from ..spec import AttentionSpec
 from .heuristic import choose
+from .lookup import Found, Missed, Objection, lookup
+
+# Records that were passed over, of which a reason tells.
+_SHOWN = 2
 
 
 @dataclass(frozen=True)
 class Selection:
-    """A template, a config for it, and how they were chosen."""
+    """A template, a config for it, and how they were chosen; ``tuned_at`` is the key of the record that it comes from,
+    None where it comes from none."""
 
     template: Template
     config: KernelConfig
     verdict: Verdict
     reason: str
+    tuned_at: TuningKey | None = None
 
 
-def select(spec: AttentionSpec, profile: DeviceProfile) -> Selection:
-    """Choose for ``spec`` on ``profile``.
+def select(
+    spec: AttentionSpec,
+    profile: DeviceProfile,
+    databases: Overlays = NO_DATABASES,
+    *,
+    allow_unmeasured: bool = False,
+    objection: Objection | None = None,
+) -> Selection:
+    """Choose for ``spec`` on ``profile``: what is on record, else the heuristic's.
+
+    Args:
+        allow_unmeasured: use records that were never measured where there is no other.
+        objection: the last word on every recorded configuration before it is used.
 
     Raises:
         Refused: no template covers the spec.
@@ -35,7 +55,21 @@ def select(spec: AttentionSpec, profile: DeviceProfile) -> Selection:
     for template in TEMPLATES:
         refusal = template.refusal(spec)
         if refusal is None:
-            reason = f"heuristic for {profile.name}"
-            return Selection(template, choose(spec, profile), Verdict.HEURISTIC, reason)
+            found = lookup(
+                spec, profile, template.name, databases, allow_unmeasured=allow_unmeasured, objection=objection
+            )
+            if isinstance(found, Found):
+                return Selection(template, found.config, found.verdict, found.reason, found.record.key)
+            return Selection(template, choose(spec, profile), Verdict.HEURISTIC, _heuristic_reason(profile, found))
         refusals.append(f"{template.name}: {refusal}")
     raise Refused("; ".join(refusals))
+
+
+def _heuristic_reason(profile: DeviceProfile, missed: Missed) -> str:
+    reason = f"heuristic for {profile.name}"
+    if not missed.passed_over:
+        return reason
+    shown = list(missed.passed_over[:_SHOWN])
+    if len(missed.passed_over) > _SHOWN:
+        shown.append(f"{len(missed.passed_over) - _SHOWN} more")
+    return f"{reason}; on record but not used: {'; '.join(shown)}"

@@ -120,7 +120,7 @@ def test_a_failing_stage_is_an_error_under_strict(
 def test_a_refusal_while_lowering_is_reported_word_for_word(
     error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: Any) -> Any:
+    def refuse(*_: Any, **__: Any) -> Any:
         raise error
 
     golden = static_cache.LLAMA

@@ -1,0 +1,145 @@
+"""Spec + device + databases -> a recorded configuration, or why there is none.
+
+Measured records, in this order:
+
+1. ``exact``: of the spec's own key, on this GPU model.
+2. ``bucket``: of a key that differs by one power of two in batch, in capacity or in both, on this GPU model. The same
+   batch first, because the batch decides how many programs there are; then the same capacity; a larger neighbour
+   before a smaller one. ``NEIGHBOURS`` is the order.
+3. ``family``: of the spec's own key, on another GPU model of the same backend and compute capability whose database
+   declares it.
+
+Then, only where that is allowed, records that were never measured, as ``exact`` and ``bucket``. Within one key:
+measured before unmeasured, fresh before stale, a higher overlay before a lower one, better evidence before less.
+
+A record of another size or GPU model is made to fit first (``transfer``). Every configuration must be admissible for
+the spec itself; one that is not is passed over, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from ..config import KernelConfig
+from ..database.device_identity import identity_of
+from ..database.key import TuningKey, key_of
+from ..database.merge import objective_us
+from ..database.overlay import Overlays
+from ..database.record import TuningRecord
+from ..device import DeviceProfile
+from ..report import Verdict
+from ..spec import AttentionSpec
+from .admissible import why_inadmissible
+from .candidates import Candidate, Candidates, candidates_for, kind_of
+from .transfer import transferred
+
+# Steps in powers of two of (batch, capacity), in the order in which they are tried.
+NEIGHBOURS = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1))
+
+# Asked before a recorded configuration is used: why it is not to be, or None. The second argument is what is stale
+# about its record, empty where nothing is.
+Objection = Callable[[KernelConfig, str], str | None]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A configuration that is on record, made to fit; ``reason`` is for people."""
+
+    verdict: Verdict
+    config: KernelConfig
+    record: TuningRecord
+    reason: str
+
+
+@dataclass(frozen=True)
+class Missed:
+    """Nothing on record can be used; ``passed_over`` says why not, for what there was."""
+
+    passed_over: tuple[str, ...] = ()
+
+
+def lookup(
+    spec: AttentionSpec,
+    profile: DeviceProfile,
+    template: str,
+    databases: Overlays,
+    *,
+    allow_unmeasured: bool = False,
+    objection: Objection | None = None,
+) -> Found | Missed:
+    """The first record, in the order above, whose configuration can run ``spec`` on ``profile``."""
+    if not databases.layers:
+        return Missed()
+    candidates = candidates_for(identity_of(profile), databases)
+    key = key_of(spec)
+    passed_over = []
+    for verdict, candidate in _in_order(candidates, key, template):
+        config = _fitted(candidate, key, verdict, profile)
+        why_not = _why_not(candidate, config, spec, profile, allow_unmeasured, objection)
+        if why_not is None:
+            return Found(verdict, config, candidate.record, _reason(verdict, candidate, config))
+        passed_over.append(f"{candidate.record.key.name}: {why_not}")
+    return Missed(tuple(passed_over))
+
+
+def _in_order(candidates: Candidates, key: TuningKey, template: str) -> Iterator[tuple[Verdict, Candidate]]:
+    kind = kind_of(key, template)
+    own = candidates.own.get(kind, {})
+    for measured in (True, False):
+        yield from ((Verdict.EXACT, one) for one in own.get((key.batch_bucket, key.capacity_bucket), ())
+                    if one.record.measured is measured)  # fmt: skip
+        for batch_step, capacity_step in NEIGHBOURS if own else ():
+            sizes = _stepped(key.batch_bucket, batch_step), _stepped(key.capacity_bucket, capacity_step)
+            yield from ((Verdict.BUCKET, one) for one in own.get(sizes, ()) if one.record.measured is measured)
+        if measured:
+            donors = candidates.donors.get(kind, {}).get((key.batch_bucket, key.capacity_bucket), ())
+            yield from ((Verdict.FAMILY, one) for one in donors if one.record.measured)
+
+
+def _stepped(size: int, step: int) -> int:
+    """One power of two up or down; 0, which no key has, below 1."""
+    return size << step if step >= 0 else size >> -step
+
+
+def _fitted(candidate: Candidate, key: TuningKey, verdict: Verdict, profile: DeviceProfile) -> KernelConfig:
+    record = candidate.record
+    if verdict is Verdict.EXACT:
+        return record.config
+    return transferred(record.config, record.key, candidate.device.sm_count, key, profile.sm_count)
+
+
+def _why_not(
+    candidate: Candidate,
+    config: KernelConfig,
+    spec: AttentionSpec,
+    profile: DeviceProfile,
+    allow_unmeasured: bool,
+    objection: Objection | None,
+) -> str | None:
+    if not (candidate.record.measured or allow_unmeasured):
+        return "never measured, only ranked by a model (the option kvprefetch.allow_unmeasured admits it)"
+    inadmissible = why_inadmissible(spec, config, profile)
+    if inadmissible is not None or objection is None:
+        return inadmissible
+    return objection(config, candidate.stale)
+
+
+def _reason(verdict: Verdict, candidate: Candidate, config: KernelConfig) -> str:
+    """``tuned for NVIDIA H200: bfloat16 32q/8kv d128 q1 b16 s4096 ..., 33.1 us, 1.08x over the heuristic``."""
+    record = candidate.record
+    where = {Verdict.BUCKET: ", a neighbouring bucket", Verdict.FAMILY: ", a GPU of the same family"}.get(verdict, "")
+    words = [f"tuned for {candidate.device.name}{where}: {record.key.name}", _evidence(record)]
+    if config.num_splits != record.config.num_splits:
+        words.append(f"{record.config.num_splits} splits there, {config.num_splits} here")
+    if candidate.stale:
+        words.append(candidate.stale)
+    return ", ".join(words)
+
+
+def _evidence(record: TuningRecord) -> str:
+    measurement = record.evidence.measurement
+    if measurement is None:
+        return f"never measured, {objective_us(record):.1f} us by a model"
+    gain = measurement.default.timing.median_us / measurement.timing.median_us
+    return f"{measurement.timing.median_us:.1f} us, {gain:.2f}x over the heuristic"

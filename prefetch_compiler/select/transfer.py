@@ -1,0 +1,36 @@
+"""A configuration tuned for another size or another GPU model, made to fit: only ``num_splits`` depends on both.
+
+Rule: the number of programs stays about what it was per SM. With ``b`` the batch bucket and ``m`` the SM count,
+
+    splits here = splits there * (b there / b here) * (m here / m there), to the nearest whole number,
+
+at least 1, and at most one for each KV tile of the capacity and MAX_SPLITS. A configuration that does not split stays
+unsplit wherever the site has a program for every SM without splitting: merging would only cost. A capacity that differs
+changes nothing but the limit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+
+from ..config import MAX_SPLITS, KernelConfig, Merge
+from ..database.key import TuningKey
+from .footprint import row_tiles
+
+
+def transferred(
+    config: KernelConfig, tuned_at: TuningKey, tuned_sms: int, wanted: TuningKey, sm_count: int
+) -> KernelConfig:
+    """``config``, tuned for ``tuned_at`` on ``tuned_sms`` SMs, for ``wanted`` on ``sm_count``."""
+    splits = _splits(config, tuned_at, tuned_sms, wanted, sm_count)
+    return replace(config, num_splits=splits, merge=config.merge if splits > 1 else Merge.SEPARATE)
+
+
+def _splits(config: KernelConfig, tuned_at: TuningKey, tuned_sms: int, wanted: TuningKey, sm_count: int) -> int:
+    programs = wanted.batch_bucket * wanted.kv_heads * row_tiles(wanted.group * wanted.q_len_bucket)
+    if config.num_splits == 1 and programs >= sm_count:
+        return 1
+    exact = Fraction(config.num_splits * tuned_at.batch_bucket * sm_count, wanted.batch_bucket * tuned_sms)
+    tiles = -(-wanted.capacity_bucket // config.block_kv)
+    return max(1, min(int(exact + Fraction(1, 2)), tiles, MAX_SPLITS))
