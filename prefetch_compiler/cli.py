@@ -100,6 +100,13 @@ def explain(
     attn: Annotated[str, typer.Option(help="transformers' attention implementation: sdpa, eager, ...")] = "sdpa",
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    tuning_db: Annotated[
+        list[str] | None, typer.Option(help="A tuning database, file or folder, that goes before all others.")
+    ] = None,
+    require: Annotated[
+        str | None,
+        typer.Option(help="Exit with 1 unless every decode attention has one of these verdicts, as in exact,bucket."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what of one decode step is lowered, how, and why not: the model's architecture with random weights.
@@ -108,17 +115,26 @@ def explain(
     """
     from .demo.explain_model import explain_model
     from .demo.progress import stage_progress
+    from .demo.required_verdicts import parse_verdicts, shortfalls
     from .site_table import site_table, summary_line
 
+    required = None if require is None else parse_verdicts(require)
     state = DecodeState(batch, held, capacity, layers, cache, attn)
+    options = {"kvprefetch.tuning_db": tuning_db} if tuning_db else None
     with stage_progress(Console(stderr=True)) as progress:
-        explained = explain_model(model, state, dtype, device, progress)
+        explained = explain_model(model, state, dtype, device, progress, options)
     if as_json:
         _print_json(explained.to_dict())
-        return
-    console = Console()
-    console.print(f"\n{escape(explained.describe())}\n{summary_line(explained.report)}\n")
-    console.print(site_table(explained.report))
+    else:
+        console = Console()
+        console.print(f"\n{escape(explained.describe())}\n{summary_line(explained.report)}\n")
+        console.print(site_table(explained.report))
+        console.print(f"selection digest {explained.report.digest}")
+    lacking = [] if required is None else list(shortfalls(explained.report, required))
+    for line in lacking:
+        Console(stderr=True).print(f"[red]required:[/] {escape(line)}", soft_wrap=True)
+    if lacking:
+        raise typer.Exit(1)
 
 
 def _print_json(data: dict[str, Any]) -> None:

@@ -52,9 +52,15 @@ class ExplainedModel:
 
 
 def explain_model(
-    name: str, state: DecodeState, dtype: str | None, device: str | None, progress: StageProgress
+    name: str,
+    state: DecodeState,
+    dtype: str | None,
+    device: str | None,
+    progress: StageProgress,
+    options: dict[str, Any] | None = None,
 ) -> ExplainedModel:
-    """Compile one decode step of the architecture called ``name`` and report on every attention site.
+    """Compile one decode step of the architecture called ``name`` and report on every attention site. ``options`` are
+    torch.compile's.
 
     Raises:
         KVPrefetchError: the model, device or dtype is missing or unknown.
@@ -68,5 +74,5 @@ def explain_model(
     with progress.stage(f"fill the cache with {state.held} tokens"):
         inputs = decode_inputs(model, state)
     with progress.stage("compile and run one decode step"), torch.no_grad():
-        report = explain(model, **inputs)
+        report = explain(model, options=options, **inputs)
     return ExplainedModel(name, target, element, state, report)
