@@ -1,4 +1,6 @@
-"""The import order that CONTRIBUTING.md promises: spec <- recognize <- select <- lower <- backend, and what follows."""
+"""The import order that CONTRIBUTING.md promises: spec <- recognize <- database <- select <- lower <- backend, and what
+follows.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ PACKAGE = "prefetch_compiler"
 SOURCE_FOLDERS = {PACKAGE: REPOSITORY / PACKAGE, f"{PACKAGE}.templates": REPOSITORY / "templates"}
 
 # What may import only what stands before it.
-ORDER = ("spec", "recognize", "select", "lower", "backend")
+ORDER = ("spec", "recognize", "database", "select", "lower", "backend")
 # What a served model must never load: the search for configurations, and whatever only talks to people.
 NOT_SERVING = ("tuning", "bench", "demo", "db_command", "cli", "site_table")
 NOT_SERVING_LIBRARIES = ("optuna", "typer", "rich", "transformers")
