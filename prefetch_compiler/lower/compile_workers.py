@@ -25,7 +25,7 @@ START_TIMEOUT_S = 0.5
 
 
 def wake_workers() -> None:
-    """Have the workers started by the time that a kernel is chosen; never raises. Inductor does so at its first."""
+    """Ask for the workers ahead of the first kernel, since they take a while to start; never raises."""
     if not torch.cuda.is_available():
         return
     try:
