@@ -183,7 +183,8 @@ def _layout_of(spec: AttentionSpec) -> Layout:
     pairs = ((spec.key_layout, spec.head_dim), (spec.value_layout, spec.value_dim))
     if all(layout.row_stride == dim for layout, dim in pairs):
         return Layout.BHSD
-    if all(layout.head_stride == dim for layout, dim in pairs):
+    # A lone head has no neighbour: whatever its stride says, its rows lie apart.
+    if spec.kv_heads > 1 and all(layout.head_stride == dim for layout, dim in pairs):
         return Layout.BSHD
     return Layout.STRIDED
 
