@@ -113,7 +113,7 @@ def _arranged(found: list[Candidate], device: DeviceIdentity) -> dict[Kind, BySi
 
 
 def _ordered(candidates: list[Candidate], device: DeviceIdentity) -> tuple[Candidate, ...]:
-    """The order of preference: measured, fresh, from the nearest GPU model, from the highest layer, best evidenced."""
+    """The order of preference: fresh, from the nearest GPU model, from the highest layer, best evidenced."""
     if len(candidates) == 1:
         return tuple(candidates)
 
@@ -122,7 +122,7 @@ def _ordered(candidates: list[Candidate], device: DeviceIdentity) -> tuple[Candi
         return abs(donor.sm_count - device.sm_count), donor.name, donor.sm_count
 
     candidates = sorted(candidates, key=lambda one: evidence_rank(one.record), reverse=True)
-    candidates.sort(key=lambda one: (not one.record.measured, bool(one.stale), nearness(one), one.layer))
+    candidates.sort(key=lambda one: (bool(one.stale), nearness(one), one.layer))
     first: dict[object, Candidate] = {}
     for candidate in candidates:
         first.setdefault((candidate.record.identity, candidate.record.measured, candidate.device), candidate)

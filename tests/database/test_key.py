@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prefetch_compiler.templates.manifest import SPLIT_KV
 
 from prefetch_compiler.config import KernelConfig, LoadPath, OperandOrder, PrefetchKind
 from prefetch_compiler.database.key import PLANNED_SYMBOLIC_KV_LEN, Alignment, Layout, TuningKey, bucket, key_of
 from prefetch_compiler.device import INTERPRETER, REFERENCE_DEVICES, DeviceProfile
 from prefetch_compiler.select.admissible import why_inadmissible
 from prefetch_compiler.spec import AttentionSpec, TensorLayout
-from prefetch_compiler.templates.manifest import SPLIT_KV
 
 from .specs import specs
 
