@@ -1,0 +1,147 @@
+"""selection_digest(): equal for equal inputs in whatever process, different as soon as selection may be."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import prefetch_compiler
+from prefetch_compiler import selection_digest
+from prefetch_compiler.config import KernelConfig
+from prefetch_compiler.database.device_identity import identity_of
+from prefetch_compiler.database.document import Database, encode
+from prefetch_compiler.database.errors import MissingDatabaseError
+from prefetch_compiler.database.overlay import NO_DATABASES, Overlays
+from prefetch_compiler.database.record import TuningRecord
+from prefetch_compiler.device import INTERPRETER, REFERENCE_DEVICES, DeviceProfile
+from prefetch_compiler.errors import InvalidOptionError
+from prefetch_compiler.select import digest
+from prefetch_compiler.select.digest import digest_of
+
+from .examples import H100, H200, KEY, measured
+
+ON_H200 = REFERENCE_DEVICES[90]
+EMULATED = identity_of(INTERPRETER)
+RECORDS = [
+    measured(KEY.at(batch=batch, capacity=capacity), config=KernelConfig(64, splits, 4, 3), trials=splits)
+    for batch, capacity, splits in [(1, 512, 2), (1, 1024, 3), (16, 4096, 4), (16, 4096, 5), (64, 4096, 6)]
+]
+
+
+def test_fresh_processes_agree(tmp_path: Path) -> None:
+    """Other hash seeds, paths, file names, times and orders, by option or by environment."""
+    order = random.Random(1)
+    found = set()
+    for seed in ("0", "1", "4711"):
+        folder = tmp_path / f"process {seed}"
+        folder.mkdir()
+        shuffled = order.sample(RECORDS, len(RECORDS))
+        files = []
+        for number, record in enumerate(shuffled):
+            path = folder / f"{order.randrange(10**9)}.json"
+            path.write_bytes(encode(Database(EMULATED, (record,))))
+            os.utime(path, (number, order.randrange(10**9)))
+            files.append(path)
+        environment = os.environ | {"PYTHONHASHSEED": seed, "TRITON_INTERPRET": "1", "XDG_CACHE_HOME": str(folder)}
+        if seed == "1":
+            environment["KVPREFETCH_TUNING_DB"] = str(folder)
+        command = [sys.executable, str(Path(__file__).with_name("print_digest.py"))]
+        command += [] if seed == "1" else [str(folder)]
+        process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+        found.add(process.stdout.strip())
+    (agreed,) = found
+    assert len(bytes.fromhex(agreed)) == 32
+    everything = Overlays((tuple(Database(EMULATED, (record,)) for record in RECORDS),))
+    assert agreed == digest_of(INTERPRETER, everything)
+    assert agreed != digest_of(INTERPRETER, NO_DATABASES)
+
+
+def overlays(*layers: list[TuningRecord], device: Any = H200, family_fallback: bool = False) -> Overlays:
+    return Overlays(tuple((Database(device, tuple(layer), family_fallback),) for layer in layers))
+
+
+def test_how_the_records_are_divided_among_files_does_not_matter() -> None:
+    one_file = overlays(RECORDS[:3])
+    several = Overlays((tuple(Database(H200, (record,)) for record in reversed(RECORDS[:3])),))
+    two_layers = overlays(RECORDS[2:3], RECORDS[:2])
+    assert digest_of(ON_H200, one_file) == digest_of(ON_H200, several) == digest_of(ON_H200, two_layers)
+
+
+def test_a_record_that_is_replaced_is_not_in_effect() -> None:
+    winner, loser = RECORDS[2], RECORDS[3]
+    assert digest_of(ON_H200, overlays([winner], [loser])) == digest_of(ON_H200, overlays([winner]))
+    assert digest_of(ON_H200, overlays([winner], [loser])) != digest_of(ON_H200, overlays([loser], [winner]))
+
+
+@pytest.mark.parametrize("missing", range(3))
+def test_every_record_counts(missing: int) -> None:
+    rest = [record for number, record in enumerate(RECORDS[:3]) if number != missing]
+    assert digest_of(ON_H200, overlays(rest)) != digest_of(ON_H200, overlays(RECORDS[:3]))
+
+
+def test_so_does_its_evidence() -> None:
+    """The report names it, and ranks of one job print one report."""
+    longer = measured(RECORDS[0].key, config=RECORDS[0].config, trials=1000)
+    assert digest_of(ON_H200, overlays([longer])) != digest_of(ON_H200, overlays(RECORDS[:1]))
+
+
+def test_only_this_devices_records_count() -> None:
+    other = overlays(RECORDS, device=H100)
+    assert digest_of(ON_H200, other) == digest_of(ON_H200, NO_DATABASES)
+    declared = overlays(RECORDS, device=H100, family_fallback=True)
+    assert digest_of(ON_H200, declared) != digest_of(ON_H200, NO_DATABASES)
+    assert digest_of(ON_H200, declared) != digest_of(ON_H200, overlays(RECORDS))
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(DeviceProfile)])
+def test_every_field_of_the_device_counts(name: str) -> None:
+    value = getattr(ON_H200, name)
+    changed = replace(ON_H200, **{name: value + "x" if isinstance(value, str) else value + 1})
+    assert digest_of(changed, NO_DATABASES) != digest_of(ON_H200, NO_DATABASES)
+
+
+@pytest.mark.parametrize("option", ["allow_unmeasured", "strict"])
+def test_options_count(option: str) -> None:
+    assert digest_of(ON_H200, NO_DATABASES, **{option: True}) != digest_of(ON_H200, NO_DATABASES)
+    assert selection_digest({f"kvprefetch.{option}": True}, "cpu") != selection_digest(device="cpu")
+
+
+OTHER_VERSIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "this package": lambda patch: patch.setattr(prefetch_compiler, "__version__", "99.0"),
+    "Triton": lambda patch: patch.setattr(digest, "triton_minor", lambda: "99.0"),
+    "templates": lambda patch: patch.setattr(digest, "template_hashes", lambda: {"split_kv_decode": "0" * 64}),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_VERSIONS)
+def test_versions_count(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = digest_of.__wrapped__(ON_H200, NO_DATABASES)
+    OTHER_VERSIONS[name](monkeypatch)
+    assert digest_of.__wrapped__(ON_H200, NO_DATABASES) != before
+
+
+def test_inductors_options_do_not_count() -> None:
+    assert selection_digest({"max_autotune": True, "kvprefetch.mode": "default"}) == selection_digest()
+
+
+def test_the_interpreter_is_a_device_and_a_plain_cpu_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    interpreted = selection_digest(device="cpu")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert selection_digest(device=torch.device("cpu")) != interpreted
+
+
+def test_wrong_options_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(InvalidOptionError, match="17"):
+        selection_digest({"kvprefetch.tuning_db": 17})
+    with pytest.raises(MissingDatabaseError):
+        selection_digest({"kvprefetch.tuning_db": tmp_path / "nothing", "kvprefetch.strict": True})
