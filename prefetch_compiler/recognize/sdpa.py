@@ -41,8 +41,11 @@ def is_sdpa(node: torch.fx.Node) -> bool:
     return node.op == "call_function" and node.target is F.scaled_dot_product_attention
 
 
-def parse(node: torch.fx.Node) -> SdpaCall:
+def parse(node: torch.fx.Node, any_device: bool = False) -> SdpaCall:
     """Read one SDPA node.
+
+    Args:
+        any_device: whether a device that cannot run the kernels will do, as when the site is only looked at.
 
     Raises:
         NotDecode: it is attention, but not decode attention.
@@ -57,7 +60,8 @@ def parse(node: torch.fx.Node) -> SdpaCall:
     _require_four_dimensions(_value(q), _value(k), _value(v))
     _require_decode_length(_value(q).shape[2])
     _require_dtypes(_value(q), _value(k), _value(v), None if mask is None else _value(mask), out)
-    _require_device(_value(q))
+    if not any_device:
+        _require_device(_value(q))
     _fix_heads_and_dims(_value(q), _value(k), _value(v))
     _require_shapes(_value(q), _value(k), _value(v), arguments["enable_gqa"])
     is_causal = _constant(arguments["is_causal"], bool, "is_causal")

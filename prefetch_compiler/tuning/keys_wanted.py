@@ -17,7 +17,7 @@ def keys_wanted(
         NothingToTuneError, InvalidSizesError, InvalidKeyNameError: the command line.
         KVPrefetchError: the sites, the preset or the model.
     """
-    batches, capacities = _sizes("--batch", batch), _sizes("--capacity", capacity)
+    batches, capacities = sizes_of("--batch", batch), sizes_of("--capacity", capacity)
     dtypes = [name.strip() for name in dtype.split(",")]
     found = [parse_key(name) for name in specs]
     if sites is not None:
@@ -37,7 +37,12 @@ def keys_wanted(
     return list(dict.fromkeys(found))
 
 
-def _sizes(option: str, text: str) -> list[int]:
+def sizes_of(option: str, text: str) -> list[int]:
+    """The comma-separated sizes of a command line.
+
+    Raises:
+        InvalidSizesError: ``text`` is no list of positive integers.
+    """
     sizes = [part.strip() for part in text.split(",")]
     if not all(size.isdigit() and int(size) > 0 for size in sizes):
         raise InvalidSizesError(option, text)

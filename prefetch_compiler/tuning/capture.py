@@ -1,0 +1,222 @@
+"""Capture: the tuning keys of a model, from its configuration alone. No weights, no GPU, nothing compiled.
+
+A site's key follows from graphs that torch.compile captures on tensors without data, through the same marking and
+recognition that serving goes through (``traced_sites``), so that what is captured is what serving will look up.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any, TypeVar
+
+import torch
+
+from ..database.key import TuningKey, key_of
+from ..demo.decode_state import CacheKind
+from ..demo.device_choice import DTYPES
+from ..demo.errors import CapacityError, UnknownDtypeError
+from ..errors import KVPrefetchError
+from .capture_errors import NothingCapturedError, NotTraceableError
+from .fake_decode import FakeDecode, trace_decode, without_data
+from .layer_cut import KeptLayer, cut_layers, every_layer
+from .traced_sites import SiteTracer, TracedSite
+
+_LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+# Keys in the cache before the step: one, and as many as fill it, where a window makes a difference between the two.
+_FEW = 1
+
+
+@dataclass(frozen=True)
+class CapturedSite:
+    """Alike attention sites of one model: one kernel configuration serves them.
+
+    Attributes:
+        layers: how many sites of one decode step have this key.
+        layer: path of one of them, as in ``model.layers.0.self_attn``.
+    """
+
+    key: TuningKey
+    layers: int
+    model: str
+    layer: str
+
+
+@dataclass(frozen=True)
+class LeftSite:
+    """Sites of one model that the backend leaves to Inductor, and why; there is nothing to tune."""
+
+    layers: int
+    model: str
+    layer: str
+    reason: str
+
+
+@dataclass
+class Capture:
+    """All that one capture found, each key once."""
+
+    model: str
+    sites: list[CapturedSite] = field(default_factory=list)
+    left: list[LeftSite] = field(default_factory=list)
+
+
+def capture(
+    model: str | Any,
+    batches: Sequence[int],
+    capacities: Sequence[int],
+    dtypes: Sequence[str] = ("bfloat16",),
+    *,
+    cache: CacheKind | str = CacheKind.STATIC,
+    attention: str = "sdpa",
+    all_layers: bool = False,
+    done: Callable[[], None] = lambda: None,
+) -> Capture:
+    """Trace decode steps of every batch, capacity and dtype.
+
+    Args:
+        model: a preset, ``smollm2``, a local folder, a .gguf file, a hub id, or a transformers configuration.
+        capacities: keys that a static cache has room for, or that a dynamic one holds.
+        dtypes: of the model and its cache, by name.
+        cache: Hugging Face's: preallocated, or growing.
+        all_layers: trace every layer, instead of one of each kind.
+        done: called after each of the ``len(batches) * len(capacities) * len(dtypes)`` points.
+
+    Raises:
+        ModelNotLoadedError, MissingExtraError, MissingBundledModelError, UnknownDtypeError, CapacityError: as named.
+        NotTraceableError: the model's code does something that cannot be traced without data.
+    """
+    elements = [_dtype(name) for name in dtypes]
+    for capacity in capacities:
+        if capacity <= _FEW + 1:
+            raise CapacityError(capacity, _FEW + 2)
+    kind = CacheKind(cache)
+    name, config = _configuration(model)
+    if all_layers:
+        layers = every_layer(config)
+    else:
+        config, layers = cut_layers(config)
+    found = Capture(name)
+    for element, batch, capacity in product(elements, batches, capacities):
+        for held in _held(config, capacity, kind):
+            step = FakeDecode(batch, capacity, held, element, kind, attention)
+            _add(found, _in_model(_traced(config, name, step), layers))
+        done()
+    return found
+
+
+def capture_keys(
+    model: str, batches: Sequence[int], capacities: Sequence[int], dtypes: Sequence[str] = ("bfloat16",)
+) -> list[TuningKey]:
+    """The keys of :func:`capture` with a static cache, each once.
+
+    Raises:
+        NothingCapturedError: no site of the model would be lowered. And as :func:`capture`.
+    """
+    found = capture(model, batches, capacities, dtypes)
+    if not found.sites:
+        raise NothingCapturedError(found.model, (site.reason for site in found.left))
+    return [site.key for site in found.sites]
+
+
+def capture_module(module: Callable[..., Any], *inputs: Any, name: str | None = None, **keywords: Any) -> Capture:
+    """The sites of one call ``module(*inputs, **keywords)`` under torch.compile, for any module or function.
+
+    Nothing is computed and nothing changed: the call is traced on shapes of the module's tensors and of the inputs,
+    which may be on any device.
+
+    Raises:
+        NotTraceableError: the code does something that cannot be traced without data.
+    """
+    from torch._subclasses.fake_tensor import FakeCopyMode
+
+    name = name or getattr(module, "__name__", type(module).__name__)
+    tracer = SiteTracer()
+    try:
+        with without_data() as mode:
+            with FakeCopyMode(mode):
+                # In one go, so that tensors which the inputs share with the module stay shared.
+                module, inputs, keywords = copy.deepcopy((module, inputs, keywords))
+            torch.compile(module, backend=tracer)(*inputs, **keywords)
+    except Exception as error:
+        raise NotTraceableError(name, error) from error
+    found = Capture(name)
+    _add(found, ((site, 1) for graph in tracer.graphs for site in graph))
+    return found
+
+
+def _configuration(model: str | Any) -> tuple[str, Any]:
+    """The model's name for people and its configuration."""
+    from ..demo.model_source import find_model, load_config, quiet_transformers
+    from .presets import PRESETS, preset_config
+
+    if not isinstance(model, str):
+        return getattr(model, "name_or_path", "") or type(model).__name__, model
+    source = None if model in PRESETS else find_model(model)
+    quiet_transformers()
+    return model, preset_config(model) if source is None else load_config(source)
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise UnknownDtypeError(name, DTYPES)
+    return DTYPES[name]
+
+
+def _held(config: Any, capacity: int, cache: CacheKind) -> list[int]:
+    """Keys held before the step. Sliding layers that are full run other code than while they fill."""
+    if cache is CacheKind.DYNAMIC:
+        return [capacity - 2]
+    window = getattr(config.get_text_config(decoder=True), "sliding_window", None)
+    return [_FEW, window + 1] if isinstance(window, int) and _FEW < window < capacity - 1 else [_FEW]
+
+
+def _traced(config: Any, name: str, step: FakeDecode) -> list[TracedSite]:
+    try:
+        return trace_decode(copy.deepcopy(config), name, step)
+    except KVPrefetchError:
+        raise
+    except Exception as error:
+        raise NotTraceableError(name, error) from error
+
+
+def _in_model(sites: Iterable[TracedSite], layers: Sequence[KeptLayer]) -> Iterator[tuple[TracedSite, int]]:
+    """Each site with the number of layers that it stands for, and its layer named as in the whole model."""
+    for site in sites:
+        number = _LAYER_NUMBER.search(site.layer)
+        if number is None or int(number[0]) >= len(layers):
+            yield site, 1
+            continue
+        kept = layers[int(number[0])]
+        path = f"{site.layer[: number.start()]}{kept.original}{site.layer[number.end() :]}"
+        yield replace(site, layer=path), kept.count
+
+
+def _add(found: Capture, sites: Iterable[tuple[TracedSite, int]]) -> None:
+    """Add one traced step's sites. A key that other steps have too counts as often as in the step that has it most."""
+    here = Capture(found.model)
+    for site, layers in sites:
+        if site.spec is None:
+            here.left.append(LeftSite(layers, found.model, site.layer, site.reason))
+        else:
+            here.sites.append(CapturedSite(key_of(site.spec), layers, found.model, site.layer))
+    found.sites = _merged(found.sites, _merged([], here.sites, operator.add), max)
+    found.left = _merged(found.left, _merged([], here.left, operator.add), max)
+
+
+_SomeSite = TypeVar("_SomeSite", CapturedSite, LeftSite)
+
+
+def _merged(known: Sequence[_SomeSite], new: Sequence[_SomeSite], count: Callable[[int, int], int]) -> list[_SomeSite]:
+    """Each key, or each reason, once; ``count`` makes one number of layers of two."""
+    found: dict[TuningKey | str, _SomeSite] = {}
+    for site in (*known, *new):
+        same: TuningKey | str = site.key if isinstance(site, CapturedSite) else site.reason
+        first = found.setdefault(same, site)
+        if first is not site:
+            found[same] = replace(first, layers=count(first.layers, site.layers))
+    return list(found.values())
