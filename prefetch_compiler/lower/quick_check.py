@@ -24,6 +24,8 @@ from .launch import launch_decode
 
 MAX_BATCH = 2
 MAX_CACHE_BYTES = 16 << 20
+# One for each query and key; a mask may have as many values.
+MAX_SCORES = 1 << 22
 # Tiles for each split: enough to fill the longest pipeline and to drain it.
 _TILES_PER_SPLIT = 10
 # Keys beyond the last whole tile.
@@ -59,9 +61,10 @@ def why_wrong(spec: AttentionSpec, config: KernelConfig, device: torch.device) -
 def small(spec: AttentionSpec, config: KernelConfig) -> AttentionSpec:
     """``spec`` with batch and capacity cut down, in a cache of the same layout and alignment."""
     batch = min(spec.batch, MAX_BATCH)
-    affordable = max(1, MAX_CACHE_BYTES * spec.batch // (spec.kv_bytes_per_key * batch))
+    in_memory = MAX_CACHE_BYTES * spec.batch // (spec.kv_bytes_per_key * batch)
+    in_time = MAX_SCORES // (batch * spec.query_heads * spec.q_len)
     wanted = _TILES_PER_SPLIT * config.num_splits * config.block_kv + _TAIL
-    whole = key_of(spec).at(batch=batch, capacity=min(spec.kv_len, wanted, affordable)).spec()
+    whole = key_of(spec).at(batch=batch, capacity=max(1, min(spec.kv_len, wanted, in_memory, in_time))).spec()
     return replace(
         whole, q_len=spec.q_len, scale=spec.scale, out_heads_first=spec.out_heads_first, symbolic=frozenset()
     )
