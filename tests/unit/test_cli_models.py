@@ -10,6 +10,14 @@ import pytest
 import torch
 
 from prefetch_compiler import cli
+from prefetch_compiler.config import KernelConfig
+from prefetch_compiler.database.device_identity import identity_of
+from prefetch_compiler.database.document import Database, encode
+from prefetch_compiler.database.key import key_of
+from prefetch_compiler.device import profile
+from prefetch_compiler.report import collect_reports
+
+from ..database.examples import measured
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -83,3 +91,43 @@ def test_explain_reports_every_layer_and_what_it_reads(
     assert [site["kv_bytes_read"] for site in sites] == [41 * bytes_per_key] * LAYERS
     capacity = 128 if cache == "static" else 41
     assert [site["kv_bytes_capacity"] for site in sites] == [capacity * bytes_per_key] * LAYERS
+
+
+STEP = ("--held", "40", "--capacity", "128", "--dtype", "float32", "--layers", "1")
+
+
+def test_explain_requires_verdicts_and_takes_databases(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model_folder: Path, tmp_path: Path
+) -> None:
+    step = ("explain", str(model_folder), *STEP)
+    monkeypatch.setattr("sys.argv", ["kvprefetch", *step, "--require", "exact,bucket", "--json"])
+    with collect_reports() as seen, pytest.raises(SystemExit) as exit_info:
+        cli.main()
+    assert exit_info.value.code == 1
+    out, err = capsys.readouterr()
+    before = json.loads(out)["report"]
+    assert [site["verdict"] for site in before["sites"]] == ["heuristic"]
+    (line,) = [line for line in err.splitlines() if "required:" in line]
+    assert "model.layers.0.self_attn: heuristic, not bucket or exact" in line
+
+    spec = seen.sites[0].spec
+    assert spec is not None
+    device = profile(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    record = measured(key_of(spec), config=KernelConfig(16, 2, 1, 2))
+    path = tmp_path / "tuned.json"
+    path.write_bytes(encode(Database(identity_of(device), (record,))))
+    code, found = run_json(monkeypatch, capsys, *step, "--require", "exact,bucket", "--tuning-db", str(path))
+    assert code == 0
+    (site,) = found["report"]["sites"]
+    assert (site["verdict"], site["record"], site["config"]["block_kv"]) == ("exact", record.key.name, 16)
+    assert found["report"]["selection_digest"] != before["selection_digest"]
+
+
+def test_explain_refuses_a_word_that_is_no_verdict(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["kvprefetch", "explain", "--require", "tuned"])
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main()
+    assert exit_info.value.code == 2
+    assert "'tuned'" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,10 +70,43 @@ def test_an_unknown_option_names_the_nearest(misspelt: str, nearest: str) -> Non
         split_options({misspelt: True})
 
 
-@pytest.mark.parametrize("option", [{"kvprefetch.strict": 1}, {"kvprefetch.enabled": "no"}, {"kvprefetch.mode": True}])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"kvprefetch.strict": 1},
+        {"kvprefetch.enabled": "no"},
+        {"kvprefetch.mode": True},
+        {"kvprefetch.allow_unmeasured": "yes"},
+        {"kvprefetch.tuning_db": 17},
+        {"kvprefetch.tuning_db": None},
+        {"kvprefetch.tuning_db": ""},
+        {"kvprefetch.tuning_db": b"h200.json"},
+        {"kvprefetch.tuning_db": ["h200.json", 17]},
+        {"kvprefetch.tuning_db": {"h200.json"}},
+    ],
+    ids=str,
+)
 def test_a_value_of_the_wrong_type_is_an_error(option: dict[str, Any]) -> None:
-    with pytest.raises(InvalidOptionError, match=next(iter(option))):
+    ((name, value),) = option.items()
+    with pytest.raises(InvalidOptionError) as raised:
         split_options(option)
+    assert name in str(raised.value)
+    assert repr(value) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "paths"),
+    [
+        ("h200.json", ("h200.json",)),
+        (Path("folder/h200.json"), ("folder/h200.json",)),
+        (["b", Path("a")], ("b", "a")),
+        (("a",), ("a",)),
+        ([], ()),
+    ],
+    ids=str,
+)
+def test_databases_are_a_path_or_several(given: Any, paths: tuple[str, ...]) -> None:
+    assert split_options({"kvprefetch.tuning_db": given}) == (Options(tuning_db=paths), {})
 
 
 def test_an_unknown_option_stops_the_compile() -> None:
