@@ -179,6 +179,7 @@ def verify(
 
     Exits with 1 if a record fails.
     """
+    from ..database.merge import prune as pruned
     from ..database.store import read
     from .verify import problems
     from .verify import verify as verified
@@ -188,9 +189,12 @@ def verify(
     with _means(file, database, compiling, timing, tolerance, jobs) as means, _progress(len(database.records)) as step:
         checked = verified(database, means, step)
     failed = sum(1 for _ in problems(checked))
+    fresh = pruned(database, **_present_kernels())
+    stale = len(database.records) - len(fresh.records)
     if as_json:
-        _print_json({"records": len(checked), "failed": failed, "measured": means.measurer is not None,
-                     "compiled": means.compiler is not None, "checked": checked_data(checked)})  # fmt: skip
+        counts = {"records": len(checked), "failed": failed, "stale": stale}
+        steps = {"compiled": means.compiler is not None, "measured": means.measurer is not None}
+        _print_json({**counts, **steps, "checked": checked_data(checked)})
     else:
         console = Console()
         if failed:
@@ -198,6 +202,10 @@ def verify(
         how = ["the file", "admissible"] + ["compiled"] * (means.compiler is not None)
         how += ["run on the GPU"] * (means.measurer is not None)
         console.print(f"{len(checked)} records checked ({', '.join(how)}), {failed} failed", highlight=False)
+        if stale:
+            console.print(
+                f"[yellow]{stale} are stale[/]: recorded with other kernels or another Triton", highlight=False
+            )
     raise typer.Exit(1 if failed else 0)
 
 
