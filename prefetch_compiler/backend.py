@@ -12,7 +12,6 @@ from torch.fx import GraphModule
 
 from .database import overlay
 from .errors import LoweringError, SiteNotLoweredError
-from .lower.compile_workers import wake_workers
 from .lower.graph_pass import LoweringPass
 from .lower.mark import Marks, mark
 from .lower.rewrite import Lowering
@@ -50,7 +49,6 @@ def kvprefetch(
     if not marks.marked:
         _finish(marks, ours)
         return _compile_plainly(inductor, module, example_inputs)
-    wake_workers()
     lowering = Lowering(marks.reports, ours.strict, _databases(ours), ours.allow_unmeasured)
     try:
         compiled = _compile(inductor, lowering, module, example_inputs)

@@ -23,7 +23,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ..config import KernelConfig
 from ..device import DeviceProfile
 from ..spec import AttentionSpec, MaskKind, TensorLayout
-from .compile_workers import compile_in_workers
 from .launch import allocate
 from .specialise import DecodeTensors, KernelCall, decode_call, merge_call
 
@@ -85,9 +84,7 @@ def precompile(spec: AttentionSpec, config: KernelConfig, device: torch.device) 
         return
     # Inductor runs its passes under a fake-tensor mode, in which tensors have no addresses.
     with torch.cuda.device(device), _disable_current_modes():
-        calls = kernel_calls(spec, config, example_tensors(spec, config, "meta"))
-        compile_in_workers(spec, config, device, len(calls))
-        for call in calls:
+        for call in kernel_calls(spec, config, example_tensors(spec, config, "meta")):
             call.precompile()
 
 
