@@ -1,7 +1,7 @@
 """Decode steps of a Hugging Face model that has no data: parameters, cache and tokens are shapes only.
 
-Fake tensors claim to lie on the CPU. Neither transformers nor the graph passes up to recognition ask for the device in a
-way that changes a site.
+Fake tensors claim to lie on the CPU. Neither transformers nor the graph passes up to recognition ask for the device in
+a way that changes a site.
 """
 
 from __future__ import annotations
