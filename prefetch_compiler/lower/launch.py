@@ -63,10 +63,14 @@ def launch_decode(
         (batch, query_heads, q_len, value_dim) in q's dtype.
     """
     tensors = allocate(q, k, v, mask, bounds, heads_first, config)
-    if tensors.out.numel() == 0:
-        return tensors.out
+    if tensors.out.numel() > 0:
+        launch_kernels(tensors, is_causal=is_causal, scale=scale, config=config)
+    return tensors.out
+
+
+def launch_kernels(tensors: DecodeTensors, *, is_causal: bool, scale: float, config: KernelConfig) -> None:
+    """Write ``tensors.out``, using up its scratch memory; arrival counters must be 0."""
     decode_call(tensors, is_causal=is_causal, scale=scale, config=config).launch()
     merge = merge_call(tensors, is_causal=is_causal, config=config)
     if merge is not None:
         merge.launch()
-    return tensors.out

@@ -9,20 +9,29 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FrameType
 
 import torch
 
 from ..bench.ceiling import measure_ceiling
 from ..config import KernelConfig
 from ..database.key import TuningKey
+from ..errors import InadmissibleConfigError
 from .ceilings import Ceilings
 from .errors import KeyTooLargeError, WrongResultError
 from .protocol import FailureKind, Outcome, TrialFailure, TrialRequest
 from .session import Session
-from .verification import verify
+from .verification import forget_checks, verify
 
+# Inputs that finalists are verified on.
+HELD_OUT_SEEDS = 2
 _DETAIL_CHARACTERS = 300
 _PR_SET_PDEATHSIG = 1
+_TRITON_FAILURES = {
+    "OutOfResources": FailureKind.RESOURCES,
+    "CompilationError": FailureKind.COMPILE_ERROR,
+    "PTXASError": FailureKind.COMPILE_ERROR,
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,7 @@ def start(device_index: int, parent: int) -> None:
     hold the GPU's memory."""
     global _device, _ceilings
     die_with(parent)
+    lead_process_group()
     logging.getLogger("prefetch_compiler").setLevel(logging.ERROR)
     _device = torch.device("cuda", device_index)
     torch.cuda.set_device(_device)
@@ -57,6 +67,16 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
+def lead_process_group() -> None:
+    """Lead a group of our own, so that an assembler dies with us when we are told to end."""
+    os.setpgrp()
+    signal.signal(signal.SIGTERM, _end_group)
+
+
+def _end_group(signum: int, frame: FrameType | None) -> None:
+    os.killpg(0, signal.SIGKILL)
+
+
 def trial(request: TrialRequest) -> Reply:
     """Verify one configuration, then time it."""
 
@@ -64,12 +84,12 @@ def trial(request: TrialRequest) -> Reply:
         error = verify(request.key, request.config, request.seed, _device)
         return _session_of(request.key).trial(request.config, error)
 
-    return _guarded([measure])
+    return guarded([measure])
 
 
 def finals(key: TuningKey, configs: tuple[KernelConfig, ...], seed: int) -> Reply:
     """Verify each on inputs that no trial has seen, then time those that pass in interleaved rounds."""
-    checked = _guarded([lambda config=config: _verified(key, config, seed) for config in configs])  # type: ignore[misc]
+    checked = guarded([lambda config=config: _verified(key, config, seed) for config in configs])  # type: ignore[misc]
     if checked.broken:
         return checked
     outcomes = list(checked.outcomes)
@@ -82,14 +102,14 @@ def finals(key: TuningKey, configs: tuple[KernelConfig, ...], seed: int) -> Repl
         measured.extend(results)
         return results[0]
 
-    reply = _guarded([measure]) if passed else Reply(())
+    reply = guarded([measure]) if passed else Reply(())
     for place, n in enumerate(passed):
         outcomes[n] = measured[place] if measured else reply.outcomes[0]
     return Reply(tuple(outcomes), reply.broken)
 
 
 def _verified(key: TuningKey, config: KernelConfig, seed: int) -> float:
-    return verify(key, config, seed, _device)
+    return max(verify(key, config, seed + more, _device) for more in range(HELD_OUT_SEEDS))
 
 
 def _session_of(key: TuningKey) -> Session:
@@ -102,13 +122,13 @@ def _session_of(key: TuningKey) -> Session:
     return _session
 
 
-def _guarded(tasks: list[Callable[[], object]]) -> Reply:
+def guarded(tasks: list[Callable[[], object]]) -> Reply:
     """Run each; what it raises becomes a failure. After an error of the device's nothing more can run here."""
     outcomes: list[object] = []
     for task in tasks:
         try:
             outcome = task()
-            torch.cuda.synchronize(_device)
+            _synchronize()
             outcomes.append(outcome)
         except Exception as error:
             failure, broken = _failure(error)
@@ -128,9 +148,14 @@ def _failure(error: Exception) -> tuple[TrialFailure, bool]:
         return TrialFailure(FailureKind.WRONG, error.reason, 0.0), False
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError | KeyTooLargeError):
         _session = None
+        forget_checks()
         return TrialFailure(FailureKind.OUT_OF_MEMORY, detail, 0.0), False
-    if type(error).__name__ == "OutOfResources":
-        return TrialFailure(FailureKind.RESOURCES, detail, 0.0), False
+    if isinstance(error, InadmissibleConfigError):
+        return TrialFailure(FailureKind.INADMISSIBLE, detail, 0.0), False
+    # By name: importing Triton for its classes would be all that this module needs it for.
+    kind = _TRITON_FAILURES.get(type(error).__name__)
+    if kind is not None:
+        return TrialFailure(kind, detail, 0.0), False
     if not _device_works():
         return TrialFailure(FailureKind.CRASH, detail, 0.0), True
     return TrialFailure(FailureKind.ERROR, detail, 0.0), False
@@ -139,7 +164,12 @@ def _failure(error: Exception) -> tuple[TrialFailure, bool]:
 def _device_works() -> bool:
     try:
         torch.zeros(1, device=_device).add_(1).item()
-        torch.cuda.synchronize(_device)
+        _synchronize()
     except Exception:
         return False
     return True
+
+
+def _synchronize() -> None:
+    if _device.type == "cuda":
+        torch.cuda.synchronize(_device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +12,11 @@ from torch import Tensor
 from ..recognize.bounds import mask_bounds
 from ..spec import AttentionSpec, MaskKind, TensorLayout
 
-NAN = float("nan")
+NAN = math.nan
+EDGE_WEIGHT = 16.0
+# NaN rows before and after a cache: the largest tile. In elements, a multiple of what allocations are aligned to.
+BAND_ROWS = 256
+BAND_ALIGNMENT = 256
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ def prefix_mask(spec: AttentionSpec, held: int, device: torch.device) -> Tensor 
     return mask_of(spec, visible.expand(spec.batch, spec.kv_len))
 
 
-def mask_of(spec: AttentionSpec, visible: Tensor) -> Tensor | None:
+def mask_of(spec: AttentionSpec, visible: Tensor, hidden_value: float = -math.inf) -> Tensor | None:
     """The spec's kind of mask, showing ``visible`` keys: bool (batch, keys), or (batch, heads, q_len, keys)."""
     if spec.mask is MaskKind.NONE:
         return None
@@ -73,17 +79,21 @@ def mask_of(spec: AttentionSpec, visible: Tensor) -> Tensor | None:
     visible = visible.expand(spec.batch, *rows, spec.kv_len).contiguous()
     if spec.mask is MaskKind.BOOL:
         return visible
-    return torch.zeros(visible.shape, dtype=spec.mask_dtype, device=visible.device).masked_fill_(
-        ~visible, float("-inf")
-    )
+    return torch.zeros(visible.shape, dtype=spec.mask_dtype, device=visible.device).masked_fill_(~visible, hidden_value)
 
 
 def operands(spec: AttentionSpec, mask: Tensor | None, generator: torch.Generator) -> Operands:
-    """Random operands under ``mask``, with everything that no query sees poisoned."""
+    """Random operands under ``mask``. The first and the last key that a sequence sees weigh more than others, so that
+    neither can be missed unnoticed in a long one."""
     k, v = random_cache(spec, generator)
     bounds = None if mask is None else mask_bounds(mask, spec.kv_len)
-    stale = _stale(spec, bounds, generator.device)
-    return Operands(spec, random_queries(spec, generator), k, v, _poisoned(k, stale), _poisoned(v, stale), mask, bounds)
+    first, end = _seen(spec, bounds, generator.device)
+    position = torch.arange(spec.kv_len, device=generator.device)
+    stale = _common(spec, (position < first) | (position >= end), torch.all)
+    edges = _common(spec, (position == first) | (position == end - 1), torch.any)
+    _distinct(v).mul_(torch.where(edges, EDGE_WEIGHT, 1.0)[:, None, :, None])
+    queries = random_queries(spec, generator)
+    return Operands(spec, queries, k, v, _poisoned(k, stale), _poisoned(v, stale), mask, bounds)
 
 
 def _strided(spec: AttentionSpec, dim: int, layout: TensorLayout, generator: torch.Generator) -> Tensor:
@@ -94,26 +104,30 @@ def _strided(spec: AttentionSpec, dim: int, layout: TensorLayout, generator: tor
     return storage.as_strided(shape, strides)
 
 
-def _stale(spec: AttentionSpec, bounds: Tensor | None, device: torch.device) -> Tensor:
-    """Keys that no query sees: bool (batch, keys). Sequences that share one cache (batch stride 0) share them."""
-    key = torch.arange(spec.kv_len, device=device)
+def _seen(spec: AttentionSpec, bounds: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
+    """First key that some query of a sequence sees, and one past the last: (batch, 1) each."""
     if bounds is None:
         end = min(spec.q_len, spec.kv_len) if spec.is_causal else spec.kv_len
-        return (key >= end).expand(spec.batch, spec.kv_len)
-    stale = ((key < bounds[:, :1]) | (key >= bounds[:, 1:2])).expand(spec.batch, spec.kv_len)
-    if spec.key_layout.batch_stride == 0:
-        stale = stale.all(0, keepdim=True).expand_as(stale)
-    return stale
+        return torch.zeros(spec.batch, 1, device=device), torch.full((spec.batch, 1), end, device=device)
+    return bounds[:, :1].expand(spec.batch, 1), bounds[:, 1:2].expand(spec.batch, 1)
+
+
+def _common(spec: AttentionSpec, keys: Tensor, over: Callable[..., Tensor]) -> Tensor:
+    """``keys`` (batch, keys) as (distinct caches, keys): sequences that share one cache (batch stride 0) share them."""
+    return over(keys, 0, keepdim=True) if spec.key_layout.batch_stride == 0 else keys
+
+
+def _distinct(tensor: Tensor) -> Tensor:
+    """Without the repetitions that a batch stride of 0 makes."""
+    return tensor[:1] if tensor.stride(0) == 0 else tensor
 
 
 def _poisoned(tensor: Tensor, stale: Tensor) -> Tensor:
-    """A copy in the same layout whose stale keys are NaN."""
-    storage = torch.empty_like(tensor.as_strided((_elements(tensor),), (1,))).copy_(
-        tensor.as_strided((_elements(tensor),), (1,))
-    )
-    copy = storage.as_strided(tensor.shape, tensor.stride())
-    sequences = 1 if tensor.stride(0) == 0 else tensor.shape[0]
-    copy[:sequences].masked_fill_(stale[:sequences, None, :, None], NAN)
+    """A copy in the same layout whose stale keys are NaN, and so is whatever lies between its rows and around it."""
+    band = math.ceil(BAND_ROWS * tensor.stride(2) / BAND_ALIGNMENT) * BAND_ALIGNMENT
+    storage = torch.full((_elements(tensor) + 2 * band,), NAN, dtype=tensor.dtype, device=tensor.device)
+    copy = storage.as_strided(tensor.shape, tensor.stride(), band)
+    _distinct(copy).copy_(_distinct(tensor)).masked_fill_(stale[:, None, :, None], NAN)
     return copy
 
 

@@ -1,7 +1,7 @@
 """The Measurer of a GPU: a worker process that can be killed, and a deadline for whatever it is asked.
 
 A crash, an illegal memory access, a kernel that never ends or a device out of memory costs the trial that did it, at
-most the deadline, and a fresh worker (a few seconds, mostly torch's import).
+most the deadline and a few seconds, and a fresh worker (some seconds more, mostly torch's import).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing import get_context
 from typing import Any
@@ -19,15 +20,19 @@ from pebble import ProcessExpired, ProcessPool
 
 from ..config import KernelConfig
 from ..database.key import TuningKey
+from ..device import interpreting
 from . import bench_worker
 from .bench_worker import Reply
 from .errors import NoTuningGpuError
-from .protocol import FailureKind, Outcome, TrialFailure, TrialRequest
+from .protocol import FailureKind, Outcome, TrialFailure, TrialRequest, TrialResult
 
 TRIAL_DEADLINE_S = 30.0
-# Per finalist, beside what a fresh worker takes.
+# Per finalist.
 FINALIST_DEADLINE_S = 20.0
-START_DEADLINE_S = 60.0
+# For a process to import torch and take the GPU, before a task's own deadline begins.
+START_DEADLINE_S = 90.0
+# From the deadline until a process that does not heed SIGTERM is gone.
+KILL_S = 10.0
 
 Task = Callable[..., Reply]
 
@@ -39,31 +44,27 @@ class Worker:
         start: run first in every process, with this process's id appended to ``arguments``.
     """
 
-    def __init__(self, start: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    def __init__(self, start: Callable[..., None], arguments: tuple[Any, ...] = ()) -> None:
         self._start, self._arguments = start, arguments
         self._pool: ProcessPool | None = None
 
     def run(self, task: Task, arguments: tuple[Any, ...], deadline_s: float, count: int) -> tuple[Outcome, ...]:
         """The outcomes of ``task``, ``count`` of them; never raises for what the task does."""
         started = time.monotonic()
-        fresh = self._pool is None
-        limit = deadline_s + (START_DEADLINE_S if fresh else 0.0)
-        future = self._started_pool().schedule(task, args=list(arguments), timeout=limit)
         try:
-            reply: Reply = future.result()
+            reply = self._reply(task, arguments, deadline_s)
         except FutureTimeoutError:
-            failure = TrialFailure(FailureKind.HANG, f"killed after {limit:g} s", 0.0)
+            reply = _failed(FailureKind.HANG, f"killed after {deadline_s:g} s", count)
         except ProcessExpired as error:
-            failure = TrialFailure(FailureKind.CRASH, f"the worker died: exit code {error.exitcode}", 0.0)
+            reply = _failed(FailureKind.CRASH, f"the worker died: exit code {error.exitcode}", count)
+        except BrokenProcessPool as error:
+            reply = _failed(FailureKind.CRASH, f"no worker would start: {error}", count)
         except Exception as error:
-            failure = TrialFailure(FailureKind.ERROR, f"{type(error).__name__}: {error}", 0.0)
-        else:
-            if reply.broken:
-                self.close()
-            seconds = time.monotonic() - started
-            return tuple(_with_seconds(outcome, seconds) for outcome in reply.outcomes)
-        self.close()
-        return (replace(failure, seconds=time.monotonic() - started),) * count
+            reply = _failed(FailureKind.ERROR, f"{type(error).__name__}: {error}", count, broken=False)
+        if reply.broken:
+            self.close()
+        seconds = time.monotonic() - started
+        return tuple(_with_seconds(outcome, seconds) for outcome in reply.outcomes)
 
     def close(self) -> None:
         """Kill the process; the next task gets a fresh one."""
@@ -72,46 +73,81 @@ class Worker:
             self._pool.join()
             self._pool = None
 
-    def _started_pool(self) -> ProcessPool:
+    def _reply(self, task: Task, arguments: tuple[Any, ...], deadline_s: float) -> Reply:
+        """Once more with a fresh process where the present one was found dead: that is no fault of this task's."""
+        fresh = self._pool is None
+        try:
+            return self._ask(task, arguments, deadline_s)
+        except BrokenProcessPool:
+            if fresh:
+                raise
+            self.close()
+            return self._ask(task, arguments, deadline_s)
+
+    def _ask(self, task: Task, arguments: tuple[Any, ...], deadline_s: float) -> Reply:
+        """The pool counts a task's time from when the worker takes it; one that never starts, takes none."""
         if self._pool is None:
             initargs = [*self._arguments, os.getpid()]
             self._pool = ProcessPool(1, initializer=self._start, initargs=initargs, context=get_context("spawn"))
-        return self._pool
+        elif not self._pool.active:
+            raise BrokenProcessPool("the pool has ended")
+        future = self._pool.schedule(task, args=list(arguments), timeout=deadline_s)
+        reply: Reply = future.result(START_DEADLINE_S + deadline_s + KILL_S)
+        return reply
 
 
-class GpuMeasurer:
-    """Raises:
-    NoTuningGpuError: torch sees no such GPU.
-    """
+class WorkerMeasurer:
+    """A Measurer whose trials and finals run in ``worker``, at most ``deadline_s`` for one configuration."""
 
-    def __init__(self, device_index: int = 0, deadline_s: float = TRIAL_DEADLINE_S) -> None:
-        if device_index >= torch.cuda.device_count():
-            raise NoTuningGpuError
-        self._worker = Worker(bench_worker.start, (device_index,))
-        self._deadline_s = deadline_s
+    def __init__(
+        self,
+        worker: Worker,
+        deadline_s: float,
+        trial: Task = bench_worker.trial,
+        finals: Task = bench_worker.finals,
+    ) -> None:
+        self._worker, self._deadline_s = worker, deadline_s
+        self._trial, self._finals = trial, finals
 
     def trial(self, request: TrialRequest) -> Outcome:
-        return self._worker.run(bench_worker.trial, (request,), self._deadline_s, 1)[0]
+        return self._worker.run(self._trial, (request,), self._deadline_s, 1)[0]
 
     def finals(self, key: TuningKey, configs: tuple[KernelConfig, ...], seed: int) -> tuple[Outcome, ...]:
-        """When they cannot be measured together (one of them breaks the device), each is measured on its own."""
-        deadline_s = FINALIST_DEADLINE_S * max(1, len(configs))
-        outcomes = self._worker.run(bench_worker.finals, (key, configs, seed), deadline_s, len(configs))
-        broken = (FailureKind.CRASH, FailureKind.HANG)
-        if len(configs) == 1 or not any(isinstance(o, TrialFailure) and o.kind in broken for o in outcomes):
+        """When they cannot be measured together, because one of them breaks the worker, each is tried on its own, and
+        those that work are measured together once more."""
+        outcomes = self._together(key, configs, seed)
+        if len(configs) < 2 or not any(_broke_the_worker(outcome) for outcome in outcomes):
             return outcomes
-        healthy = tuple(config for config in configs if self._survives(key, config, seed))
-        if len(healthy) == len(configs):
-            return outcomes
-        again = dict(zip(healthy, self.finals(key, healthy, seed), strict=True)) if healthy else {}
-        return tuple(again.get(config, outcome) for config, outcome in zip(configs, outcomes, strict=True))
-
-    def _survives(self, key: TuningKey, config: KernelConfig, seed: int) -> bool:
-        outcome = self._worker.run(bench_worker.finals, (key, (config,), seed), self._deadline_s, 1)[0]
-        return not isinstance(outcome, TrialFailure)
+        alone = {config: self._together(key, (config,), seed)[0] for config in configs}
+        healthy = tuple(config for config in configs if isinstance(alone[config], TrialResult))
+        again = dict(zip(healthy, self._together(key, healthy, seed), strict=True)) if healthy else {}
+        return tuple(again.get(config, alone[config]) for config in configs)
 
     def close(self) -> None:
         self._worker.close()
+
+    def _together(self, key: TuningKey, configs: tuple[KernelConfig, ...], seed: int) -> tuple[Outcome, ...]:
+        deadline_s = max(self._deadline_s, FINALIST_DEADLINE_S * len(configs))
+        return self._worker.run(self._finals, (key, configs, seed), deadline_s, len(configs))
+
+
+class GpuMeasurer(WorkerMeasurer):
+    """Raises:
+    NoTuningGpuError: torch sees no such GPU, or Triton interprets its kernels: the interpreter's times say nothing.
+    """
+
+    def __init__(self, device_index: int = 0, deadline_s: float = TRIAL_DEADLINE_S) -> None:
+        if interpreting() or device_index >= torch.cuda.device_count():
+            raise NoTuningGpuError
+        super().__init__(Worker(bench_worker.start, (device_index,)), deadline_s)
+
+
+def _failed(kind: FailureKind, detail: str, count: int, broken: bool = True) -> Reply:
+    return Reply((TrialFailure(kind, detail, 0.0),) * count, broken)
+
+
+def _broke_the_worker(outcome: Outcome) -> bool:
+    return isinstance(outcome, TrialFailure) and outcome.kind in (FailureKind.CRASH, FailureKind.HANG)
 
 
 def _with_seconds(outcome: Outcome, seconds: float) -> Outcome:

@@ -132,12 +132,16 @@ class Session:
 
     def _write_queries(self) -> None:
         for query in self.queries:
-            query.copy_(self.q_source)
+            self._write(query)
+
+    def _write(self, query: Tensor) -> None:
+        """By a kernel: a copy would be captured as one of the driver's, which no launch can overlap."""
+        torch.mul(self.q_source, 1.0, out=query)
 
     def _launches(self, config: KernelConfig) -> None:
         spec = self.spec
         for query, (k, v) in zip(self.queries, self.caches, strict=True):
-            query.copy_(self.q_source)
+            self._write(query)
             launch_decode(
                 query, k, v, self.expanded, self.bounds, is_causal=spec.is_causal, scale=spec.scale,
                 heads_first=spec.out_heads_first, config=config,

@@ -3,12 +3,14 @@
 Each check runs the kernels on a problem made to trip them, and is passed when
 
 - every output, which held NaN before, is finite, and errs no more than ``error_bound`` allows for these inputs;
-- nothing was written around the output or the partial results (guard bands);
+- nothing was written around the output or the scratch memory (guard bands);
 - launching again, with other garbage in the scratch memory, gives the same bits: merging is in a fixed order, so a
-  difference is a race or a read of memory that nobody wrote.
+  difference is a race or a read of memory that nobody wrote;
+- so do launches in a row that hand the scratch memory from one to the next, as those of a model do (on a GPU).
 
-Keys that no query may see hold NaN. Problems are small in memory whatever the key: its head counts, dims, layout, mask
-and dtype are kept, batch and capacity are chosen for what they provoke.
+Keys that no query may see hold NaN, and so does everything around K and V. Problems are small in memory whatever the
+key: its head counts, dims, layout, mask and dtype are kept, batch and capacity are chosen for what they provoke. A
+problem depends on the key and the seed only, so that its float64 answer serves every configuration of a study.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,8 +28,8 @@ from ..config import KernelConfig
 from ..database.key import TuningKey
 from ..device import profile
 from ..error_bound import Yardstick, yardstick
-from ..lower.launch import allocate
-from ..lower.precompile import kernel_calls
+from ..errors import InadmissibleConfigError
+from ..lower.launch import allocate, launch_kernels
 from ..lower.specialise import DecodeTensors
 from ..select.admissible import why_inadmissible
 from ..spec import AttentionSpec, MaskKind
@@ -40,8 +43,16 @@ EDGES_CAPACITY = 640
 PROBLEM_BYTES = 128 << 20
 GUARD_ELEMENTS = 1024
 GUARD_VALUE = 1024.0
-LAUNCHES = 3
+# Scratch memory holds NaN before the first launch, and these before further ones.
+OTHER_GARBAGE = (0.0, -1.0)
+LAUNCHES_IN_A_ROW = 6
 _RANDOM_LENGTHS = 5
+
+
+class Launch(Protocol):
+    """Writes ``tensors.out``: the kernels under test."""
+
+    def __call__(self, tensors: DecodeTensors, *, is_causal: bool, scale: float, config: KernelConfig) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -53,40 +64,45 @@ class Check:
     yardstick: Yardstick
 
 
-def verify(key: TuningKey, config: KernelConfig, seed: int, device: torch.device) -> float:
+def verify(
+    key: TuningKey, config: KernelConfig, seed: int, device: torch.device, launch: Launch = launch_kernels
+) -> float:
     """The largest error over its bound (at most 1), over every problem of ``key`` drawn from ``seed``.
 
     Raises:
+        InadmissibleConfigError: the configuration cannot run the key on ``device``.
         WrongResultError: an output is wrong; names the problem and how.
     """
-    return max((run_check(check, config) for check in checks(key, seed, device)), default=0.0)
+    reason = why_inadmissible(key.spec(), config, profile(device))
+    if reason is not None:
+        raise InadmissibleConfigError(config.encode(), reason)
+    problems = checks(key, seed, device)
+    found = [_right_output(check, config, launch) for check in problems]
+    for check, (out, _) in zip(problems, found, strict=True):
+        if not all(_same_bits(out, _launched_on(check, config, launch, garbage)) for garbage in OTHER_GARBAGE):
+            raise WrongResultError(config, check.name, "launching again gave other bits: a race, or unwritten memory")
+    # The interpreter runs one program after the other: there is nothing to overlap.
+    if device.type == "cuda" and not _same_in_a_row(problems[-1], config, launch, found[-1][0]):
+        raise WrongResultError(
+            config, problems[-1].name, "launches in a row gave other bits: one did not wait for another"
+        )
+    return max(share for _, share in found)
 
 
-def run_check(check: Check, config: KernelConfig) -> float:
-    """As :func:`verify`, for one problem. A configuration that is admissible for the key and not for the problem (a
-    single sequence has other strides) has nothing to show there.
+def _right_output(check: Check, config: KernelConfig, launch: Launch) -> tuple[Tensor, float]:
+    """The output of a launch and its largest error over its bound.
 
     Raises:
         WrongResultError: the output is wrong.
     """
-    given = check.operands
-    if why_inadmissible(given.spec, config, profile(given.q.device)) is not None:
-        return 0.0
-    first = None
-    for launch in range(LAUNCHES):
-        out = _guarded_launch(check, config, garbage=NAN if launch % 2 == 0 else 0.0)
-        if first is None:
-            first = out
-        elif not torch.equal(_bits(first), _bits(out)):
-            raise WrongResultError(config, check.name, "launching again gave other bits: a race, or unwritten memory")
-    assert first is not None
-    unwritten = int(first.isfinite().logical_not().sum())
+    out = _launched_on(check, config, launch, NAN)
+    unwritten = int(out.isfinite().logical_not().sum())
     if unwritten:
-        raise WrongResultError(config, check.name, f"{unwritten} of {first.numel()} outputs are NaN or infinite")
-    share = check.yardstick.share(first)
+        raise WrongResultError(config, check.name, f"{unwritten} of {out.numel()} outputs are NaN or infinite")
+    share = check.yardstick.share(out)
     if not share <= 1.0:
         raise WrongResultError(config, check.name, f"the error is {share:.3g} times its bound")
-    return share
+    return out, share
 
 
 def checks(key: TuningKey, seed: int, device: torch.device) -> tuple[Check, ...]:
@@ -104,11 +120,16 @@ def _checks(key: TuningKey, seed: int, device: torch.device) -> tuple[Check, ...
     return tuple(found)
 
 
+def forget_checks() -> None:
+    """Give back the memory of the problems that are kept."""
+    _checks.cache_clear()
+
+
 def _problems(
     key: TuningKey, seed: int, generator: torch.Generator
 ) -> Iterator[tuple[str, AttentionSpec, Tensor | None]]:
     if key.spec().mask is MaskKind.NONE:
-        for capacity in _capacities(key, seed):
+        for capacity in _capacities(key):
             yield f"{capacity} keys", _spec(key, 2, capacity), None
         return
     yield _edges(key, seed, generator)
@@ -123,12 +144,10 @@ def _bytes_per_key(key: TuningKey) -> int:
     return _spec(key, 1, 1).kv_bytes_per_key
 
 
-def _capacities(key: TuningKey, seed: int) -> list[int]:
-    """Without a mask the capacity is the length: some edges (others for another seed), and one that is long."""
+def _capacities(key: TuningKey) -> list[int]:
+    """Without a mask the capacity is the length: every edge, and one that is long."""
     longest = min(key.capacity_bucket, max(1, PROBLEM_BYTES // (2 * _bytes_per_key(key))))
-    edges = [edge for edge in (1, *TILE_EDGES) if edge < longest]
-    chosen = edges[seed % 3 :: 3]
-    return [*chosen, longest]
+    return [*(edge for edge in (1, *TILE_EDGES) if edge < longest), longest]
 
 
 def _edges(key: TuningKey, seed: int, generator: torch.Generator) -> tuple[str, AttentionSpec, Tensor | None]:
@@ -136,7 +155,8 @@ def _edges(key: TuningKey, seed: int, generator: torch.Generator) -> tuple[str, 
     candidates = len(TILE_EDGES) + _RANDOM_LENGTHS + 4
     capacity = min(key.capacity_bucket, EDGES_CAPACITY, max(1, PROBLEM_BYTES // (candidates * _bytes_per_key(key))))
     random = torch.randint(0, capacity + 1, (_RANDOM_LENGTHS,), generator=torch.Generator().manual_seed(seed)).tolist()
-    lengths = [length for length in (0, 1, capacity - 1, capacity, *TILE_EDGES, *random) if 0 <= length <= capacity]
+    wanted = {0, 1, capacity - 1, capacity, *TILE_EDGES, *random}
+    lengths = sorted(length for length in wanted if 0 <= length <= capacity)
     spec = _spec(key, len(lengths), capacity)
     held = torch.tensor(lengths, device=generator.device)[:, None]
     visible = torch.arange(capacity, device=generator.device) < held
@@ -144,68 +164,107 @@ def _edges(key: TuningKey, seed: int, generator: torch.Generator) -> tuple[str, 
 
 
 def _long(key: TuningKey, seed: int, generator: torch.Generator) -> tuple[str, AttentionSpec, Tensor | None]:
-    """As long as memory allows: full; left-padded; with a hole; short in a long cache."""
-    capacity = min(key.capacity_bucket, max(1, PROBLEM_BYTES // (4 * _bytes_per_key(key))))
-    spec = _spec(key, 4, capacity)
+    """As long as memory allows: full; left-padded, with a key hidden at either end; with a hole; short in a long cache;
+    every other key."""
+    capacity = min(key.capacity_bucket, max(1, PROBLEM_BYTES // (5 * _bytes_per_key(key))))
+    spec = _spec(key, 5, capacity)
     position = torch.arange(capacity, device=generator.device)
     third = capacity // 3
     padding = (seed * 7 + 5) % max(1, third)
+    padded = (position >= padding) & (position < max(1, capacity - 1))
     visible = torch.stack(
         (
             position >= 0,
-            (position >= padding) & (position < max(1, capacity - 1)),
+            padded & (position != padding + 1) & (position != capacity - 3),
             (position < third) | (position >= capacity - max(1, third)),
             position < max(1, capacity // 8),
+            position % 2 == seed % 2,
         )
     )
     return "a long cache", spec, _with_rows(spec, visible, generator)
 
 
 def _with_rows(spec: AttentionSpec, visible: Tensor, generator: torch.Generator) -> Tensor | None:
-    """The spec's mask over ``visible`` (batch, keys): rows of their own hide some more, an additive one adds a bias."""
+    """The spec's mask over ``visible`` (batch, keys). Where it differs by row, some more are hidden in every other
+    sequence, and every fifth row sees nothing. An additive mask adds a bias to every other one; the rest have clean
+    ranges. It hides keys in either of the two usual ways, which differ for rows that see nothing."""
+    sequence = torch.arange(spec.batch, device=visible.device)[:, None, None, None]
+    visible = visible[:, None, None, :]
     if spec.mask_per_row:
         shape = (spec.batch, spec.query_heads, spec.q_len, spec.kv_len)
-        visible = visible[:, None, None, :] & (torch.rand(shape, generator=generator, device=generator.device) < 0.8)
+        kept = torch.rand(shape, generator=generator, device=visible.device) < 0.8
+        kept &= (torch.arange(spec.query_heads * spec.q_len, device=visible.device) % 5 != 3).view(*shape[1:3], 1)
+        visible = visible & (kept | (sequence % 2 == 0))
     mask = mask_of(spec, visible)
-    if mask is not None and spec.mask is MaskKind.ADDITIVE:
-        # Every other sequence; the rest have clean ranges.
-        mask[::2] += torch.empty_like(mask[::2]).normal_(generator=generator)
-    return mask
+    if mask is None or spec.mask_dtype is None or spec.mask is not MaskKind.ADDITIVE:
+        return mask
+    # A float16 mask's least value swallows no score but a float16 one.
+    if spec.mask_dtype is not torch.float16 or spec.dtype is torch.float16:
+        mask = torch.where((sequence % 4 >= 2) & ~visible, torch.finfo(spec.mask_dtype).min, mask)
+    bias = torch.empty_like(mask).normal_(generator=generator)
+    return mask + bias * (sequence % 2)
 
 
-def _guarded_launch(check: Check, config: KernelConfig, garbage: float) -> Tensor:
-    """The output of one launch into poisoned memory.
-
-    Raises:
-        WrongResultError: something was written outside.
-    """
-    given, spec = check.operands, check.operands.spec
+def _guarded_tensors(check: Check, config: KernelConfig, garbage: float) -> tuple[DecodeTensors, list[Tensor]]:
+    """Operands, and an output of NaN and scratch memory of ``garbage`` amid guard bands, whose buffers come second."""
+    given = check.operands
     plain = allocate(
-        given.q, given.stale_k, given.stale_v, given.expanded_mask(), given.bounds, spec.out_heads_first, config
+        given.q, given.stale_k, given.stale_v, given.expanded_mask(), given.bounds, given.spec.out_heads_first, config
     )
     guards: list[Tensor] = []
-    tensors: DecodeTensors = replace(
+
+    def guarded(tensor: Tensor | None, fill: float) -> Tensor | None:
+        return None if tensor is None else _guarded(tensor, fill, guards)
+
+    tensors = replace(
         plain,
         out=_guarded(plain.out, NAN, guards),
-        partial=None if plain.partial is None else _guarded(plain.partial, garbage, guards),
-        stats=None if plain.stats is None else _guarded(plain.stats, garbage, guards),
+        partial=guarded(plain.partial, garbage),
+        stats=guarded(plain.stats, garbage),
+        arrivals=guarded(plain.arrivals, 0),
     )
-    for call in kernel_calls(spec, config, tensors):
-        call.launch()
-    for buffer in guards:
-        if not (buffer[:GUARD_ELEMENTS] == GUARD_VALUE).all() or not (buffer[-GUARD_ELEMENTS:] == GUARD_VALUE).all():
-            raise WrongResultError(config, check.name, "memory outside an output was written")
-    return tensors.out
+    return tensors, guards
 
 
 def _guarded(tensor: Tensor, fill: float, guards: list[Tensor]) -> Tensor:
     """The same view amid guard bands, filled with ``fill``."""
     size = math.prod(tensor.shape)
-    buffer = torch.full((size + 2 * GUARD_ELEMENTS,), GUARD_VALUE, dtype=tensor.dtype, device=tensor.device)
+    buffer = torch.full((size + 2 * GUARD_ELEMENTS,), GUARD_VALUE, device=tensor.device).to(tensor.dtype)
     buffer[GUARD_ELEMENTS : GUARD_ELEMENTS + size] = fill
     guards.append(buffer)
     return buffer.as_strided(tensor.shape, tensor.stride(), GUARD_ELEMENTS)
 
 
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().view({2: torch.int16, 4: torch.int32}[tensor.element_size()])
+def _launched_on(check: Check, config: KernelConfig, launch: Launch, garbage: float) -> Tensor:
+    """The output of one launch.
+
+    Raises:
+        WrongResultError: something was written outside.
+    """
+    tensors, guards = _guarded_tensors(check, config, garbage)
+    spec = check.operands.spec
+    launch(tensors, is_causal=spec.is_causal, scale=spec.scale, config=config)
+    bands = [band for buffer in guards for band in (buffer[:GUARD_ELEMENTS], buffer[-GUARD_ELEMENTS:])]
+    if not torch.stack([(band == GUARD_VALUE).all() for band in bands]).all():
+        raise WrongResultError(config, check.name, "memory outside an output was written")
+    return tensors.out
+
+
+def _same_in_a_row(check: Check, config: KernelConfig, launch: Launch, expected: Tensor) -> bool:
+    """Whether launches that follow each other at once, on the same scratch memory and with other queries every other
+    time, give the bits of a launch that is alone."""
+    tensors, _ = _guarded_tensors(check, config, NAN)
+    spec, others = check.operands.spec, tensors.q.flip(0)
+    outputs = [torch.full_like(tensors.out, NAN) for _ in range(2 * LAUNCHES_IN_A_ROW)]
+    for number, out in enumerate(outputs):
+        if tensors.arrivals is not None:
+            tensors.arrivals.zero_()
+        turn = replace(tensors, q=tensors.q if number % 2 else others, out=out)
+        launch(turn, is_causal=spec.is_causal, scale=spec.scale, config=config)
+    ours, theirs = outputs[1::2], outputs[::2]
+    return all(_same_bits(out, expected) for out in ours) and all(_same_bits(out, theirs[0]) for out in theirs)
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    integer = {2: torch.int16, 4: torch.int32}[one.element_size()]
+    return torch.equal(one.contiguous().view(integer), other.contiguous().view(integer))

@@ -1,0 +1,157 @@
+"""Kernels that are wrong in one way each, and a key and configuration under which each is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from prefetch_compiler.config import KernelConfig, LoadPath, Merge, OperandOrder
+from prefetch_compiler.database.key import Alignment, Layout, MaskClass, TuningKey
+
+from .mutants import Bug
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# In the interpreter every program costs milliseconds; a GPU can afford lengths around every size of tile.
+CAPACITY = 1024 if DEVICE.type == "cuda" else 32
+
+BOOL = TuningKey(
+    dtype="float16", kv_dtype="float16", group=2, kv_heads=2, head_dim=16, value_dim=24, q_len_bucket=1, batch_bucket=4,
+    capacity_bucket=CAPACITY, layout=Layout.BHSD, alignment=Alignment.TMA, mask=MaskClass.BOOL,
+)  # fmt: skip
+ROWS = replace(BOOL, mask=MaskClass.BOOL_ROWS, q_len_bucket=2)
+ADDITIVE = replace(BOOL, mask=MaskClass.ADDITIVE, mask_dtype="float16")
+PLAIN = replace(BOOL, mask=MaskClass.NONE)
+CAUSAL = replace(BOOL, mask=MaskClass.CAUSAL, q_len_bucket=4)
+
+ONE_SPLIT = KernelConfig(block_kv=16, num_splits=1, num_warps=4, num_stages=2)
+SPLIT = replace(ONE_SPLIT, num_splits=3)
+IN_PLACE = replace(SPLIT, merge=Merge.INPLACE)
+TMA = replace(ONE_SPLIT, load_path=LoadPath.TMA)
+KEYS_FIRST = replace(SPLIT, num_splits=2, operand_order=OperandOrder.KQ)
+KEYS_FIRST_TMA = replace(KEYS_FIRST, load_path=LoadPath.TMA)
+RIGHT = {
+    "bool, one split": (BOOL, ONE_SPLIT),
+    "bool, split": (BOOL, SPLIT),
+    "bool, in place": (BOOL, IN_PLACE),
+    "bool, TMA": (BOOL, TMA),
+    "bool, keys first": (BOOL, KEYS_FIRST),
+    "rows": (ROWS, ONE_SPLIT),
+    "additive": (ADDITIVE, SPLIT),
+    "no mask": (PLAIN, SPLIT),
+    "causal": (CAUSAL, ONE_SPLIT),
+}
+
+
+@dataclass(frozen=True)
+class SeededBug:
+    key: TuningKey
+    config: KernelConfig
+    bugs: tuple[Bug, ...]
+
+
+def decode(key: TuningKey, config: KernelConfig, old: str, new: str) -> SeededBug:
+    return SeededBug(key, config, (Bug("split_kv_decode", old, new),))
+
+
+def merge(key: TuningKey, config: KernelConfig, old: str, new: str) -> SeededBug:
+    return SeededBug(key, config, (Bug("merge_splits", old, new),))
+
+
+def softmax(key: TuningKey, config: KernelConfig, old: str, new: str) -> SeededBug:
+    return SeededBug(key, config, (Bug("softmax", old, new),))
+
+
+def plan(key: TuningKey, config: KernelConfig, old: str, new: str) -> SeededBug:
+    return SeededBug(key, config, (Bug("split_plan", old, new),))
+
+
+SEEDED_BUGS: dict[str, SeededBug] = {
+    "dropped mask": decode(
+        BOOL, ONE_SPLIT, '    if MASK != "none":\n        needed', '    if MASK == "":\n        needed'
+    ),
+    "dropped bias": decode(ADDITIVE, ONE_SPLIT, "scores += tl.load(", "scores += 0 * tl.load("),
+    "one mask for all queries": decode(
+        ROWS, ONE_SPLIT, "row_query * mask_row_stride", "0 * mask_row_stride"
+    ),
+    "one mask for all heads": decode(
+        ROWS, ONE_SPLIT, "row_head.to(tl.int64) * mask_head_stride", "0 * mask_head_stride"
+    ),
+    "clean range taken to begin with the first key": decode(
+        BOOL, ONE_SPLIT, "(keys < clean_first) | (keys >= clean_end)", "(keys >= clean_end)"
+    ),
+    "tail too long by one": decode(BOOL, ONE_SPLIT, "keys < end", "keys <= end"),
+    "tail too short by one": plan(BOOL, ONE_SPLIT, "tl.load(row + 1)", "tl.load(row + 1) - 1"),
+    "head late by one": plan(BOOL, ONE_SPLIT, "tl.load(row), 0)", "tl.load(row) + 1, 0)"),
+    "last tile dropped": plan(PLAIN, ONE_SPLIT, "end - first + BLOCK_KV - 1, 0)", "end - first, 0)"),
+    "last tile dropped by TMA": decode(BOOL, TMA, "if PEEL and loop_end < end:", "if PEEL and loop_end < 0:"),
+    "last split dropped": merge(BOOL, SPLIT, "num_splits, BLOCK_KV)\n", "num_splits, BLOCK_KV)\n    active -= 1\n"),
+    "keys of no split": plan(
+        replace(BOOL, capacity_bucket=max(64, CAPACITY)), SPLIT,
+        "(tiles + num_splits - 1) // num_splits", "tl.maximum(tiles // num_splits, 1)",
+    ),
+    "stale accumulator": decode(BOOL, ONE_SPLIT, "    accumulator *= along_keys(shrink, KEYS_AXIS)\n", ""),
+    "total not rescaled": softmax(BOOL, ONE_SPLIT, "total * shrink + tl.sum", "total + tl.sum"),
+    "rescaled by a little too little": softmax(
+        BOOL, ONE_SPLIT, "shrink = tl.exp2(maximum - reference)", "shrink = tl.exp2((maximum - reference) * 0.97)"
+    ),
+    "wrong scale": decode(BOOL, ONE_SPLIT, "scores *= score_scale", "scores *= score_scale * 1.02"),
+    "scale of another base when merging": merge(ADDITIVE, SPLIT, "* EXP2_SCALE)", "* 1.0)"),
+    "query heads interleaved": decode(
+        BOOL, ONE_SPLIT, "row_head = kv_head * GROUP + row // q_len", "row_head = kv_head + row // q_len * kv_heads"
+    ),
+    "one KV head for all": decode(BOOL, ONE_SPLIT, "kv_head.to(tl.int64) * k_head_stride", "0 * k_head_stride"),
+    "K of the first sequence": decode(BOOL, ONE_SPLIT, "sequence_wide * k_batch_stride", "0 * k_batch_stride"),
+    "merge reads what nobody wrote": merge(
+        BOOL, SPLIT, "tl.where((split < active)[:, None], partials, 0.0)", "partials"
+    ),
+    "merge without the others' arrival": decode(
+        BOOL, IN_PLACE, "arrived == tl.maximum(active, 1) - 1", "arrived == 0"
+    ),
+    "merge in place forgets one": decode(
+        BOOL, IN_PLACE, "for split in range(0, active)", "for split in range(1, active)"
+    ),
+    "writes past the output": decode(
+        BOOL, ONE_SPLIT, "inside = along_keys(row_valid, KEYS_AXIS) & tl.expand",
+        "inside = along_keys(row_valid | True, KEYS_AXIS) & tl.expand",
+    ),
+    "columns past the values": decode(
+        BOOL, ONE_SPLIT, "tl.expand_dims(columns < VALUE_DIM, 1 - KEYS_AXIS)",
+        "tl.expand_dims(columns < BLOCK_DV, 1 - KEYS_AXIS)",
+    ),
+    "bounds ignored": plan(
+        BOOL, ONE_SPLIT, "        clean_end = tl.load(row + 3)\n",
+        "        clean_end = tl.load(row + 3)\n        first = kv_len * 0\n        end = kv_len\n",
+    ),
+    "bounds of the first sequence": plan(BOOL, ONE_SPLIT, "sequence * bounds_stride", "sequence * 0"),
+    "NaN let in by TMA": decode(
+        BOOL, KEYS_FIRST_TMA, "tile = tl.where((keys < end)[:, None], tile, 0.0)", "tile = tile"
+    ),
+    "NaN let in by pointers": decode(
+        BOOL, ONE_SPLIT, "mask=(keys < end)[:, None] & (columns < DIM)[None, :]", "mask=(columns < DIM)[None, :]"
+    ),
+    "NaN for sequences that see nothing": decode(BOOL, ONE_SPLIT, "tl.where(total == 0.0, 1.0, total)", "total"),
+    "NaN for rows that see nothing": softmax(
+        ROWS, ONE_SPLIT, 'tl.where(maximum == float("-inf"), 0.0, maximum)', "maximum"
+    ),
+    "causal past the diagonal": decode(
+        CAUSAL, ONE_SPLIT, "<= along_keys(row_query, KEYS_AXIS)", "<= along_keys(row_query, KEYS_AXIS) + 1"
+    ),
+}  # fmt: skip
+
+_WAIT = "    if LAUNCH_OVERLAP:\n        gdc_wait()\n"
+_NO_WAIT = "    if LAUNCH_OVERLAP:\n"
+# What takes programs that run at the same time, or more keys than the interpreter gets through.
+GPU_BUGS: dict[str, SeededBug] = {
+    "merge by the last split, not the last to finish": decode(
+        BOOL, replace(IN_PLACE, num_splits=8), "arrived == tl.maximum(active, 1) - 1",
+        "split == tl.maximum(active, 1) - 1",
+    ),
+    "merge that does not wait for the splits": merge(
+        BOOL, replace(SPLIT, num_splits=8, launch_overlap=True), _WAIT, _NO_WAIT
+    ),
+    "accumulated in the inputs' dtype": decode(
+        BOOL, ONE_SPLIT, "    probabilities = round_to(",
+        "    accumulator = accumulator.to(v.dtype).to(tl.float32)\n    probabilities = round_to(",
+    ),
+}  # fmt: skip
