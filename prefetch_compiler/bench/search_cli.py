@@ -88,7 +88,7 @@ def _record(which: str, out: Path, seconds: float, seed: int, jobs: int | None) 
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
     compiler = CompilePool(profile, jobs)
-    measurer = GpuMeasurer(profile)
+    measurer = GpuMeasurer()
     done: list[SearchTable] = []
     try:
         for table in record_tables(

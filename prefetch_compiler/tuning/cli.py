@@ -111,6 +111,7 @@ def _run(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     profile = target_profile(target, settings.modelled)
     folder = out or default_folder(settings.modelled)
+    studies = _storage(storage, folder)
     compiler = CompilePool(profile, jobs)
     try:
         measurer = _measurer(profile, compiler, settings)
@@ -121,7 +122,7 @@ def _run(
                     measurer,
                     profile=profile,
                     toolchain=present_toolchain(measured=not settings.modelled),
-                    storage=_storage(storage, folder),
+                    storage=studies,
                     out=folder,
                     settings=settings,
                     compiler=compiler,

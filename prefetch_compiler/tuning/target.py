@@ -9,6 +9,7 @@ import torch
 
 from ..database.device_identity import identity_of
 from ..database.errors import DatabaseError
+from ..database.overlay import shipped_folder, user_folder
 from ..database.record import TuningRecord
 from ..database.store import database_files, read
 from ..device import REFERENCE_DEVICES, DeviceProfile, profile
@@ -34,11 +35,7 @@ def target_profile(target: str | None, compile_only: bool) -> DeviceProfile:
 
 def default_folder(compile_only: bool) -> Path:
     """The user's own folder, which lookup reads; modelled records go to the current one, which it does not."""
-    if compile_only:
-        return Path.cwd()
-    from ..database.overlay import user_folder
-
-    return user_folder()
+    return Path.cwd() if compile_only else user_folder()
 
 
 def known_records(device: DeviceProfile, folder: Path) -> list[TuningRecord]:
@@ -47,11 +44,10 @@ def known_records(device: DeviceProfile, folder: Path) -> list[TuningRecord]:
 
 
 def _known_files(folder: Path) -> Iterator[Path]:
-    import prefetch_compiler.tuning_db as shipped
-
     yield from [folder] if folder.suffix == ".json" else database_files(folder)
-    for place in shipped.__path__:
-        yield from database_files(Path(place))
+    shipped = shipped_folder()
+    if shipped is not None:
+        yield from database_files(shipped)
 
 
 def _records(path: Path, device: DeviceProfile) -> tuple[TuningRecord, ...]:
