@@ -45,6 +45,11 @@ class CapturedSite:
     model: str
     layer: str
 
+    @property
+    def same(self) -> TuningKey:
+        """Equal for sites that are one entry."""
+        return self.key
+
 
 @dataclass(frozen=True)
 class LeftSite:
@@ -54,6 +59,14 @@ class LeftSite:
     model: str
     layer: str
     reason: str
+
+    @property
+    def same(self) -> str:
+        """Equal for sites that are one entry."""
+        return self.reason
+
+
+_SomeSite = TypeVar("_SomeSite", bound=CapturedSite | LeftSite)
 
 
 @dataclass
@@ -134,7 +147,7 @@ def capture_module(module: Callable[..., Any], *inputs: Any, name: str | None = 
     """
     from torch._subclasses.fake_tensor import FakeCopyMode
 
-    name = name or getattr(module, "__name__", type(module).__name__)
+    name = name or str(getattr(module, "__name__", type(module).__name__))
     tracer = SiteTracer()
     try:
         with without_data() as mode:
@@ -208,15 +221,12 @@ def _add(found: Capture, sites: Iterable[tuple[TracedSite, int]]) -> None:
     found.left = _merged(found.left, _merged([], here.left, operator.add), max)
 
 
-_SomeSite = TypeVar("_SomeSite", CapturedSite, LeftSite)
-
-
-def _merged(known: Sequence[_SomeSite], new: Sequence[_SomeSite], count: Callable[[int, int], int]) -> list[_SomeSite]:
+def _merged(known: list[_SomeSite], new: list[_SomeSite], count: Callable[[int, int], int]) -> list[_SomeSite]:
     """Each key, or each reason, once; ``count`` makes one number of layers of two."""
     found: dict[TuningKey | str, _SomeSite] = {}
     for site in (*known, *new):
-        same: TuningKey | str = site.key if isinstance(site, CapturedSite) else site.reason
-        first = found.setdefault(same, site)
-        if first is not site:
-            found[same] = replace(first, layers=count(first.layers, site.layers))
+        if site.same in found:
+            first: _SomeSite = found[site.same]
+            site = replace(first, layers=count(first.layers, site.layers))
+        found[site.same] = site
     return list(found.values())

@@ -47,7 +47,7 @@ def trace_decode(config: Any, name: str, step: FakeDecode) -> list[TracedSite]:
         cache = _new_cache(model.config, step)
         tokens = torch.zeros((step.batch, step.held), dtype=torch.long)
         model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        compiled = torch.compile(model, backend=tracer)
+        compiled: Callable[..., Any] = torch.compile(model, backend=tracer)
         for _ in range(_STEPS[step.cache]):
             before = len(tracer.graphs)
             compiled(input_ids=tokens[:, :1], past_key_values=cache, use_cache=True)

@@ -28,7 +28,8 @@ def cut_layers(config: Any) -> tuple[Any, list[KeptLayer]]:
     config = copy.deepcopy(config)
     text = config.get_text_config(decoder=True)
     layers = int(text.num_hidden_layers)
-    if layers < _WORTH_CUTTING or getattr(text, "num_kv_shared_layers", 0):
+    shared: object = getattr(text, "num_kv_shared_layers", None)
+    if layers < _WORTH_CUTTING or shared:
         return config, [KeptLayer(layer, 1) for layer in range(layers)]
     lists = _per_layer_lists(text, layers)
     kept = _distinct(list(zip(*lists.values(), strict=True)) if lists else [()] * layers)

@@ -74,8 +74,10 @@ def _recognise_into(found: dict[int, TracedSite], graph: Graph, marks: Marks) ->
 def _trace(module: GraphModule, example_inputs: Sequence[Any], look: Callable[[Graph], None]) -> Callable[..., Any]:
     """Inductor's pipeline with ``look`` where our lowering stands, and no code generation."""
     from torch._functorch import config as functorch_config
-    from torch._inductor.compile_fx import compile_fx
+    from torch._inductor import compile_fx as inductor
 
+    # Its annotations promise what only generated code has.
+    compile_fx: Any = inductor.compile_fx
     with functorch_config.patch(enable_autograd_cache=False):
         compiled: Callable[..., Any] = compile_fx(
             module,
