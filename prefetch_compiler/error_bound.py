@@ -97,6 +97,7 @@ def error_bound(problem: Problem) -> Tensor:
 def yardstick(problem: Problem, working_bytes: int = WORKING_BYTES) -> Yardstick:
     """Answer and bound, computed some sequences and KV heads at a time, so that the float64 copies of a large cache
     take no more than about ``working_bytes``."""
+    problem = _broadcast(problem)
     batch, heads, q_len, _ = problem.q.shape
     group = heads // problem.k.shape[1]
     answer = problem.q.new_empty((batch, heads, q_len, problem.v.shape[3]), dtype=torch.float64)
@@ -120,6 +121,16 @@ class _Part:
     mask: Tensor | None
     is_causal: bool
     scale: float
+
+
+def _broadcast(problem: Problem) -> _Part:
+    """The problem with batch sizes of 1 expanded, and a mask of four dimensions."""
+    mask = problem.mask
+    if mask is not None:
+        mask = mask[(None,) * (4 - mask.ndim)]
+    batch = max(problem.q.shape[0], problem.k.shape[0], problem.v.shape[0])
+    q, k, v = (tensor.expand(batch, -1, -1, -1) for tensor in (problem.q, problem.k, problem.v))
+    return _Part(q, k, v, mask, problem.is_causal, problem.scale)
 
 
 def _parts(problem: Problem, group: int, working_bytes: int) -> Iterator[tuple[slice, slice]]:
