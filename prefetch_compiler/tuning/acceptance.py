@@ -49,7 +49,8 @@ def rounds_us(result: TrialResult) -> list[float]:
 
 def luck(faster: int, rounds: int) -> float:
     """The probability of being faster in at least that many of ``rounds`` rounds by chance alone."""
-    return sum(math.comb(rounds, count) for count in range(faster, rounds + 1)) / 2**rounds
+    tail = sum(math.comb(rounds, count) for count in range(faster, rounds + 1))
+    return tail / float(2**rounds)
 
 
 def beats(challenger: TrialResult, default: TrialResult, finalists: int = 1, min_gain: float = MIN_GAIN) -> bool:

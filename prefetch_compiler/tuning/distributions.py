@@ -56,10 +56,11 @@ class SearchSpace:
         for knob in self._knobs:
             if knob.ordered:
                 chosen = [getattr(config, knob.name) for config in included]
-                distribution = _integers(knob, max([_highest(knob, spec, profile), *chosen]))
+                self.distributions[parameter_name(knob)] = _integers(
+                    knob, max([_highest(knob, spec, profile), *chosen])
+                )
             else:
-                distribution = CategoricalDistribution(self._values[knob.name])
-            self.distributions[parameter_name(knob)] = distribution
+                self.distributions[parameter_name(knob)] = CategoricalDistribution(self._values[knob.name])
 
     def suggest(self, trial: BaseTrial) -> KernelConfig:
         """The configuration of a trial that was asked for."""

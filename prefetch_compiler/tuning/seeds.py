@@ -30,7 +30,7 @@ class Seed:
 def distance(key: TuningKey, other: TuningKey) -> float:
     """Doublings of batch, capacity and query length between two keys, and 4 for each other field that differs."""
     sizes = ("batch_bucket", "capacity_bucket", "q_len_bucket")
-    apart = sum(abs(math.log2(getattr(key, name) / getattr(other, name))) for name in sizes)
+    apart: float = sum(abs(math.log2(getattr(key, name) / getattr(other, name))) for name in sizes)
     names = [field.name for field in fields(TuningKey) if field.name not in sizes]
     return apart + _OTHER_FIELD * sum(getattr(key, name) != getattr(other, name) for name in names)
 

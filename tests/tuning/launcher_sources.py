@@ -16,11 +16,14 @@ from triton.compiler import make_backend
 from triton.runtime.driver import driver
 
 from prefetch_compiler.config import KernelConfig, LoadPath, Merge, OperandOrder, PrefetchKind
+from prefetch_compiler.database.key import parse_key
 from prefetch_compiler.device import REFERENCE_DEVICES
+from prefetch_compiler.lower.launch import allocate
 from prefetch_compiler.lower.precompile import compile_call, example_tensors, kernel_calls, source_of, target_of
 from prefetch_compiler.lower.specialise import KernelCall
 from prefetch_compiler.select.heuristic import choose
 from prefetch_compiler.spec import AttentionSpec, MaskKind, TensorLayout
+from prefetch_compiler.tuning.inputs import operands, prefix_mask
 
 DEVICE = REFERENCE_DEVICES[90]
 TARGET = target_of(DEVICE)
@@ -107,6 +110,38 @@ def differing() -> tuple[int, list[str]]:
     return compared, found
 
 
+MEASURED_KEYS = (
+    "bfloat16 8q/2kv d64 q1 b2 s256 bhsd-tma bool",
+    "bfloat16 8q/2kv d64 q1 b1 s256 bhsd-tma bool",
+    "float16 4q/4kv d40 q4 b2 s128 bshd-tma additive_rows-float16",
+    "float32 4q/2kv d64 q2 b2 s128 strided-none bool_rows",
+    "float16 4q/2kv d64 q1 b2 s128 bhsd-rows none",
+    "bfloat16 4q/2kv d64 q4 b2 s128 bhsd-tma causal",
+)
+
+
+def measured_differently() -> tuple[int, list[str]]:
+    """How many launches of the measurer's operands were compared with what the compile pool compiles for their key,
+    and which differ."""
+    compared, found = 0, []
+    generator = torch.Generator().manual_seed(0)
+    for name in MEASURED_KEYS:
+        given = parse_key(name).spec()
+        mask = prefix_mask(given, given.kv_len // 2, torch.device("cpu"))
+        made = operands(given, mask, generator)
+        for config in configs(given):
+            real = allocate(
+                made.q, made.stale_k, made.stale_v, made.expanded_mask(), made.bounds, given.out_heads_first, config
+            )
+            pooled = kernel_calls(given, config, example_tensors(given, config, "meta"))
+            for call, ours in zip(kernel_calls(given, config, real), pooled, strict=True):
+                compared += 1
+                options = make_backend(TARGET).parse_options(dict(ours.options)).hash()
+                if launcher_request(call) != (source_of(ours).hash(), options):
+                    found.append(f"{name}, {config.encode()}: {call.kernel.__name__}")
+    return compared, found
+
+
 def found_on_disk() -> list[bool]:
     """Whether the launcher takes each kernel that we compiled from the cache."""
     hits: list[bool] = []
@@ -122,5 +157,5 @@ def found_on_disk() -> list[bool]:
 
 if __name__ == "__main__":
     driver.set_active(AbsentGpu())
-    compared, different = differing()
-    print(json.dumps({"compared": compared, "different": different, "found_on_disk": found_on_disk()}))
+    reply = {"sources": differing(), "measured": measured_differently(), "found_on_disk": found_on_disk()}
+    print(json.dumps(reply))
