@@ -26,7 +26,7 @@ def to_call(change: Callable[[SdpaCall], SdpaCall]) -> Blind:
     parse = sdpa.parse
 
     def blind(monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(mark, "parse", lambda node: change(parse(node)))
+        monkeypatch.setattr(mark, "parse", lambda node, any_device=False: change(parse(node, any_device)))
 
     return blind
 
