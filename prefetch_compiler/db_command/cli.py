@@ -210,6 +210,27 @@ def verify(
 
 
 @app.command()
+def declare(
+    file: FileArgument,
+    family_fallback: Annotated[
+        bool,
+        typer.Option(
+            "--family-fallback/--no-family-fallback",
+            help="Whether GPUs of the same family without a record of their own may use these.",
+        ),
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Say whether other GPU models of the family may use a database; explain reports it where one does."""
+    from dataclasses import replace
+
+    from ..database.store import rewrite
+
+    changed = rewrite(file, lambda database: replace(database, family_fallback=family_fallback))
+    _report_written(file, changed, as_json)
+
+
+@app.command()
 def path(as_json: JsonOption = False) -> None:
     """Where records are looked for, the place that counts most first, and what lies there."""
     from ..database.errors import describe
@@ -267,11 +288,10 @@ def _admissibility(file: Path, database: Database) -> Callable[[TuningRecord], s
 
 
 def _present_kernels() -> dict[str, Any]:
-    import triton
-
     from ..database.template_hash import template_hashes
+    from ..select.candidates import triton_minor
 
-    return {"template_hashes": template_hashes(), "triton_minor": ".".join(triton.__version__.split(".")[:2])}
+    return {"template_hashes": template_hashes(), "triton_minor": triton_minor()}
 
 
 @contextmanager

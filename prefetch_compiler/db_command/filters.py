@@ -47,7 +47,7 @@ def without_record(database: Database, keys: Sequence[TuningKey]) -> tuple[Tunin
 
 
 def _with_neighbours(keys: Sequence[TuningKey], distance: int) -> Collection[TuningKey]:
-    found = set()
+    found: set[TuningKey] = set()
     for key in keys:
         for batch in _around(key.batch_bucket, distance):
             found.update(key.at(batch=batch, capacity=size) for size in _around(key.capacity_bucket, distance))

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -30,7 +29,10 @@ from prefetch_compiler.db_command.summary import summarise
 from prefetch_compiler.db_command.verify import Means, profile_of, verify
 from prefetch_compiler.device import REFERENCE_DEVICES
 from prefetch_compiler.lower.precompile import CompiledKernel
+from prefetch_compiler.select.lookup import NEIGHBOURS
+from prefetch_compiler.tuning.capture import CapturedSite
 from prefetch_compiler.tuning.protocol import FailureKind, FillTiming, TrialFailure, TrialRequest, TrialResult
+from prefetch_compiler.tuning.sites import write_sites
 
 from .examples import CONFIG, H100, H200, KEY, TOOLCHAIN, database, measured, modelled
 
@@ -70,7 +72,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return run_command
 
 
-COMMANDS = ("show", "diff", "merge", "export", "prune", "verify", "path")
+COMMANDS = ("show", "diff", "merge", "export", "prune", "verify", "declare", "path")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -165,7 +167,6 @@ def test_merge_combines_files_and_what_is_there(run: Run, first: Path, second: P
     assert code == 0
     assert json.loads(printed) == {"path": str(out), "records": 4}
     assert read(out).records == (
-        *SECOND.records[:0],
         measured(SMALL, median_us=10.0),
         *SECOND.records,
         modelled(FLOAT16),
@@ -186,30 +187,40 @@ def test_merge_refuses_other_devices_and_inadmissible_records(run: Run, first: P
 
 
 @pytest.fixture
-def sites(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """What ``read_sites`` finds, whatever the file."""
-    module = ModuleType("prefetch_compiler.tuning.sites")
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+def sites(tmp_path: Path) -> Callable[..., Path]:
+    """A file of sites, as ``kvprefetch capture`` writes it."""
 
-    def found(*keys: TuningKey) -> None:
-        module.read_sites = lambda path: list(keys)  # type: ignore[attr-defined]
+    def written(*keys: TuningKey) -> Path:
+        write_sites(tmp_path / "sites", [CapturedSite(key, 32, "llama", "layers.0") for key in keys])
+        return tmp_path / "sites"
 
-    return found
+    return written
 
 
 def test_export_writes_what_a_model_needs(
-    run: Run, first: Path, second: Path, tmp_path: Path, sites: Callable[..., None]
+    run: Run, first: Path, second: Path, tmp_path: Path, sites: Callable[..., Path]
 ) -> None:
     out = tmp_path / "model.json"
-    sites(SMALL)
-    assert run("export", first, "--sites", "sites.json", "--out", out)[:2] == (0, f"{out}: 1 records\n")
+    assert run("export", first, "--sites", sites(SMALL), "--out", out)[:2] == (0, f"{out}: 1 records\n")
     assert read(out) == database(measured(SMALL, median_us=10.0))
-    code, _, err = run("export", second, "--sites", "sites.json", "--out", out)
+    code, _, err = run("export", second, "--sites", sites(SMALL), "--out", out)
     assert code == 2 and "--force" in err
-    sites(LARGE, FLOAT16)
-    code, _, err = run("export", second, "--sites", "sites.json", "--out", out, "--force")
+    code, _, err = run("export", second, "--sites", sites(LARGE, FLOAT16), "--out", out, "--force")
     assert (code, err) == (1, f"no record: {FLOAT16.name}\n")
     assert read(out) == database(measured(LARGE))
+
+
+def test_export_keeps_all_that_lookup_may_take(run: Run, tmp_path: Path, sites: Callable[..., Path]) -> None:
+    around = [KEY.at(batch=batch, capacity=size) for batch in (4, 8, 16, 32, 64) for size in (1024, 2048, 4096, 8192)]
+    publish(tmp_path / "all.json", database(*map(measured, around)))
+    run("export", tmp_path / "all.json", "--sites", sites(KEY), "--out", tmp_path / "model.json")
+    kept = {(one.key.batch_bucket, one.key.capacity_bucket) for one in read(tmp_path / "model.json").records}
+    steps = {(batch, size) for batch, size in NEIGHBOURS} | {(0, 0)}
+    assert kept == {(_stepped(16, batch), _stepped(4096, size)) for batch, size in steps}
+
+
+def _stepped(size: int, step: int) -> int:
+    return round(size * 2.0**step)
 
 
 def test_neighbours_are_buckets_of_the_same_key() -> None:
@@ -245,6 +256,14 @@ def test_prune_drops_stale_and_unmeasured_records(run: Run, tmp_path: Path) -> N
 def _present_toolchain() -> Toolchain:
     triton = pytest.importorskip("triton")
     return replace(TOOLCHAIN, template_hash=template_hashes()[TOOLCHAIN.template], triton=triton.__version__)
+
+
+def test_a_family_fallback_is_declared_and_taken_back(run: Run, first: Path) -> None:
+    assert run("declare", first, "--family-fallback")[:2] == (0, f"{first}: 3 records\n")
+    assert read(first) == replace(FIRST, family_fallback=True)
+    assert "declared as a fallback" in run("show", first)[1]
+    assert run("declare", first, "--no-family-fallback")[0] == 0
+    assert read(first) == FIRST
 
 
 # path and schema
@@ -433,7 +452,8 @@ def test_verify_compiles_for_a_gpu_that_is_not_here(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     path = tmp_path / "h200.json"
     small = replace(FLOAT16, head_dim=64, value_dim=64)
-    good: TuningRecord = measured(small, toolchain=_present_toolchain())
+    # One split: one kernel to compile.
+    good: TuningRecord = measured(small, toolchain=_present_toolchain(), config=replace(CONFIG, num_splits=1))
     publish(path, database(good, replace(INADMISSIBLE, evidence=good.evidence)))
     command = [sys.executable, "-m", "prefetch_compiler.cli", "db", "verify", str(path), "--json", "--jobs", "1"]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
