@@ -47,12 +47,13 @@ class TensorLayout:
 
     def rows_aligned(self, element_bytes: int) -> bool:
         """Whether every row starts at a multiple of 16 bytes, given that the first one does."""
-        return all(stride * element_bytes % 16 == 0 for stride in self.strides)
+        # One test for all strides: this is asked for every site and every candidate configuration.
+        return (self.batch_stride | self.head_stride | self.row_stride) * element_bytes % 16 == 0
 
     def aligned(self, element_bytes: int) -> bool:
         """Whether every stride is a positive multiple of 16 bytes: what TMA asks of a global tensor (PTX ISA,
         "Tensor-map"). A stride of 0 repeats rows, which a tensor map cannot say."""
-        return self.rows_aligned(element_bytes) and all(stride > 0 for stride in self.strides)
+        return self.rows_aligned(element_bytes) and min(self.batch_stride, self.head_stride, self.row_stride) > 0
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from .case import RANDOM_LLAMA, parse_cases
 from .errors import NoGpuError
 from .rounds import Rounds
 from .search_cli import search
+from .selection_cli import selection
 from .settings import Settings
 from .variant import VARIANTS, parse_variants
 
@@ -36,6 +37,7 @@ def bench() -> None:
 
 
 app.command()(search)
+app.command()(selection)
 
 
 @app.command()

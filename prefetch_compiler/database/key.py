@@ -180,11 +180,11 @@ def _dtype_name(dtype: torch.dtype) -> str:
 
 
 def _layout_of(spec: AttentionSpec) -> Layout:
-    pairs = ((spec.key_layout, spec.head_dim), (spec.value_layout, spec.value_dim))
-    if all(layout.row_stride == dim for layout, dim in pairs):
+    keys, values = spec.key_layout, spec.value_layout
+    if (keys.row_stride, values.row_stride) == (spec.head_dim, spec.value_dim):
         return Layout.BHSD
     # A lone head has no neighbour: whatever its stride says, its rows lie apart.
-    if spec.kv_heads > 1 and all(layout.head_stride == dim for layout, dim in pairs):
+    if spec.kv_heads > 1 and (keys.head_stride, values.head_stride) == (spec.head_dim, spec.value_dim):
         return Layout.BSHD
     return Layout.STRIDED
 

@@ -77,14 +77,11 @@ def why_stale(record: TuningRecord) -> str:
     """What the record was tuned with and is not here; empty for a fresh one."""
     toolchain = record.evidence.toolchain
     reasons = []
-    present = template_hashes()[toolchain.template]
     if toolchain.triton_minor != triton_minor():
         reasons.append(f"Triton {toolchain.triton_minor}, here is {triton_minor() or 'none'}")
-    present = template_hashes().get(toolchain.template)
+    present = template_hashes().get(toolchain.template, "none")
     if toolchain.template_hash != present:
-        reasons.append(
-            f"other sources of {toolchain.template} ({toolchain.template_hash[:8]}, here {str(present)[:8]})"
-        )
+        reasons.append(f"other sources of {toolchain.template} ({toolchain.template_hash[:8]}, here {present[:8]})")
     return "stale: tuned with " + " and ".join(reasons) if reasons else ""
 
 

@@ -85,21 +85,20 @@ def lookup(
 
 def _in_order(candidates: Candidates, key: TuningKey, template: str) -> Iterator[tuple[Verdict, Candidate]]:
     kind = kind_of(key, template)
-    own = candidates.own.get(kind, {})
-    for measured in (True, False):
-        yield from ((Verdict.EXACT, one) for one in own.get((key.batch_bucket, key.capacity_bucket), ())
-                    if one.record.measured is measured)  # fmt: skip
-        for batch_step, capacity_step in NEIGHBOURS if own else ():
-            sizes = _stepped(key.batch_bucket, batch_step), _stepped(key.capacity_bucket, capacity_step)
-            yield from ((Verdict.BUCKET, one) for one in own.get(sizes, ()) if one.record.measured is measured)
-        if measured:
-            donors = candidates.donors.get(kind, {}).get((key.batch_bucket, key.capacity_bucket), ())
-            yield from ((Verdict.FAMILY, one) for one in donors if one.record.measured)
+    own, donors = candidates.own.get(kind, {}), candidates.donors.get(kind, {})
+    batch, capacity = key.batch_bucket, key.capacity_bucket
+    exact = own.get((batch, capacity), ())
+    yield from ((Verdict.EXACT, one) for one in exact if one.record.measured)
+    near = [one for step in NEIGHBOURS for one in own.get(_stepped(batch, capacity, step), ())] if own else []
+    yield from ((Verdict.BUCKET, one) for one in near if one.record.measured)
+    yield from ((Verdict.FAMILY, one) for one in donors.get((batch, capacity), ()) if one.record.measured)
+    yield from ((Verdict.EXACT, one) for one in exact if not one.record.measured)
+    yield from ((Verdict.BUCKET, one) for one in near if not one.record.measured)
 
 
-def _stepped(size: int, step: int) -> int:
-    """One power of two up or down; 0, which no key has, below 1."""
-    return size << step if step >= 0 else size >> -step
+def _stepped(batch: int, capacity: int, step: tuple[int, int]) -> tuple[int, int]:
+    """Powers of two up or down; below 1 there is 0, which no key has."""
+    return batch << 1 >> 1 - step[0], capacity << 1 >> 1 - step[1]
 
 
 def _fitted(candidate: Candidate, key: TuningKey, verdict: Verdict, profile: DeviceProfile) -> KernelConfig:

@@ -12,7 +12,6 @@ changes nothing but the limit.
 from __future__ import annotations
 
 from dataclasses import replace
-from fractions import Fraction
 
 from ..config import MAX_SPLITS, KernelConfig, Merge
 from ..database.key import TuningKey
@@ -24,6 +23,8 @@ def transferred(
 ) -> KernelConfig:
     """``config``, tuned for ``tuned_at`` on ``tuned_sms`` SMs, for ``wanted`` on ``sm_count``."""
     splits = _splits(config, tuned_at, tuned_sms, wanted, sm_count)
+    if splits == config.num_splits:
+        return config
     return replace(config, num_splits=splits, merge=config.merge if splits > 1 else Merge.SEPARATE)
 
 
@@ -31,6 +32,7 @@ def _splits(config: KernelConfig, tuned_at: TuningKey, tuned_sms: int, wanted: T
     programs = wanted.batch_bucket * wanted.kv_heads * row_tiles(wanted.group * wanted.q_len_bucket)
     if config.num_splits == 1 and programs >= sm_count:
         return 1
-    exact = Fraction(config.num_splits * tuned_at.batch_bucket * sm_count, wanted.batch_bucket * tuned_sms)
+    programs_there, per_split = config.num_splits * tuned_at.batch_bucket * sm_count, wanted.batch_bucket * tuned_sms
+    nearest = (2 * programs_there + per_split) // (2 * per_split)
     tiles = -(-wanted.capacity_bucket // config.block_kv)
-    return max(1, min(int(exact + Fraction(1, 2)), tiles, MAX_SPLITS))
+    return max(1, min(nearest, tiles, MAX_SPLITS))
