@@ -10,7 +10,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from ..select.admissible import why_inadmissible
 from .acceptance import MIN_GAIN
 from .compile_pool import Compiler
 from .events import Ending, JobFinished, JobStarted, KeyFinished, KeyStarted, Report, TrialFinished, silent
-from .finals import FINALISTS, Verdict, ceiling_share, decide, gb_per_s, key_of_shape
+from .finals import FINALISTS, ceiling_share, decide, gb_per_s, key_of_shape
 from .model_measurer import MODEL_MIN_GAIN
 from .pipeline import KeyRun
 from .protocol import Measurer, Outcome, TrialFailure, TrialResult
@@ -189,9 +189,10 @@ class _Job:
             fresh=fresh,
             suffix=" | modelled" if settings.modelled else "",
         )
-        config = published(study)
-        if config is not None and study.finished and self._in_database(key):
-            self._finish(KeyFinished(key.name, Ending.KNOWN, "published before", study.counted, 0.0, config))
+        recorded = self._recorded(key)
+        if published(study) is not None and study.finished and recorded is not None:
+            ending = Ending.ELSEWHERE if key in self.unsettled else Ending.KNOWN
+            self._finish(_summary(recorded, ending, "published before", 0.0))
             return None
         run = KeyRun(
             study,
@@ -256,7 +257,9 @@ class _Job:
         publish(self.path, Database(identity_of(self.profile), (record,)), self._why_not)
         mark_published(opened.study, verdict.config.encode())
         self.records.append(record)
-        self._finish(self._summary(opened, verdict, verdict.measurement))
+        ending = Ending.TUNED if verdict.beat_default else Ending.DEFAULT
+        ending = Ending.MODELLED if self.settings.modelled else ending
+        self._finish(_summary(record, ending, verdict.reason, opened.seconds))
 
     def _record(self, opened: _Open, config: KernelConfig, measurement: Measurement) -> TuningRecord:
         modelled = self.settings.modelled
@@ -273,32 +276,16 @@ class _Job:
     def _why_not(self, record: TuningRecord) -> str | None:
         return why_inadmissible(record.key.spec(), record.config, self.profile)
 
-    def _in_database(self, key: TuningKey) -> bool:
+    def _recorded(self, key: TuningKey) -> TuningRecord | None:
+        """What the database holds for ``key`` from these kernels and this compiler."""
         toolchain = self.toolchain
         wanted = (key, toolchain.template, toolchain.template_hash, toolchain.triton_minor)
         try:
-            return any(record.identity == wanted for record in read(self.path).records)
+            return next((record for record in read(self.path).records if record.identity == wanted), None)
         except DatabaseError:
-            return False
+            return None
 
     # Reporting
-
-    def _summary(self, opened: _Open, verdict: Verdict, measurement: Measurement) -> KeyFinished:
-        ending = Ending.TUNED if verdict.beat_default else Ending.DEFAULT
-        total_us = sum(fill.median_us for fill in measurement.fills)
-        return KeyFinished(
-            key=opened.key.name,
-            ending=Ending.MODELLED if self.settings.modelled else ending,
-            reason=verdict.reason,
-            trials=opened.study.counted,
-            seconds=opened.seconds,
-            config=verdict.config.encode(),
-            time_us=measurement.timing.median_us,
-            default_us=measurement.default.timing.median_us,
-            depth0_us=measurement.best_depth0.timing.median_us,
-            gb_per_s=sum(fill.kv_bytes for fill in measurement.fills) / total_us / 1000 if total_us else None,
-            ceiling_share=measurement.ceiling_share or None,
-        )
 
     def _finish(self, event: KeyFinished) -> None:
         self.finished.append(event)
@@ -339,6 +326,25 @@ class _Job:
         )
         self.report(finished)
         return JobResult(self.path, tuple(self.finished), finished)
+
+
+def _summary(record: TuningRecord, ending: Ending, reason: str, seconds: float) -> KeyFinished:
+    """What is said of a key that has a record. Of an unmeasured one only the modelled time is known."""
+    measurement, evidence = record.evidence.measurement, record.evidence
+    known = KeyFinished(
+        record.key.name, ending, reason, evidence.trials, seconds, record.config.encode(), evidence.modelled_us
+    )
+    if measurement is None:
+        return known
+    total_us = sum(fill.median_us for fill in measurement.fills)
+    return replace(
+        known,
+        time_us=measurement.timing.median_us,
+        default_us=measurement.default.timing.median_us,
+        depth0_us=measurement.best_depth0.timing.median_us,
+        gb_per_s=sum(fill.kv_bytes for fill in measurement.fills) / total_us / 1000 if total_us else None,
+        ceiling_share=measurement.ceiling_share or None,
+    )
 
 
 def _geometric_mean(gains: Sequence[float | None]) -> float | None:
