@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,6 @@ from ..recognize.bounds import mask_bounds
 from ..spec import AttentionSpec, MaskKind, TensorLayout
 
 NAN = math.nan
-EDGE_WEIGHT = 16.0
 # NaN rows before and after a cache: the largest tile. In elements, a multiple of what allocations are aligned to.
 BAND_ROWS = 256
 BAND_ALIGNMENT = 256
@@ -83,17 +81,26 @@ def mask_of(spec: AttentionSpec, visible: Tensor, hidden_value: float = -math.in
 
 
 def operands(spec: AttentionSpec, mask: Tensor | None, generator: torch.Generator) -> Operands:
-    """Random operands under ``mask``. The first and the last key that a sequence sees weigh more than others, so that
-    neither can be missed unnoticed in a long one."""
+    """Random operands under ``mask``, with everything that no query sees poisoned."""
     k, v = random_cache(spec, generator)
     bounds = None if mask is None else mask_bounds(mask, spec.kv_len)
     first, end = _seen(spec, bounds, generator.device)
     position = torch.arange(spec.kv_len, device=generator.device)
-    stale = _common(spec, (position < first) | (position >= end), torch.all)
-    edges = _common(spec, (position == first) | (position == end - 1), torch.any)
-    _distinct(v).mul_(torch.where(edges, EDGE_WEIGHT, 1.0)[:, None, :, None])
+    stale = (position < first) | (position >= end)
+    if spec.key_layout.batch_stride == 0:
+        stale = stale.all(0, keepdim=True)
+    else:
+        edges = (position == first) | (position == end - 1)
+        v.mul_(torch.where(edges, _edge_weight(end - first), 1.0)[:, None, :, None])
     queries = random_queries(spec, generator)
     return Operands(spec, queries, k, v, _poisoned(k, stale), _poisoned(v, stale), mask, bounds)
+
+
+def _edge_weight(seen: Tensor) -> Tensor:
+    """What the values of a sequence's first and last key are multiplied by, so that neither is missed unnoticed among
+    many: about half of what the others add up to. Any more, and the rounding of one weight would be most of the error,
+    where the error bound counts on many."""
+    return (seen.float().sqrt() / 2).clamp(min=1.0)
 
 
 def _strided(spec: AttentionSpec, dim: int, layout: TensorLayout, generator: torch.Generator) -> Tensor:
@@ -110,11 +117,6 @@ def _seen(spec: AttentionSpec, bounds: Tensor | None, device: torch.device) -> t
         end = min(spec.q_len, spec.kv_len) if spec.is_causal else spec.kv_len
         return torch.zeros(spec.batch, 1, device=device), torch.full((spec.batch, 1), end, device=device)
     return bounds[:, :1].expand(spec.batch, 1), bounds[:, 1:2].expand(spec.batch, 1)
-
-
-def _common(spec: AttentionSpec, keys: Tensor, over: Callable[..., Tensor]) -> Tensor:
-    """``keys`` (batch, keys) as (distinct caches, keys): sequences that share one cache (batch stride 0) share them."""
-    return over(keys, 0, keepdim=True) if spec.key_layout.batch_stride == 0 else keys
 
 
 def _distinct(tensor: Tensor) -> Tensor:

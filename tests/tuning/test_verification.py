@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from prefetch_compiler.config import KernelConfig, LoadPath
+from prefetch_compiler.database.key import TuningKey
 from prefetch_compiler.errors import InadmissibleConfigError
 from prefetch_compiler.lower.launch import launch_kernels
 from prefetch_compiler.lower.specialise import DecodeTensors
@@ -17,7 +18,7 @@ from prefetch_compiler.tuning.errors import WrongResultError
 from prefetch_compiler.tuning.verification import verify
 
 from .mutants import mutated_templates
-from .seeded_bugs import BOOL, DEVICE, ONE_SPLIT, RIGHT, SEEDED_BUGS, SPLIT
+from .seeded_bugs import ADDITIVE, BOOL, DEVICE, ONE_SPLIT, PLAIN, RIGHT, ROWS, SEEDED_BUGS, SPLIT
 
 # In the interpreter a seed costs about a second; KVPREFETCH_TEST_SEEDS asks for more of them.
 SEEDS = range(int(os.environ.get("KVPREFETCH_TEST_SEEDS", "2" if DEVICE.type == "cpu" else "5")))
@@ -32,6 +33,33 @@ def test_what_is_right_is_accepted(name: str) -> None:
 def test_a_mere_copy_is_accepted(tmp_path: Path) -> None:
     with mutated_templates((), tmp_path) as launch:
         assert verify(BOOL, SPLIT, SEEDS[-1], DEVICE, launch) <= 1
+
+
+def _rounded_where_a_kernel_must(
+    tensors: DecodeTensors, *, is_causal: bool, scale: float, config: KernelConfig
+) -> None:
+    """PyTorch in float32, with probabilities and output in the inputs' dtype: no kernel can do better."""
+    q, k, v, mask = tensors.q, tensors.k.nan_to_num(), tensors.v.nan_to_num(), tensors.mask
+    group = q.shape[1] // k.shape[1]
+    k, v = (x.float().repeat_interleave(group, 1) for x in (k, v))
+    scores = torch.matmul(q.float(), k.mT) * scale
+    if mask is not None and mask.dtype is torch.bool:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    elif mask is not None:
+        scores = scores + mask.float()
+    weights = torch.exp(scores - scores.amax(-1, keepdim=True).nan_to_num(neginf=0.0))
+    total = weights.sum(-1, keepdim=True)
+    tensors.out.copy_(torch.matmul(weights.to(q.dtype).float(), v) / total.masked_fill(total == 0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("key", "dtype"), [(BOOL, "bfloat16"), (ROWS, "float16"), (ADDITIVE, "bfloat16"), (PLAIN, "float16")]
+)
+def test_no_seed_asks_for_more_than_a_kernel_can_do(key: TuningKey, dtype: str) -> None:
+    """Inputs on which the bound were missed by bad luck would lose good configurations."""
+    key = replace(key, dtype=dtype, kv_dtype=dtype, mask_dtype=dtype if key.mask_dtype else "", capacity_bucket=64)
+    for seed in range(3 * len(SEEDS)):
+        assert verify(key, ONE_SPLIT, seed, DEVICE, _rounded_where_a_kernel_must) <= 1
 
 
 @pytest.mark.parametrize("name", SEEDED_BUGS)
