@@ -32,7 +32,8 @@ def distance(key: TuningKey, other: TuningKey) -> float:
     sizes = ("batch_bucket", "capacity_bucket", "q_len_bucket")
     apart: float = sum(abs(math.log2(getattr(key, name) / getattr(other, name))) for name in sizes)
     names = [field.name for field in fields(TuningKey) if field.name not in sizes]
-    return apart + _OTHER_FIELD * sum(getattr(key, name) != getattr(other, name) for name in names)
+    others = sum(getattr(key, name) != getattr(other, name) for name in names)
+    return apart + _OTHER_FIELD * float(others)
 
 
 def seeds_for(key: TuningKey, profile: DeviceProfile, records: Sequence[TuningRecord] = ()) -> list[Seed]:

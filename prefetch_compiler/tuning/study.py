@@ -195,7 +195,6 @@ class KeyStudy:
         free = isinstance(outcome, TrialFailure) and outcome.kind in _FREE_KINDS and self._free_left()
         candidate.trial.set_user_attr(RESULT, result_attribute(outcome, counts=not free))
         self._tell(candidate.trial, outcome.objective_us if isinstance(outcome, TrialResult) else None)
-        self.sync()
 
     def give_back(self, candidate: Candidate) -> None:
         """Leave a candidate that was not measured to a later run."""
