@@ -1,4 +1,4 @@
 """The shipped tuning database: one JSON data file per GPU model lies beside this file, and its schema.
 
-There is no record yet, so every configuration comes from the heuristic (verdict ``heuristic``).
+Where no record fits, the configuration comes from the heuristic (verdict ``heuristic``).
 """

@@ -4,11 +4,12 @@ recorded is decided here (the rule is in ``acceptance``)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from ..config import KernelConfig
 from ..database.key import TuningKey
-from ..database.record import Measurement, Rival
+from ..database.record import FillTiming, Measurement, Rival, Timing
 from .acceptance import MIN_GAIN, beats, timing_of
 from .protocol import Measurer, Outcome, TrialFailure, TrialResult
 from .study import KeyStudy
@@ -17,6 +18,10 @@ from .study import KeyStudy
 FINALISTS = 4
 # Trials draw their inputs from the job's seed; finals from one that no trial has seen.
 HELD_OUT_SEED_OFFSET = 10_000
+# Decimals of what is recorded: nanoseconds, and tenths of a percent.
+_DIGITS = 3
+
+T = TypeVar("T", Timing, FillTiming)
 
 
 @dataclass(frozen=True)
@@ -85,13 +90,19 @@ def _measurement(
     best = results[winner]
     depth0 = min(bare, key=lambda config: results[config].objective_us)
     return Measurement(
-        timing=timing_of(best),
-        default=Rival(default, timing_of(results[default])),
-        best_depth0=Rival(depth0, timing_of(results[depth0])),
-        fills=tuple(sorted(best.fills, key=lambda fill: fill.held)),
-        ceiling_share=ceiling_share(best),
-        error=best.error,
+        timing=_rounded(timing_of(best)),
+        default=Rival(default, _rounded(timing_of(results[default]))),
+        best_depth0=Rival(depth0, _rounded(timing_of(results[depth0]))),
+        fills=tuple(_rounded(fill) for fill in sorted(best.fills, key=lambda fill: fill.held)),
+        ceiling_share=round(ceiling_share(best), _DIGITS),
+        error=round(best.error, _DIGITS),
     )
+
+
+def _rounded(timing: T) -> T:
+    """Times as they are recorded: a nanosecond is finer than any clock here, and files stay readable."""
+    times = {name: round(value, _DIGITS) for name, value in vars(timing).items() if name.endswith("_us")}
+    return replace(timing, **times)
 
 
 def ceiling_share(result: TrialResult) -> float:
