@@ -75,7 +75,7 @@ def test_whoever_is_recorded_was_no_slower_than_the_default(times: list[float], 
     outcomes = [measured([time] * 15) for time in (default_us, *times)]
     verdict = judge(DEFAULT, (DEFAULT, *OTHERS), outcomes)
     assert verdict.measurement is not None
-    assert verdict.measurement.timing.median_us <= default_us
+    assert verdict.measurement.timing.median_us <= round(default_us, 3)  # records keep nanoseconds
     assert verdict.beat_default == (verdict.config != DEFAULT)
     assert verdict.beat_default == (min(times) <= default_us * 0.995)
 
