@@ -158,9 +158,12 @@ def test_what_won_is_counted_by_bytes() -> None:
 
 def test_prefetching_is_shown_where_it_won() -> None:
     assert "no winner prefetches" in page_of(record()).text
-    page = page_of(record(depth=2), record(batch=1))
+    few = page_of(record(depth=2), record(batch=1))
+    assert "1 of 2 winners prefetch" in few.text
+    assert f"{record().key.name}: 1.000×, b64-s4-w4-st3-p2line" in few.text
+    page = page_of(*(record(batch=2**n, depth=n and 2) for n in range(4)))
     (box,) = page.figure("Gain of prefetching by depth")["data"]
-    assert box["name"] == "depth 2<br>1 of 2"
+    assert box["name"] == "depth 2<br>3 of 4"
 
 
 def test_coverage_has_a_cell_for_every_batch_and_capacity() -> None:
@@ -333,7 +336,7 @@ def hostile_study() -> optuna.Study:
 
 
 def test_hostile_names_stay_text() -> None:
-    clean = Page(render([RecordsSource("a", Database(synthetic.DEVICE, hostile_database().records[1:]))]))
+    clean = page_of(record(), record(batch=1, depth=1))
     page = Page(render([RecordsSource(HOSTILE, hostile_database()), StudiesSource(HOSTILE, [hostile_study()])]))
     assert HOSTILE in page.text
     assert {tag for tag, _ in page.elements} <= {tag for tag, _ in clean.elements} | {"select", "option", "h2"}

@@ -24,7 +24,7 @@ def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == f"kvprefetch {cli.__version__}\n"
 
 
-@pytest.mark.parametrize("command", [(), ("demo",), ("explain",), ("bench",), ("bench", "e2e")])
+@pytest.mark.parametrize("command", [(), ("demo",), ("explain",), ("capture",), ("report",), ("bench",), ("bench", "e2e")])
 def test_every_command_has_help(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
 ) -> None:
@@ -32,7 +32,7 @@ def test_every_command_has_help(
     assert "Usage:" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [("demo",), ("explain",), ("bench", "e2e")])
+@pytest.mark.parametrize("command", [("demo",), ("explain",), ("capture",), ("bench", "e2e")])
 def test_every_table_has_json_beside_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
 ) -> None:

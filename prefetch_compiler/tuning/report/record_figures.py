@@ -28,6 +28,8 @@ from .theme import (
 MAX_BARS = 24
 # From so many records on, a distribution has a box.
 MIN_BOX = 8
+# Fewer records are told in words.
+MIN_STRIPS = 3
 
 
 def hover(row: Row) -> str:
@@ -208,9 +210,9 @@ def _gain_points(rows: Sequence[Row]) -> go.Figure:
 
 
 def prefetch_worth(rows: Sequence[Row]) -> go.Figure | None:
-    """For each depth that won, what it gained over the best without prefetch; None where no winner prefetches."""
+    """For each depth that won, what it gained over the best without prefetch; None where few winners prefetch."""
     depths = sorted({row.config.prefetch_depth for row in rows} - {0})
-    if not depths:
+    if sum(row.config.prefetch_depth > 0 for row in rows) < MIN_STRIPS:
         return None
     figure = go.Figure()
     for depth in depths:

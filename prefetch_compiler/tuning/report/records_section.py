@@ -37,6 +37,11 @@ def records_section(source: RecordsSource, figures: Figures) -> dict[str, Any]:
         "gains": figures.add(record_figures.gains(rows)),
         "gain_lines": _gain_lines(rows),
         "prefetch": figures.add(record_figures.prefetch_worth(rows)),
+        "prefetch_lines": [
+            f"{row.key.name}: {times(row.depth0_gain)}, {row.config.encode()}"
+            for row in rows
+            if row.config.prefetch_depth
+        ],
         "winners": [(name, figures.add(figure)) for name, figure in record_figures.winners(rows)],
         "grids": covered,
         "table": [_table_row(record) for record in database.records[:MAX_TABLE_ROWS]],
