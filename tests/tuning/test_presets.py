@@ -22,7 +22,7 @@ transformers = pytest.importorskip("transformers")
 CAPTURED = (
     list(PRESETS)
     if os.environ.get("KVPREFETCH_ALL_MODELS") == "1"
-    else ["llama-3-70b", "qwen2.5-7b", "mistral-7b", "gemma-3-1b", "phi-3-mini", "phi-4", "gpt2-xl"]
+    else ["llama-3-70b", "qwen2.5-7b", "gemma-3-1b", "phi-3-mini", "gpt2-xl"]
 )
 
 
