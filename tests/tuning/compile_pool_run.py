@@ -22,6 +22,7 @@ from prefetch_compiler.device import REFERENCE_DEVICES
 from prefetch_compiler.tuning.compile_pool import CompileOutcome, CompilePool
 from prefetch_compiler.tuning.protocol import TrialFailure
 
+DEADLINE_S = 15.0
 KEY = parse_key("float16 8q/2kv d64 q1 b4 s1024 bhsd-tma bool")
 CONFIG = KernelConfig(block_kv=64, num_splits=4, num_warps=4, num_stages=2)
 H200 = REFERENCE_DEVICES[90]
@@ -67,7 +68,7 @@ def hanging_assembler(folder: Path) -> dict[str, Any]:
     hanging.write_text(HANGING.format(real=knobs.nvidia.ptxas.path, folder=folder))
     hanging.chmod(hanging.stat().st_mode | stat.S_IEXEC)
     os.environ["TRITON_PTXAS_PATH"] = str(hanging)
-    pool = CompilePool(H200, processes=1, timeout_s=6.0)
+    pool = CompilePool(H200, processes=1, timeout_s=DEADLINE_S)
     try:
         start = time.monotonic()
         first = pool.submit(KEY, replace(CONFIG, num_splits=1)).result(60)

@@ -37,7 +37,7 @@ def test_configurations_and_keys_share_kernels(tmp_path: Path) -> None:
 def test_an_assembler_that_never_ends_costs_bounded_seconds_and_dies(tmp_path: Path) -> None:
     found = run(tmp_path, str(tmp_path))
     assert found["first"] == "compile_timeout"
-    assert 6 <= found["seconds"] < 30
+    assert 15 <= found["seconds"] < 45
     assert not found["survived"]
     assert found["second"] == ["split_kv_decode"]
 
