@@ -24,13 +24,10 @@ def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == f"kvprefetch {cli.__version__}\n"
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        (), ("demo",), ("explain",), ("capture",), ("tune",), ("report",), ("db",), ("db", "verify"),
-        ("bench",), ("bench", "e2e"), ("bench", "search"),
-    ],
-)  # fmt: skip
+COMMANDS = "", "demo", "explain", "capture", "tune", "report", "db", "db verify", "bench", "bench e2e", "bench search"
+
+
+@pytest.mark.parametrize("command", [tuple(command.split()) for command in COMMANDS])
 def test_every_command_has_help(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
 ) -> None:
