@@ -5,8 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 import torch
+
+# On a busy machine drawing examples is slow, and an example may take any time: neither says anything of the code.
+hypothesis.settings.register_profile(
+    "busy machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("busy machine")
 
 # Triton reads the variable when a kernel is decorated, so it must be set before anything imports Triton.
 if not torch.cuda.is_available():

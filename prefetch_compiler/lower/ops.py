@@ -105,7 +105,7 @@ for _backend in ("CPU", "CUDA"):
     library.impl("decode_attention", _decode_attention, _backend)
 
 
-@torch.library.register_fake("kvprefetch::decode_attention", lib=library)
+@torch.library.impl(library, "decode_attention", "Meta")
 def _fake(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -58,7 +58,7 @@ def _run(
     return call_sdpa(q, k, v, mask, is_causal, scale, enable_gqa, heads_first)
 
 
-@torch.library.register_fake("kvprefetch::marked_sdpa", lib=library)
+@torch.library.impl(library, "marked_sdpa", "Meta")
 def _fake(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -27,6 +27,7 @@ from ..database.record import FillTiming
 from ..lower.launch import launch_decode
 from ..recognize.bounds import mask_bounds
 from .ceilings import Ceilings
+from .cuda_graph import graph_of
 from .errors import KeyTooLargeError
 from .inputs import prefix_mask, random_cache, random_queries
 from .protocol import TrialResult, fills_of
@@ -148,24 +149,8 @@ class Session:
             )  # fmt: skip
 
     def _graph(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        """Capture ``work`` once it has run. Without ``torch.cuda.graph``, which collects garbage first: tens of
-        milliseconds a trial."""
         self._set(self.fills[-1])
-        stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(stream):
-            work()
-            stream.synchronize()
-            graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                work()
-            finally:
-                graph.capture_end()
-        torch.cuda.current_stream(self.device).wait_stream(stream)
-        graph.replay()
-        torch.cuda.synchronize(self.device)
-        return graph
+        return graph_of(work, self.device)
 
     # Time
 

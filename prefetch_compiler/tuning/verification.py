@@ -33,6 +33,7 @@ from ..lower.launch import allocate, launch_kernels
 from ..lower.specialise import DecodeTensors
 from ..select.admissible import why_inadmissible
 from ..spec import AttentionSpec, MaskKind
+from .cuda_graph import graph_of
 from .errors import WrongResultError
 from .inputs import NAN, Operands, mask_of, operands
 
@@ -252,15 +253,20 @@ def _launched_on(check: Check, config: KernelConfig, launch: Launch, garbage: fl
 
 def _same_in_a_row(check: Check, config: KernelConfig, launch: Launch, expected: Tensor) -> bool:
     """Whether launches that follow each other at once, on the same scratch memory and with other queries every other
-    time, give the bits of a launch that is alone."""
+    time, give the bits of a launch that is alone. In a CUDA graph: Python issues kernels too slowly for one to catch up
+    with another."""
     tensors, _ = _guarded_tensors(check, config, NAN)
     spec, others = check.operands.spec, tensors.q.flip(0)
     outputs = [torch.full_like(tensors.out, NAN) for _ in range(2 * LAUNCHES_IN_A_ROW)]
-    for number, out in enumerate(outputs):
-        if tensors.arrivals is not None:
-            tensors.arrivals.zero_()
-        turn = replace(tensors, q=tensors.q if number % 2 else others, out=out)
-        launch(turn, is_causal=spec.is_causal, scale=spec.scale, config=config)
+
+    def launches() -> None:
+        for number, out in enumerate(outputs):
+            if tensors.arrivals is not None:
+                tensors.arrivals.zero_()
+            turn = replace(tensors, q=tensors.q if number % 2 else others, out=out)
+            launch(turn, is_causal=spec.is_causal, scale=spec.scale, config=config)
+
+    graph_of(launches, tensors.q.device)
     ours, theirs = outputs[1::2], outputs[::2]
     return all(_same_bits(out, expected) for out in ours) and all(_same_bits(out, theirs[0]) for out in theirs)
 

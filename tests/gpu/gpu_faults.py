@@ -42,9 +42,9 @@ def fine() -> Reply:
     return guarded([_uses_the_gpu])
 
 
-def holds_memory(gib: int, path: Path) -> Reply:
-    """And does not let go of it."""
-    held = torch.zeros(gib << 30, dtype=torch.uint8, device="cuda")
+def holds_memory(size: int, path: Path) -> Reply:
+    """``size`` bytes, and does not let go of them."""
+    held = torch.zeros(size, dtype=torch.uint8, device="cuda")
     torch.cuda.synchronize()
     path.write_text(str(os.getpid()))
     while held is not None:

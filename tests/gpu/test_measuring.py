@@ -213,11 +213,14 @@ def test_a_fault_costs_one_trial(worker: Worker, task: Callable[..., Reply], kin
 
 
 def test_a_killed_worker_gives_its_memory_back(worker: Worker, tmp_path: Path) -> None:
+    """So much of it that other processes on the GPU, whose memory comes and goes, cannot hide it."""
     torch.cuda.empty_cache()
-    before, _ = torch.cuda.mem_get_info(DEVICE)
-    gib = 8
-    (outcome,) = worker.run(gpu_faults.holds_memory, (gib, tmp_path / "pid"), 5.0, 1)
+    before, total = torch.cuda.mem_get_info(DEVICE)
+    held = total // 4
+    (outcome,) = worker.run(gpu_faults.holds_memory, (held, tmp_path / "pid"), 5.0, 1)
     assert isinstance(outcome, TrialFailure)
     assert (tmp_path / "pid").exists()
-    after, _ = torch.cuda.mem_get_info(DEVICE)
-    assert before - after < (gib << 30) // 2
+    patience = time.monotonic() + 30
+    while before - torch.cuda.mem_get_info(DEVICE)[0] > held // 2:
+        assert time.monotonic() < patience, "the memory of a killed worker is still taken"
+        time.sleep(0.5)
