@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from typing import Any, NoReturn
 
 MAX_BYTES = 64 << 20
@@ -19,6 +18,8 @@ MAX_VALUES = 4_000_000
 MAX_INTEGER_CHARACTERS = 20
 MAX_FRACTION_CHARACTERS = 32
 
+_DIGITS = bytes.maketrans(b"123456789.+-E", b"000000000000e")
+_LONG_NUMBER = b"0" * (MAX_INTEGER_CHARACTERS + 1)
 _NOT_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
 _BRACES_AS_BRACKETS = bytes.maketrans(b"{}", b"[]")
 
@@ -43,7 +44,10 @@ def parse(data: bytes, max_bytes: int = MAX_BYTES) -> Any:
 
 
 def _parse(data: bytes) -> Any:
-    _check_shape(data)
+    outside = _outside_strings(data)
+    _check_shape(outside)
+    # Python code called for every number takes longer than everything else.
+    checked = {"parse_int": _integer, "parse_float": _fraction} if _has_suspect_numbers(outside) else {}
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -51,24 +55,30 @@ def _parse(data: bytes) -> Any:
     if text.startswith("\ufeff"):
         raise StrictJsonError("it starts with a byte order mark")
     try:
-        return json.loads(
-            text,
-            object_pairs_hook=_object,
-            parse_constant=_constant,
-            parse_int=_integer,
-            parse_float=_fraction,
-        )
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_constant, **checked)
     except json.JSONDecodeError as error:
         raise StrictJsonError(f"not JSON: {error}") from error
 
 
-def _check_shape(data: bytes) -> None:
+def _outside_strings(data: bytes) -> bytes:
+    """What stands between the strings, of which the quotes stay: first escaped characters are cut out, then everything
+    between quotes."""
+    pieces = data.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+    return b'""'.join(pieces[::2])
+
+
+def _has_suspect_numbers(outside: bytes) -> bool:
+    """Whether a number may be longer than allowed, or, having an exponent, too large for a double."""
+    digits = outside.translate(_DIGITS)
+    return _LONG_NUMBER in digits or b"0e" in digits
+
+
+def _check_shape(outside: bytes) -> None:
     """Refuse deep nesting and too many values before anything is built, at the speed of bytes.replace.
 
-    Strings are cut out: first escaped characters, then everything between quotes. Of the brackets that are left, every
-    pass takes the innermost pairs, so that as many passes as there may be levels must take them all.
+    Of the brackets, every pass takes the innermost pairs, so that as many passes as there may be levels must take them
+    all.
     """
-    outside = re.sub(rb'"[^"]*"', b"", data.replace(b"\\\\", b"").replace(b'\\"', b""))
     brackets = outside.translate(_BRACES_AS_BRACKETS, _NOT_BRACKETS)
     if outside.count(b",") + brackets.count(b"[") > MAX_VALUES:
         raise StrictJsonError(f"more than {MAX_VALUES} values")
