@@ -174,11 +174,18 @@ def test_coverage_has_a_cell_for_every_batch_and_capacity() -> None:
     first, second = grids([at(1, 1024), at(16, 4096), at(16, 1024, measurement=None, modelled_us=2.0), other])
     assert (first.shape, first.batches, first.capacities) == (
         "bfloat16 32q/8kv d128 q1 bhsd-tma bool",
-        (1, 2, 16),
+        (1, 2, 4, 8, 16),
         ("1K", "2K", "4K"),
     )
-    assert [[cell.label for cell in row] for row in first.rows] == [["80", "", ""], ["", "", ""], ["~", "", "80"]]
-    assert (first.recorded, first.cells) == (3, 9)
+    assert [[cell.label for cell in row] for row in first.rows] == [
+        ["80", "·", ""],
+        ["·", "·", ""],
+        ["", "", ""],
+        ["", "·", "·"],
+        ["~", "·", "80"],
+    ]
+    assert (first.recorded, first.served, first.cells) == (3, 8, 15)
+    assert first.rows[3][2].tip == "served by the record of batch 16, capacity 4096"
     assert (second.capacities, second.recorded) == (("2K",), 1)
 
 

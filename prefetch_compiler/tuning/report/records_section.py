@@ -68,10 +68,11 @@ def _tiles(summary: Summary, rows: Sequence[Row], covered: Sequence[Grid]) -> li
     if rows:
         prefetching = sum(row.config.prefetch_depth > 0 for row in rows)
         tiles.append(Tile(f"{prefetching / len(rows):.0%}", "of winners prefetch", f"{prefetching} of {len(rows)}"))
-    cells, recorded = sum(grid.cells for grid in covered), sum(grid.recorded for grid in covered)
+    cells, served = sum(grid.cells for grid in covered), sum(grid.served for grid in covered)
     if cells:
-        grid = f"{recorded:,} of {cells:,} batches × capacities"
-        tiles.append(Tile(f"{recorded / cells:.0%}", "of the grid covered", grid))
+        tiles.append(
+            Tile(f"{served / cells:.0%}", "of the grid served", f"{served:,} of {cells:,} batches × capacities")
+        )
     return tiles
 
 
