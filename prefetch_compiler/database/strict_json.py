@@ -47,7 +47,7 @@ def _parse(data: bytes) -> Any:
     outside = _outside_strings(data)
     _check_shape(outside)
     # Python code called for every number takes longer than everything else.
-    checked = {"parse_int": _integer, "parse_float": _fraction} if _has_suspect_numbers(outside) else {}
+    checked: dict[str, Any] = {"parse_int": _integer, "parse_float": _fraction} if _has_suspect_numbers(outside) else {}
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -124,6 +125,20 @@ def test_every_flipped_bit_is_noticed(small: bytes, tmp_path: Path) -> None:
 def test_a_file_with_something_after_its_end_is_refused(small: bytes, added: bytes) -> None:
     with pytest.raises(CorruptDatabaseError):
         decode(small + added)
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_reading_leaves_garbage_collection_as_it_was(small: bytes, collecting: bool) -> None:
+    before = gc.isenabled()
+    try:
+        (gc.enable if collecting else gc.disable)()
+        decode(small)
+        assert gc.isenabled() is collecting
+        with pytest.raises(CorruptDatabaseError):
+            decode(small[:-1])
+        assert gc.isenabled() is collecting
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_line_ends_of_another_system_are_noticed(small: bytes) -> None:
