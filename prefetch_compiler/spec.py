@@ -8,6 +8,9 @@ Names used everywhere in this package::
     mask  (1|batch, 1|query_heads, 1|q_len, 1|kv_len), bool (True: may attend) or additive float
     out   (batch, query_heads, q_len,  value_dim)
 
+A quantised cache holds k and v as numbers that are to be multiplied by scales, each of which is absent, one for the
+whole tensor, or of shape (1|batch, 1|kv_heads, 1|kv_len): one per head, or one per token of a head.
+
 ``group`` is query_heads // kv_heads: query head ``h`` reads KV head ``h // group``. Strides are in elements.
 A size that torch.compile keeps symbolic is stored by its hint and named in ``symbolic``.
 """
@@ -23,6 +26,8 @@ MAX_Q_LEN = 16
 MAX_HEAD_DIM = 256
 HEAD_DIM_MULTIPLE = 8
 SUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# What a quantised cache may hold, by the names that kernels know them by.
+QUANTISED_FORMATS = {torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2", torch.int8: "int8"}
 
 
 class MaskKind(str, Enum):
@@ -31,6 +36,37 @@ class MaskKind(str, Enum):
     NONE = "none"
     BOOL = "bool"
     ADDITIVE = "additive"
+
+
+class ScaleGranularity(str, Enum):
+    """What shares one scale. A head's scale may differ between sequences."""
+
+    NONE = "none"
+    TENSOR = "tensor"
+    HEAD = "head"
+    TOKEN = "token"
+
+
+@dataclass(frozen=True)
+class QuantisedCache:
+    """How K and V are stored when not in the dtype of the queries. Symmetric: value = stored number * scale. Zero points
+    and scales of groups of columns would be further fields here.
+
+    Attributes:
+        dtype: one of QUANTISED_FORMATS.
+        scale_dtype: of both scales, floating-point; None where neither K nor V has any.
+    """
+
+    dtype: torch.dtype
+    key_scales: ScaleGranularity = ScaleGranularity.NONE
+    value_scales: ScaleGranularity = ScaleGranularity.NONE
+    scale_dtype: torch.dtype | None = None
+
+    @property
+    def scale_bytes_per_row(self) -> int:
+        """Bytes of scales that are read with one key of one head."""
+        per_token = [self.key_scales, self.value_scales].count(ScaleGranularity.TOKEN)
+        return 0 if self.scale_dtype is None else per_token * self.scale_dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -62,7 +98,8 @@ class AttentionSpec:
 
     ``out_heads_first`` tells the memory order of the output: True for (batch, head, q, dim) contiguous, False for
     (batch, q, head, dim) contiguous seen through a transpose. ``mask_per_row`` is True when the mask differs between
-    query heads or query positions, so that it must be loaded per row and not once per key.
+    query heads or query positions, so that it must be loaded per row and not once per key. ``cache`` is None where K and
+    V have the queries' dtype, which ``dtype`` is, and the output's.
     """
 
     batch: int
@@ -82,6 +119,7 @@ class AttentionSpec:
     is_causal: bool = False
     out_heads_first: bool = True
     symbolic: frozenset[str] = field(default_factory=frozenset)
+    cache: QuantisedCache | None = None
 
     @property
     def group(self) -> int:
@@ -98,9 +136,16 @@ class AttentionSpec:
         return self.dtype.itemsize
 
     @property
+    def kv_dtype(self) -> torch.dtype:
+        """What K and V are stored as."""
+        return self.dtype if self.cache is None else self.cache.dtype
+
+    @property
     def kv_bytes_per_key(self) -> int:
-        """Bytes of K and V that one key position holds, over batch and heads."""
-        return self.batch * self.kv_heads * (self.head_dim + self.value_dim) * self.element_bytes
+        """Bytes of K and V, and of scales per token, that one key position holds, over batch and heads."""
+        scales = 0 if self.cache is None else self.cache.scale_bytes_per_row
+        row = (self.head_dim + self.value_dim) * self.kv_dtype.itemsize + scales
+        return self.batch * self.kv_heads * row
 
     @property
     def capacity_bytes(self) -> int:
@@ -110,12 +155,12 @@ class AttentionSpec:
     @property
     def rows_aligned(self) -> bool:
         """Whether every row of K and V starts at a multiple of 16 bytes."""
-        return self.key_layout.rows_aligned(self.element_bytes) and self.value_layout.rows_aligned(self.element_bytes)
+        return all(layout.rows_aligned(self.kv_dtype.itemsize) for layout in (self.key_layout, self.value_layout))
 
     @property
     def tma_loadable(self) -> bool:
         """Whether K and V meet TMA's stride rules (16-byte multiples, none of them 0)."""
-        return self.key_layout.aligned(self.element_bytes) and self.value_layout.aligned(self.element_bytes)
+        return all(layout.aligned(self.kv_dtype.itemsize) for layout in (self.key_layout, self.value_layout))
 
     def describe(self) -> str:
         """One line for people: ``32q/8kv d128 q1 S4096 b16 bfloat16 mask=bool``."""
@@ -125,8 +170,12 @@ class AttentionSpec:
 
         dims = f"d{self.head_dim}" if self.head_dim == self.value_dim else f"d{self.head_dim}/{self.value_dim}"
         mask = "causal" if self.is_causal else self.mask.value
+        dtype = str(self.dtype).removeprefix("torch.")
+        if self.cache is not None:
+            scales = f"{self.cache.key_scales.value}/{self.cache.value_scales.value}"
+            dtype += f"/{str(self.cache.dtype).removeprefix('torch.')} scales={scales}"
         return (
             f"{self.query_heads}q/{self.kv_heads}kv {dims} q{size('q_len', self.q_len)} "
             f"S{size('kv_len', self.kv_len)} b{size('batch', self.batch)} "
-            f"{str(self.dtype).removeprefix('torch.')} mask={mask}"
+            f"{dtype} mask={mask}"
         )

@@ -35,8 +35,26 @@ class Template:
 
 
 def _split_kv_refusal(spec: AttentionSpec) -> str | None:
+    if spec.cache is not None:
+        return "a quantised cache"
     if spec.is_causal and spec.mask.value != "none":
         return "is_causal=True together with a mask"
+    return None
+
+
+def _quantised_refusal(spec: AttentionSpec) -> str | None:
+    if spec.cache is None:
+        return "a cache that is not quantised"
+    if spec.is_causal and spec.mask.value != "none":
+        return "is_causal=True together with a mask"
+    if spec.dtype.itemsize != 2:
+        return f"queries of {spec.dtype}: the products are those of 16-bit numbers, which would round them"
+    if spec.head_dim % 8 or spec.value_dim % 8:
+        return f"head dims {spec.head_dim} and {spec.value_dim}: they must be multiples of 8"
+    if max(spec.head_dim, spec.value_dim) > 256:
+        return f"head dims {spec.head_dim} and {spec.value_dim}: they must be 256 at most"
+    if any(stride % 2 for layout in (spec.key_layout, spec.value_layout) for stride in layout.strides):
+        return "K or V with an odd stride: columns are read in pairs"
     return None
 
 
@@ -46,4 +64,12 @@ SPLIT_KV = Template(
     refusal=_split_kv_refusal,
 )
 
-TEMPLATES: tuple[Template, ...] = (SPLIT_KV,)
+QUANTISED = Template(
+    name="quantised_decode",
+    modules=(
+        "quantised_decode", "unpack", "masking", "merge_splits", "split_plan", "softmax", "rounding", "prefetch",
+    ),
+    refusal=_quantised_refusal,
+)  # fmt: skip
+
+TEMPLATES: tuple[Template, ...] = (SPLIT_KV, QUANTISED)

@@ -4,26 +4,28 @@ Rounding rule: a size belongs to the bucket of the next power of two at or above
 <= n. Records are measured at the bucket's upper corner (:meth:`TuningKey.spec`), where every resource that a
 configuration takes is largest: what is admissible there is admissible over the whole bucket.
 
-Not part of a key, because they do not change which configuration is best: the softmax scale and the memory order of the
-output.
+Not part of a key, because they do not change which configuration is best: the softmax scale, the memory order of the
+output, and, of a quantised cache's scales, all but whether there is one for each token.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 
 import torch
 
 from ..errors import InvalidKeyNameError
-from ..spec import AttentionSpec, MaskKind, TensorLayout
+from ..spec import QUANTISED_FORMATS, AttentionSpec, MaskKind, QuantisedCache, ScaleGranularity, TensorLayout
 
 # A symbolic length grows without recompiling, so its hint says little: plan for a cache worth splitting.
 PLANNED_SYMBOLIC_KV_LEN = 8192
 # Elements between the rows of the ``strided`` example: 16-byte aligned for every dtype.
 STRIDED_GAP = 16
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_QUANTISED = {str(dtype).removeprefix("torch."): dtype for dtype in QUANTISED_FORMATS}
 
 
 class Layout(str, Enum):
@@ -54,9 +56,12 @@ class MaskClass(str, Enum):
 
 
 class Feature(str, Enum):
-    """What else decides: ``growing`` lengths are symbolic, and planned for as PLANNED_SYMBOLIC_KV_LEN at least."""
+    """What else decides: ``growing`` lengths are symbolic, and planned for as PLANNED_SYMBOLIC_KV_LEN at least; a
+    quantised cache may have a scale for each token of K or of V."""
 
     GROWING = "growing"
+    KEY_TOKEN_SCALES = "key_token_scales"
+    VALUE_TOKEN_SCALES = "value_token_scales"
 
 
 def bucket(size: int) -> int:
@@ -126,7 +131,18 @@ class TuningKey:
             mask_per_row=per_row,
             is_causal=self.mask is MaskClass.CAUSAL,
             symbolic=frozenset({"kv_len"} if Feature.GROWING in self.features else ()),
+            cache=self._cache(),
         )
+
+    def _cache(self) -> QuantisedCache | None:
+        """With the most scales and the widest: one for each head at least, in float32."""
+        if not is_quantised(self):
+            return None
+        keys, values = (
+            ScaleGranularity.TOKEN if feature in self.features else ScaleGranularity.HEAD
+            for feature in (Feature.KEY_TOKEN_SCALES, Feature.VALUE_TOKEN_SCALES)
+        )
+        return QuantisedCache(_QUANTISED[self.kv_dtype], keys, values, torch.float32)
 
     def _tensor_layout(self, dim: int) -> TensorLayout:
         heads, length = self.kv_heads, self.capacity_bucket
@@ -159,7 +175,7 @@ def key_of(spec: AttentionSpec) -> TuningKey:
     per_row = spec.mask_per_row and spec.mask is not MaskKind.NONE
     return TuningKey(
         dtype=dtype,
-        kv_dtype=dtype,
+        kv_dtype=_dtype_name(spec.kv_dtype),
         group=spec.group,
         kv_heads=spec.kv_heads,
         head_dim=spec.head_dim,
@@ -171,8 +187,22 @@ def key_of(spec: AttentionSpec) -> TuningKey:
         alignment=_alignment_of(spec),
         mask=MaskClass.CAUSAL if spec.is_causal else _MASK_CLASSES[spec.mask, per_row],
         mask_dtype=_dtype_name(spec.mask_dtype) if additive and spec.mask_dtype is not None else "",
-        features=(Feature.GROWING,) if growing else (),
+        features=tuple(_features_of(spec)),
     )
+
+
+def _features_of(spec: AttentionSpec) -> Iterator[Feature]:
+    if "kv_len" in spec.symbolic:
+        yield Feature.GROWING
+    if spec.cache is not None and spec.cache.key_scales is ScaleGranularity.TOKEN:
+        yield Feature.KEY_TOKEN_SCALES
+    if spec.cache is not None and spec.cache.value_scales is ScaleGranularity.TOKEN:
+        yield Feature.VALUE_TOKEN_SCALES
+
+
+def is_quantised(key: TuningKey) -> bool:
+    """Whether K and V are stored as numbers that are to be scaled."""
+    return key.kv_dtype in _QUANTISED
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
@@ -226,9 +256,14 @@ def parse_key(name: str) -> TuningKey:
 def _key_from(match: re.Match[str]) -> TuningKey:
     heads, kv_heads = int(match["heads"]), int(match["kv_heads"])
     dtype, kv_dtype = match["dtype"], match["kv_dtype"] or match["dtype"]
-    for given in (dtype, kv_dtype, match["mask_dtype"] or dtype):
+    for given in (dtype, match["mask_dtype"] or dtype):
         if given not in _DTYPES:
             raise ValueError(f"{given!r} is not one of {', '.join(_DTYPES)}")
+    if kv_dtype not in (*_DTYPES, *_QUANTISED):
+        raise ValueError(f"{kv_dtype!r} is not one of {', '.join((*_DTYPES, *_QUANTISED))}")
+    features = tuple(Feature(word) for word in match["features"].split())
+    if kv_dtype not in _QUANTISED and {Feature.KEY_TOKEN_SCALES, Feature.VALUE_TOKEN_SCALES} & set(features):
+        raise ValueError(f"a cache of {kv_dtype} has no scales")
     if kv_heads == 0 or heads == 0 or heads % kv_heads:
         raise ValueError(f"{kv_heads} KV heads do not divide {heads} query heads")
     mask = MaskClass(match["mask"])
@@ -248,5 +283,5 @@ def _key_from(match: re.Match[str]) -> TuningKey:
         alignment=Alignment(match["alignment"]),
         mask=mask,
         mask_dtype=match["mask_dtype"] or "",
-        features=tuple(Feature(word) for word in match["features"].split()),
+        features=features,
     )

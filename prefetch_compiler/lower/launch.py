@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 
 from ..config import KernelConfig, Merge
-from .specialise import DecodeTensors, decode_call, merge_call, scratch_shapes
+from ..device import DeviceProfile, profile
+from ..spec import QUANTISED_FORMATS
+from .quantised_call import quantised_call
+from .specialise import DecodeTensors, KernelCall, decode_call, merge_call, scratch_shapes
 
 
 def empty_output(q: torch.Tensor, value_dim: int, heads_first: bool) -> torch.Tensor:
@@ -24,6 +27,8 @@ def allocate(
     bounds: torch.Tensor | None,
     heads_first: bool,
     config: KernelConfig,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
 ) -> DecodeTensors:
     """Operands plus freshly allocated output and scratch. CUDA-graph safe: all memory comes from torch's allocator."""
     batch, query_heads, q_len, _ = q.shape
@@ -36,7 +41,13 @@ def allocate(
         stats = torch.empty(shapes[1], dtype=torch.float32, device=q.device)
         if config.merge is Merge.INPLACE:
             arrivals = torch.zeros(shapes[2], dtype=torch.int32, device=q.device)
-    return DecodeTensors(q, k, v, mask, bounds, out, partial, stats, arrivals)
+    k_scale, v_scale = expanded_scale(k_scale, k), expanded_scale(v_scale, k)
+    return DecodeTensors(q, k, v, mask, bounds, out, partial, stats, arrivals, k_scale, v_scale)
+
+
+def expanded_scale(scale: torch.Tensor | None, cache: torch.Tensor) -> torch.Tensor | None:
+    """A scale of a cache as kernels take it: (batch, kv_heads, kv_len), stride 0 where one is shared."""
+    return None if scale is None else scale.expand(cache.shape[:3])
 
 
 def launch_decode(
@@ -50,11 +61,14 @@ def launch_decode(
     scale: float,
     heads_first: bool,
     config: KernelConfig,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """softmax(q k^T * scale + mask) v, reading only the keys inside ``bounds``.
 
     Args:
         q, k, v: as in AttentionSpec; the last stride is 1.
+        k_scale, v_scale: of a quantised cache, as in AttentionSpec: () or (1|batch, 1|kv_heads, 1|kv_len); or None.
         mask: (batch, query_heads, q_len, kv_len), stride 0 where broadcast; bool or float; or None.
         bounds: int32 (1|batch, 4) from ``mask_bounds``; None for all keys.
         heads_first: memory order of the result.
@@ -62,7 +76,7 @@ def launch_decode(
     Returns:
         (batch, query_heads, q_len, value_dim) in q's dtype.
     """
-    tensors = allocate(q, k, v, mask, bounds, heads_first, config)
+    tensors = allocate(q, k, v, mask, bounds, heads_first, config, k_scale, v_scale)
     if tensors.out.numel() > 0:
         launch_kernels(tensors, is_causal=is_causal, scale=scale, config=config)
     return tensors.out
@@ -70,7 +84,19 @@ def launch_decode(
 
 def launch_kernels(tensors: DecodeTensors, *, is_causal: bool, scale: float, config: KernelConfig) -> None:
     """Write ``tensors.out``, using up its scratch memory; arrival counters must be 0."""
-    decode_call(tensors, is_causal=is_causal, scale=scale, config=config).launch()
+    for call in calls_of(tensors, is_causal=is_causal, scale=scale, config=config):
+        call.launch()
+
+
+def calls_of(
+    tensors: DecodeTensors, *, is_causal: bool, scale: float, config: KernelConfig, device: DeviceProfile | None = None
+) -> list[KernelCall]:
+    """Every kernel that one launch runs, in order. ``device`` is what the kernels are for, where that is not what the
+    tensors are on."""
+    if tensors.k.dtype in QUANTISED_FORMATS:
+        device = profile(tensors.q.device) if device is None else device
+        decode = quantised_call(tensors, is_causal=is_causal, scale=scale, config=config, device=device)
+    else:
+        decode = decode_call(tensors, is_causal=is_causal, scale=scale, config=config)
     merge = merge_call(tensors, is_causal=is_causal, config=config)
-    if merge is not None:
-        merge.launch()
+    return [decode] if merge is None else [decode, merge]

@@ -22,14 +22,17 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ..config import KernelConfig
 from ..device import DeviceProfile
-from ..spec import AttentionSpec, MaskKind, TensorLayout
-from .launch import allocate
-from .specialise import DecodeTensors, KernelCall, decode_call, merge_call
+from ..device import profile as profile_of
+from ..quantisation import scale_shape
+from ..spec import AttentionSpec, MaskKind, ScaleGranularity, TensorLayout
+from .launch import allocate, calls_of
+from .specialise import DecodeTensors, KernelCall
 
 _TRITON_TYPES = {
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
     torch.float32: "fp32",
+    torch.int16: "i16",
     torch.int32: "i32",
     torch.bool: "u1",
 }
@@ -53,7 +56,7 @@ def example_tensors(spec: AttentionSpec, config: KernelConfig, device: torch.dev
 
     def strided(shape: tuple[int, ...], layout: TensorLayout) -> torch.Tensor:
         strides = (layout.batch_stride, layout.head_stride, layout.row_stride, 1)
-        return torch.empty_strided(shape, strides, dtype=spec.dtype, device=device)
+        return torch.empty_strided(shape, strides, dtype=spec.kv_dtype, device=device)
 
     q = torch.empty((spec.batch, spec.query_heads, spec.q_len, spec.head_dim), dtype=spec.dtype, device=device)
     k = strided((spec.batch, spec.kv_heads, spec.kv_len, spec.head_dim), spec.key_layout)
@@ -64,14 +67,31 @@ def example_tensors(spec: AttentionSpec, config: KernelConfig, device: torch.dev
         mask = torch.empty((spec.batch, *rows, spec.kv_len), dtype=spec.mask_dtype, device=device)
         mask = mask.expand(spec.batch, spec.query_heads, spec.q_len, spec.kv_len)
         bounds = torch.empty((spec.batch, 4), dtype=torch.int32, device=device)
-    return allocate(q, k, v, mask, bounds, spec.out_heads_first, config)
+    k_scale, v_scale = (_example_scale(spec, granularity, device) for granularity in _granularities(spec))
+    return allocate(q, k, v, mask, bounds, spec.out_heads_first, config, k_scale, v_scale)
 
 
-def kernel_calls(spec: AttentionSpec, config: KernelConfig, tensors: DecodeTensors) -> list[KernelCall]:
-    """Every kernel that one launch of ``spec`` under ``config`` runs, in order."""
-    decode = decode_call(tensors, is_causal=spec.is_causal, scale=spec.scale, config=config)
-    merge = merge_call(tensors, is_causal=spec.is_causal, config=config)
-    return [decode] if merge is None else [decode, merge]
+def _granularities(spec: AttentionSpec) -> tuple[ScaleGranularity, ScaleGranularity]:
+    if spec.cache is None:
+        return ScaleGranularity.NONE, ScaleGranularity.NONE
+    return spec.cache.key_scales, spec.cache.value_scales
+
+
+def _example_scale(
+    spec: AttentionSpec, granularity: ScaleGranularity, device: torch.device | str
+) -> torch.Tensor | None:
+    if spec.cache is None or granularity is ScaleGranularity.NONE:
+        return None
+    shape = scale_shape(granularity, spec.batch, spec.kv_heads, spec.kv_len)
+    return torch.empty(shape, dtype=spec.cache.scale_dtype, device=device)
+
+
+def kernel_calls(
+    spec: AttentionSpec, config: KernelConfig, tensors: DecodeTensors, device: DeviceProfile | None = None
+) -> list[KernelCall]:
+    """Every kernel that one launch of ``spec`` under ``config`` runs, in order. ``device`` is what they are for, where
+    that is not what ``tensors`` are on."""
+    return calls_of(tensors, is_causal=spec.is_causal, scale=spec.scale, config=config, device=device)
 
 
 def precompile(spec: AttentionSpec, config: KernelConfig, device: torch.device) -> None:
@@ -84,7 +104,7 @@ def precompile(spec: AttentionSpec, config: KernelConfig, device: torch.device) 
         return
     # Inductor runs its passes under a fake-tensor mode, in which tensors have no addresses.
     with torch.cuda.device(device), _disable_current_modes():
-        for call in kernel_calls(spec, config, example_tensors(spec, config, "meta")):
+        for call in kernel_calls(spec, config, example_tensors(spec, config, "meta"), profile_of(device)):
             call.precompile()
 
 
@@ -95,7 +115,7 @@ def compile_for_target(spec: AttentionSpec, config: KernelConfig, profile: Devic
         triton.CompilationError, triton.OutOfResources or another error of the compiler's.
     """
     target = target_of(profile)
-    calls = kernel_calls(spec, config, example_tensors(spec, config, "meta"))
+    calls = kernel_calls(spec, config, example_tensors(spec, config, "meta"), profile)
     return [compile_call(call, target) for call in calls]
 
 

@@ -51,7 +51,9 @@ class KernelCall:
 class DecodeTensors:
     """The operands of one decode launch; shapes as in AttentionSpec, ``mask`` and ``out`` 4-D, ``bounds`` (1|B, 4).
 
-    ``partial``, ``stats`` and ``arrivals`` are None with one split; ``arrivals`` also with a separate merge.
+    ``partial``, ``stats`` and ``arrivals`` are None with one split; ``arrivals`` also with a separate merge. ``k_scale``
+    and ``v_scale`` are those of a quantised cache, expanded to (batch, kv_heads, kv_len) with a stride of 0 where one
+    scale is shared; None where there is none.
     """
 
     q: torch.Tensor
@@ -63,6 +65,8 @@ class DecodeTensors:
     partial: torch.Tensor | None
     stats: torch.Tensor | None
     arrivals: torch.Tensor | None
+    k_scale: torch.Tensor | None = None
+    v_scale: torch.Tensor | None = None
 
 
 def scratch_shapes(
@@ -76,27 +80,34 @@ def scratch_shapes(
     return (heads, config.num_splits, rows, value_dim), (heads, config.num_splits, rows, 2), programs
 
 
-def _stride_unit(*tensors: torch.Tensor) -> int:
+def stride_unit(*tensors: torch.Tensor) -> int:
     """The largest power of two up to 16 that divides every stride but the last (which is 1) of every tensor."""
     common = math.gcd(16, *(stride for tensor in tensors for stride in tensor.stride()[:-1]))
     return common & -common
 
 
-def _mask_mode(mask: torch.Tensor | None) -> str:
+def mask_mode(mask: torch.Tensor | None) -> str:
     if mask is None:
         return "none"
     return "bool" if mask.dtype == torch.bool else "additive"
 
 
-def _descriptor(tensor: torch.Tensor, block_kv: int) -> Any:
+def descriptor(tensor: torch.Tensor, block_kv: int) -> Any:
+    """Of (1, 1, block_kv, padded dim) tiles."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     block = [1, 1, block_kv, padded_dim(tensor.shape[-1])]
     return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), block)
 
 
-def _overlap_option(config: KernelConfig) -> dict[str, Any]:
+def overlap_option(config: KernelConfig) -> dict[str, Any]:
     return {"launch_pdl": True} if config.launch_overlap else {}
+
+
+def strides(tensor: torch.Tensor, name: str, divisor: int) -> dict[str, int]:
+    """The kernels' arguments for the strides of a tensor, in units of ``divisor`` elements."""
+    b, h, r = (stride // divisor for stride in tensor.stride()[:3])
+    return {f"{name}_batch_stride": b, f"{name}_head_stride": h, f"{name}_row_stride": r}
 
 
 def decode_call(t: DecodeTensors, *, is_causal: bool, scale: float, config: KernelConfig) -> KernelCall:
@@ -105,22 +116,18 @@ def decode_call(t: DecodeTensors, *, is_causal: bool, scale: float, config: Kern
     kv_heads, kv_len, value_dim = t.k.shape[1], t.k.shape[2], t.v.shape[3]
     group = query_heads // kv_heads
     tiles = row_tiles(group * q_len)
-    mode = _mask_mode(t.mask)
+    mode = mask_mode(t.mask)
     mask_strides = t.mask.stride() if t.mask is not None else (0, 0, 0, 0)
-    q_unit, kv_unit = _stride_unit(t.q), _stride_unit(t.k, t.v)
+    q_unit, kv_unit = stride_unit(t.q), stride_unit(t.k, t.v)
     use_tma = config.load_path is LoadPath.TMA
     emulated = interpreting()
-
-    def strides(tensor: torch.Tensor, name: str, divisor: int) -> dict[str, int]:
-        b, h, r = (stride // divisor for stride in tensor.stride()[:3])
-        return {f"{name}_batch_stride": b, f"{name}_head_stride": h, f"{name}_row_stride": r}
 
     arguments: dict[str, Any] = {
         "q_ptr": t.q,
         "k_ptr": t.k,
         "v_ptr": t.v,
-        "k_descriptor": _descriptor(t.k, config.block_kv) if use_tma else None,
-        "v_descriptor": _descriptor(t.v, config.block_kv) if use_tma else None,
+        "k_descriptor": descriptor(t.k, config.block_kv) if use_tma else None,
+        "v_descriptor": descriptor(t.v, config.block_kv) if use_tma else None,
         "mask_ptr": t.mask,
         "bounds_ptr": t.bounds,
         "out_ptr": t.out,
@@ -132,7 +139,7 @@ def decode_call(t: DecodeTensors, *, is_causal: bool, scale: float, config: Kern
         "kv_len": kv_len,
         "kv_heads": kv_heads,
         "row_tiles": tiles,
-        "bounds_stride": _bounds_stride(t.bounds),
+        "bounds_stride": bounds_stride(t.bounds),
         **strides(t.q, "q", q_unit),
         **strides(t.k, "k", kv_unit),
         **strides(t.v, "v", kv_unit),
@@ -166,7 +173,7 @@ def decode_call(t: DecodeTensors, *, is_causal: bool, scale: float, config: Kern
         "EXP2_SCALE": LOG2_E if mode == "additive" else 1.0,
         "UPCAST": emulated,
     }
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, **_overlap_option(config)}
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, **overlap_option(config)}
     kernel = SPLIT_KV.load("split_kv_decode").split_kv_decode
     return KernelCall(kernel, (batch * kv_heads * tiles, config.num_splits), arguments, constants, options)
 
@@ -188,7 +195,7 @@ def merge_call(t: DecodeTensors, *, is_causal: bool, config: KernelConfig) -> Ke
         "kv_len": t.k.shape[2],
         "kv_heads": kv_heads,
         "num_splits": config.num_splits,
-        "bounds_stride": _bounds_stride(t.bounds),
+        "bounds_stride": bounds_stride(t.bounds),
         "out_batch_stride": out_strides[0],
         "out_head_stride": out_strides[1],
         "out_row_stride": out_strides[2],
@@ -202,14 +209,14 @@ def merge_call(t: DecodeTensors, *, is_causal: bool, config: KernelConfig) -> Ke
         "CHUNK": min(block_splits, MERGE_TILE_ELEMENTS // padded_dim(value_dim)),
         "CAUSAL": is_causal,
         "LAUNCH_OVERLAP": config.launch_overlap and not interpreting(),
-        "EXP2_SCALE": LOG2_E if _mask_mode(t.mask) == "additive" else 1.0,
+        "EXP2_SCALE": LOG2_E if mask_mode(t.mask) == "additive" else 1.0,
         "UPCAST": interpreting(),
     }
     kernel = SPLIT_KV.load("merge_splits").merge_splits
-    options = {"num_warps": MERGE_WARPS, "num_stages": 1, **_overlap_option(config)}
+    options = {"num_warps": MERGE_WARPS, "num_stages": 1, **overlap_option(config)}
     return KernelCall(kernel, (batch * query_heads * q_len,), arguments, constants, options)
 
 
-def _bounds_stride(bounds: torch.Tensor | None) -> int:
+def bounds_stride(bounds: torch.Tensor | None) -> int:
     """0 when all sequences share one row of bounds, else the distance between rows."""
     return 0 if bounds is None or bounds.shape[0] == 1 else bounds.stride(0)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from ..config import KernelConfig, LoadPath, OperandOrder, PrefetchKind
+from ..config import KernelConfig, LoadPath, Merge, OperandOrder, PrefetchKind
 from ..device import DeviceProfile
 from ..spec import AttentionSpec
-from .footprint import shared_memory_estimate_bytes
+from .footprint import MIN_QUANTISED_ROWS, row_tile_of, shared_memory_estimate_bytes
+
+# Products of a warpgroup, which four warps make, need at least so many query rows on sm_90; on sm_100 any number will do.
+_WARPGROUP_WARPS = 4
 
 
 def why_inadmissible(spec: AttentionSpec, config: KernelConfig, profile: DeviceProfile) -> str | None:
@@ -19,7 +22,11 @@ def why_inadmissible(spec: AttentionSpec, config: KernelConfig, profile: DeviceP
             return f"TMA loads need sm_90 or later, not {profile.name}"
         if not spec.tma_loadable:
             return "TMA loads need K and V strides that are positive multiples of 16 bytes"
-    if config.operand_order is OperandOrder.KQ and profile.has_warpgroup_products:
+    if spec.cache is not None:
+        refusal = _why_not_quantised(spec, config, profile)
+        if refusal is not None:
+            return refusal
+    elif config.operand_order is OperandOrder.KQ and profile.has_warpgroup_products:
         # Seen on an H200 with Triton 3.6: wrong results and stray addresses, unless K and V reach shared memory by
         # asynchronous copies, which a pipelined loop and 16-byte aligned rows give.
         if config.num_stages == 1:
@@ -38,4 +45,19 @@ def why_inadmissible(spec: AttentionSpec, config: KernelConfig, profile: DeviceP
     needed = shared_memory_estimate_bytes(spec, config)
     if needed > profile.shared_memory_bytes:
         return f"about {needed} bytes of shared memory are needed and {profile.name} has {profile.shared_memory_bytes}"
+    return None
+
+
+def _why_not_quantised(spec: AttentionSpec, config: KernelConfig, profile: DeviceProfile) -> str | None:
+    """What only the template of quantised caches asks for."""
+    if config.operand_order is not OperandOrder.KQ:
+        return "products over a quantised cache have keys first (kq)"
+    if config.merge is not Merge.SEPARATE:
+        return "splits of a quantised cache are merged by a second kernel"
+    if profile.has_warpgroup_products and config.num_warps >= _WARPGROUP_WARPS:
+        # What is known of keys-first products of warpgroups (above) makes them no candidate before each is verified.
+        if profile.arch >= 100:
+            return f"four warps and more make products of warpgroups, not verified with keys first on {profile.name}"
+        if row_tile_of(spec) > MIN_QUANTISED_ROWS:
+            return f"more than {MIN_QUANTISED_ROWS} query rows and four warps make products of warpgroups, not verified"
     return None

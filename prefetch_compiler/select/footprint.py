@@ -8,6 +8,8 @@ from ..spec import AttentionSpec, MaskKind
 MAX_ROW_TILE = 128
 MIN_DOT_ROWS = 16
 WARPGROUP_ROWS = 64
+MIN_QUANTISED_ROWS, MAX_QUANTISED_ROWS = 8, 32
+MAX_UNITS_FOR_MOST_ROWS = 64
 
 
 def padded_dim(dim: int) -> int:
@@ -25,8 +27,34 @@ def row_tiles(rows: int) -> int:
     return -(-rows // row_tile(rows))
 
 
+def row_tile_of(spec: AttentionSpec) -> int:
+    """Query rows of one program of the template that serves ``spec``."""
+    if spec.cache is None:
+        return row_tile(spec.rows)
+    return quantised_row_tile(spec.rows, spec.value_dim)
+
+
+def row_tiles_of(spec: AttentionSpec) -> int:
+    """Programs that the query rows of one KV head are divided among."""
+    return -(-spec.rows // row_tile_of(spec))
+
+
+def padded_units(dim: int) -> int:
+    """The power of two, at least what tl.dot takes, that holds the pairs of ``dim`` columns of a quantised cache."""
+    return padded_dim(dim // 2)
+
+
+def quantised_row_tile(rows: int, value_dim: int) -> int:
+    """Query rows of one program over a quantised cache: a power of two from 8, the least that products with keys first
+    take. With more than 32, or 16 of the widest heads, two warps could not hold two accumulators and two score tiles."""
+    most = MAX_QUANTISED_ROWS if padded_units(value_dim) <= MAX_UNITS_FOR_MOST_ROWS else MAX_QUANTISED_ROWS // 2
+    return min(most, max(MIN_QUANTISED_ROWS, 1 << (rows - 1).bit_length()))
+
+
 def kv_tile_bytes(spec: AttentionSpec, block_kv: int) -> int:
     """Shared memory of one K tile and one V tile."""
+    if spec.cache is not None:
+        return block_kv * (padded_units(spec.head_dim) + padded_units(spec.value_dim)) * 2
     return block_kv * (padded_dim(spec.head_dim) + padded_dim(spec.value_dim)) * spec.element_bytes
 
 
@@ -36,7 +64,7 @@ def shared_memory_estimate_bytes(spec: AttentionSpec, config: KernelConfig) -> i
     A mask makes two loops, one for what it leaves clean. With enough query rows for warpgroup products Triton 3.6 gives
     each loop of asynchronous copies buffers of its own.
     """
-    rows = row_tile(spec.rows)
+    rows = row_tile_of(spec)
     separate_loops = (
         spec.mask is not MaskKind.NONE
         and config.load_path is LoadPath.POINTER

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..config import MAX_SPLITS, KernelConfig, LoadPath
+from ..config import MAX_SPLITS, KernelConfig, LoadPath, OperandOrder
 from ..device import DeviceProfile
 from ..errors import InadmissibleConfigError
 from ..spec import AttentionSpec
 from .admissible import why_inadmissible
-from .footprint import padded_dim, row_tile, row_tiles
+from .footprint import kv_tile_bytes, padded_dim, row_tile, row_tile_of, row_tiles_of
 
 # A symbolic length grows without recompiling, so its hint says little: plan for a cache worth splitting.
 PLANNED_SYMBOLIC_KV_LEN = 8192
@@ -31,6 +31,8 @@ SPLIT_ROUNDING = 8
 _KIB = 1024
 # Of the 255 that a thread may have. Compiled for sm_80 to sm_120, what needs more spills (Triton 3.6).
 MAX_TILE_REGISTERS = 150
+# Of one tile over a quantised cache, for its two warps: 16 registers a thread. Compiled for sm_80 to sm_120, more spill.
+MAX_QUANTISED_SCORES = 1024
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,16 @@ _CAUTIOUS = Family(
 _INTERPRETED_REGIME = Regime(64 * _KIB, 1, 1, _POINTER, 2)
 _INTERPRETED = Family(_INTERPRETED_REGIME, _INTERPRETED_REGIME, replace(_INTERPRETED_REGIME, programs_per_sm=0))
 
+# Quantised caches on sm_90, as measured on an H200 at 1 to 256 sequences of 1,024 to 32,768 keys; sm_80 and sm_100 follow.
+_QUANTISED_FEW = Regime(16 * _KIB, 2, 4, _TMA, 2)
+_QUANTISED_LARGE_SHARED_MEMORY = Family(
+    few=_QUANTISED_FEW, fitting=_QUANTISED_FEW, many=Regime(32 * _KIB, 2, 2, _TMA, 0)
+)
+# sm_86, sm_89, sm_120 and anything else: not measured.
+_QUANTISED_SMALL = Family(
+    few=Regime(8 * _KIB, 2, 3, _TMA, 2), fitting=Regime(8 * _KIB, 2, 3, _TMA, 2), many=Regime(16 * _KIB, 2, 2, _TMA, 0)
+)
+
 
 def family_of(profile: DeviceProfile) -> Family:
     """The settings for a device."""
@@ -99,8 +111,7 @@ def family_of(profile: DeviceProfile) -> Family:
 
 def _block_kv(spec: AttentionSpec, tile_bytes: int) -> int:
     """The power of two whose K and V tiles come nearest to ``tile_bytes`` from below, within 16..128."""
-    per_key = (padded_dim(spec.head_dim) + padded_dim(spec.value_dim)) * spec.element_bytes
-    fits = max(1, tile_bytes // per_key)
+    fits = max(1, tile_bytes // kv_tile_bytes(spec, 1))
     return min(128, max(16, 1 << (fits.bit_length() - 1)))
 
 
@@ -145,7 +156,9 @@ def choose(spec: AttentionSpec, profile: DeviceProfile) -> KernelConfig:
     Raises:
         InadmissibleConfigError: not even the most cautious configuration fits the device.
     """
-    programs = max(1, spec.batch * spec.kv_heads * row_tiles(spec.rows))
+    programs = max(1, spec.batch * spec.kv_heads * row_tiles_of(spec))
+    if spec.cache is not None:
+        return _choose_quantised(spec, programs, profile)
     regime = _regime(family_of(profile), programs, profile)
     block_kv = _block_kv(spec, regime.tile_bytes)
     # fp32 is multiplied outside the tensor cores, from registers; tiles that come by TMA then spill 20 KB a thread.
@@ -157,6 +170,26 @@ def choose(spec: AttentionSpec, profile: DeviceProfile) -> KernelConfig:
         num_warps=_warps(spec, regime.warps, block_kv),
         num_stages=regime.stages,
         load_path=LoadPath.TMA if use_tma else LoadPath.POINTER,
+        launch_overlap=profile.has_launch_overlap,
+    )
+    return _shrink_to_fit(spec, config, profile)
+
+
+def _choose_quantised(spec: AttentionSpec, programs: int, profile: DeviceProfile) -> KernelConfig:
+    """Two warps throughout, and keys first, as the template is made for. With three programs an SM or more, tiles twice
+    as large need no longer a pipeline than two stages; with fewer, splits until there are two."""
+    family = _QUANTISED_LARGE_SHARED_MEMORY if profile.shared_memory_bytes >= 150 * _KIB else _QUANTISED_SMALL
+    regime = family.many if programs >= 3 * profile.sm_count else family.few
+    most_scores = MAX_QUANTISED_SCORES // 2 if spec.mask_per_row else MAX_QUANTISED_SCORES
+    block_kv = min(_block_kv(spec, regime.tile_bytes), max(16, most_scores // row_tile_of(spec)))
+    use_tma = regime.load_path is LoadPath.TMA and profile.has_tma and spec.tma_loadable
+    config = KernelConfig(
+        block_kv=block_kv,
+        num_splits=_splits(regime, programs, spec, profile, block_kv),
+        num_warps=regime.warps,
+        num_stages=regime.stages,
+        load_path=LoadPath.TMA if use_tma else LoadPath.POINTER,
+        operand_order=OperandOrder.KQ,
         launch_overlap=profile.has_launch_overlap,
     )
     return _shrink_to_fit(spec, config, profile)

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from ..config import MAX_SPLITS, KernelConfig, Merge
 from ..database.key import TuningKey
-from .footprint import row_tiles
+from .footprint import row_tiles_of
 
 
 def transferred(
@@ -29,7 +29,7 @@ def transferred(
 
 
 def _splits(config: KernelConfig, tuned_at: TuningKey, tuned_sms: int, wanted: TuningKey, sm_count: int) -> int:
-    programs = wanted.batch_bucket * wanted.kv_heads * row_tiles(wanted.group * wanted.q_len_bucket)
+    programs = wanted.batch_bucket * wanted.kv_heads * row_tiles_of(wanted.spec())
     if config.num_splits == 1 and programs >= sm_count:
         return 1
     programs_there, per_split = config.num_splits * tuned_at.batch_bucket * sm_count, wanted.batch_bucket * tuned_sms

@@ -67,7 +67,7 @@ class CompilePool:
         return gather(self._kernel_futures(key.spec(), config), self._timeout_s)
 
     def _kernel_futures(self, spec: AttentionSpec, config: KernelConfig) -> list[Future[Any]]:
-        calls = kernel_calls(spec, config, example_tensors(spec, config, "meta"))
+        calls = kernel_calls(spec, config, example_tensors(spec, config, "meta"), self._profile)
         return [self._kernel(spec, config, number, kernel_identity(call)) for number, call in enumerate(calls)]
 
     def _kernel(self, spec: AttentionSpec, config: KernelConfig, number: int, identity: str) -> Future[Any]:

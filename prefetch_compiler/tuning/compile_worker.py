@@ -33,7 +33,7 @@ def compile_kernel(
 ) -> CompiledKernel | str:
     """Compile one of the kernels of a launch (by its place in it). What the compiler refuses comes back as text: its
     exceptions do not all survive the way between processes."""
-    call = kernel_calls(spec, config, example_tensors(spec, config, "meta"))[number]
+    call = kernel_calls(spec, config, example_tensors(spec, config, "meta"), profile)[number]
     try:
         return compile_call(call, target_of(profile))
     except Exception as error:

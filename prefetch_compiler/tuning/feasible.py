@@ -15,7 +15,7 @@ from ..device import DeviceProfile
 from ..errors import InadmissibleConfigError
 from ..lower.precompile import CompiledKernel
 from ..select.admissible import why_inadmissible
-from ..select.footprint import MIN_DOT_ROWS, row_tiles
+from ..select.footprint import MIN_DOT_ROWS, row_tiles_of
 from ..select.heuristic import choose
 from ..spec import AttentionSpec
 
@@ -29,7 +29,7 @@ SPILL_LIMIT_BYTES = 128
 
 def programs_before_splitting(spec: AttentionSpec) -> int:
     """One per sequence, KV head and tile of query rows."""
-    return max(1, spec.batch * spec.kv_heads * row_tiles(spec.rows))
+    return max(1, spec.batch * spec.kv_heads * row_tiles_of(spec))
 
 
 def tiles_of(capacity: int, block_kv: int) -> int:

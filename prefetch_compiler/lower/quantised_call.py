@@ -1,0 +1,122 @@
+"""Operands of a quantised cache + config -> the exact arguments and constants of the kernel that reads it.
+
+As ``specialise``, for the other template.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from prefetch_compiler.templates.manifest import QUANTISED
+
+from ..config import KernelConfig, LoadPath, PrefetchKind
+from ..device import DeviceProfile, interpreting
+from ..select.footprint import padded_units, quantised_row_tile
+from ..spec import QUANTISED_FORMATS
+from .specialise import (
+    LOG2_E,
+    DecodeTensors,
+    KernelCall,
+    bounds_stride,
+    descriptor,
+    mask_mode,
+    overlap_option,
+    stride_unit,
+    strides,
+)
+
+
+def has_assembly(quantised_format: str, device: DeviceProfile) -> bool:
+    """Whether ``device`` has the instructions that ``templates.unpack`` takes a format apart with: NVIDIA's, and for e4m3
+    those of sm_89 and later."""
+    return device.backend == "cuda" and (quantised_format != "e4m3" or device.arch >= 89)
+
+
+def quantised_call(
+    t: DecodeTensors, *, is_causal: bool, scale: float, config: KernelConfig, device: DeviceProfile
+) -> KernelCall:
+    """The launch over a quantised cache, on ``device``, which the tensors need not be on."""
+    batch, query_heads, q_len, head_dim = t.q.shape
+    kv_heads, kv_len, value_dim = t.k.shape[1], t.k.shape[2], t.v.shape[3]
+    group = query_heads // kv_heads
+    block_m = quantised_row_tile(group * q_len, value_dim)
+    tiles = -(-group * q_len // block_m)
+    mode = mask_mode(t.mask)
+    mask_strides = t.mask.stride() if t.mask is not None else (0, 0, 0, 0)
+    k, v = t.k.view(torch.int16), t.v.view(torch.int16)
+    q_unit, kv_unit = stride_unit(t.q), stride_unit(k, v)
+    use_tma = config.load_path is LoadPath.TMA
+    emulated = interpreting()
+    k_scale, v_scale = _scale_strides(t.k_scale), _scale_strides(t.v_scale)
+    arguments: dict[str, Any] = {
+        "q_ptr": t.q,
+        "k_ptr": k,
+        "v_ptr": v,
+        "k_descriptor": descriptor(k, config.block_kv) if use_tma else None,
+        "v_descriptor": descriptor(v, config.block_kv) if use_tma else None,
+        "k_scale_ptr": t.k_scale,
+        "v_scale_ptr": t.v_scale,
+        "mask_ptr": t.mask,
+        "bounds_ptr": t.bounds,
+        "out_ptr": t.out,
+        "partial_ptr": t.partial,
+        "stats_ptr": t.stats,
+        "score_scale": scale if mode == "additive" else scale * LOG2_E,
+        "q_len": q_len,
+        "kv_len": kv_len,
+        "kv_heads": kv_heads,
+        "row_tiles": tiles,
+        "bounds_stride": bounds_stride(t.bounds),
+        **strides(t.q, "q", q_unit),
+        **strides(k, "k", kv_unit),
+        **strides(v, "v", kv_unit),
+        "k_scale_batch_stride": k_scale[0],
+        "k_scale_head_stride": k_scale[1],
+        "v_scale_batch_stride": v_scale[0],
+        "v_scale_head_stride": v_scale[1],
+        "mask_batch_stride": mask_strides[0],
+        "mask_head_stride": mask_strides[1],
+        "mask_row_stride": mask_strides[2],
+        "mask_key_stride": mask_strides[3],
+        **strides(t.out, "out", 1),
+    }
+    quantised_format = QUANTISED_FORMATS[t.k.dtype]
+    constants = {
+        "GROUP": group,
+        "HEAD_DIM": head_dim,
+        "VALUE_DIM": value_dim,
+        "BLOCK_M": block_m,
+        "BLOCK_KV": config.block_kv,
+        "BLOCK_K": padded_units(head_dim),
+        "BLOCK_V": padded_units(value_dim),
+        "SPLIT": config.num_splits > 1,
+        "Q_STRIDE_UNIT": q_unit,
+        "KV_STRIDE_UNIT": kv_unit,
+        "FORMAT": quantised_format,
+        "ASSEMBLY": has_assembly(quantised_format, device),
+        "K_SCALE_STRIDE": k_scale[2],
+        "V_SCALE_STRIDE": v_scale[2],
+        "MASK": mode,
+        "MASK_PER_ROW": mask_strides[1] != 0 or mask_strides[2] != 0,
+        "CAUSAL": is_causal,
+        "TMA": use_tma,
+        "PREFETCH_DEPTH": 0 if emulated else config.prefetch_depth,
+        "PREFETCH_BULK": config.prefetch_kind is PrefetchKind.BULK,
+        "ROWS_ADJACENT": t.k.stride(2) == head_dim and t.v.stride(2) == value_dim,
+        "LAUNCH_OVERLAP": config.launch_overlap and not emulated,
+        "EXP2_SCALE": LOG2_E if mode == "additive" else 1.0,
+        "UPCAST": emulated,
+    }
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, **overlap_option(config)}
+    kernel = QUANTISED.load("quantised_decode").quantised_decode
+    return KernelCall(kernel, (batch * kv_heads * tiles, config.num_splits), arguments, constants, options)
+
+
+def _scale_strides(scale: torch.Tensor | None) -> tuple[int, int, int]:
+    """In elements, between sequences, heads and tokens; 0 where one is shared."""
+    if scale is None:
+        return 0, 0, 0
+    batch, head, token = scale.stride()
+    return batch, head, token

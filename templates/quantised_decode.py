@@ -1,0 +1,409 @@
+"""Split-KV flash decoding over a quantised cache (e4m3, e5m2 or int8), with scales per tensor, head or token.
+
+What makes it cheap: a row of the cache is read as 16-bit units of two neighbouring columns, so that every load of 16-bit
+operands serves it as it is (by TMA too), and a unit is taken apart in registers into two fp16 values (``unpack``). Even
+and odd columns are two half-sized problems: two products a tile for the scores, S^T = K_even Q_even^T + K_odd Q_odd^T,
+and two accumulators. Keys lead in every product (``kq``): the long KV side fills the tensor cores' M, and as few as
+eight query rows their N.
+
+Scales never touch K or V. K's multiply scores; those of a whole tensor or head are folded into the softmax scale. V's
+multiply probabilities when they are per token, and the output otherwise. So K and V are never rounded, as they are when
+they are dequantised to the queries' dtype first.
+
+Programs, splits, masks, bounds and partial results are those of ``split_kv_decode``.
+"""
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from .masking import mask_scores
+from .prefetch import prefetch_tile_l2
+from .rounding import round_to
+from .softmax import online_softmax
+from .split_plan import keys_per_split, valid_keys
+from .unpack import unpack_byte
+
+# Probabilities reach the product in fp16, of which they use 39 binary orders of magnitude and not only 24.
+PROBABILITY_UNIT = tl.constexpr(2.0**14)
+# V's scales of a program are taken relative to the largest so far, which is never less than this.
+SMALLEST_PEAK = tl.constexpr(2.0**-100)
+
+
+@triton.jit
+def load_units(
+    head_ptr, descriptor, sequence, head, first, end, row_stride,
+    UNITS: tl.constexpr, BLOCK_UNITS: tl.constexpr, BLOCK_KV: tl.constexpr, TMA: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """Rows [first, first + BLOCK_KV) of one head as (BLOCK_KV, BLOCK_UNITS). Units past UNITS are 0. A tile that is not
+    WHOLE never comes by TMA, which knows the cache's capacity and not ``end``: rows beyond it hold whatever was left
+    there, NaN perhaps, and are 0 here (0 * NaN is NaN)."""
+    if TMA and WHOLE:
+        tile = descriptor.load([sequence, head, first, 0]).reshape([BLOCK_KV, BLOCK_UNITS])
+    else:
+        rows = tl.arange(0, BLOCK_KV)
+        columns = tl.arange(0, BLOCK_UNITS)
+        pointers = (
+            head_ptr + tl.cast(first, tl.int64) * row_stride + rows.to(tl.int64)[:, None] * row_stride + columns[None, :]
+        )
+        if WHOLE and UNITS == BLOCK_UNITS:
+            tile = tl.load(pointers)
+        elif WHOLE:
+            tile = tl.load(pointers, mask=(columns < UNITS)[None, :], other=0)
+        else:
+            tile = tl.load(pointers, mask=(first + rows < end)[:, None] & (columns < UNITS)[None, :], other=0)
+    return tile
+
+
+@triton.jit
+def load_scales(head_ptr, keys, end, STRIDE: tl.constexpr, WHOLE: tl.constexpr):
+    """The scales of a tile's keys, fp32 (BLOCK_KV,); 0 from ``end`` on."""
+    pointers = head_ptr + keys.to(tl.int64) * STRIDE
+    if WHOLE:
+        scales = tl.load(pointers)
+    else:
+        scales = tl.load(pointers, mask=keys < end, other=0.0)
+    return scales.to(tl.float32)
+
+
+@triton.jit
+def multiply(a, b, accumulator, UPCAST: tl.constexpr):
+    """fp16 a @ b in fp32, added to ``accumulator`` unless it is None. UPCAST is for Triton's interpreter, in which the
+    products of narrow types are rounded to them."""
+    if UPCAST:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    if accumulator is None:
+        return tl.dot(a, b, input_precision="ieee")
+    return tl.dot(a, b, accumulator, input_precision="ieee")
+
+
+@triton.jit
+def powers_of_two(q):
+    """For fp32 rows (rows, columns): factors by which to multiply each so that its largest magnitude lies in
+    [2**14, 2**15), and their inverses. Powers of two, so that a bf16 or fp16 query loses nothing in fp16 but what is
+    2**38 times smaller than the largest of its row; its range would not fit otherwise."""
+    peak = tl.maximum(tl.max(tl.abs(q), 1), 2.0**-100)
+    exponent = peak.to(tl.int32, bitcast=True) >> 23
+    factor = ((268 - exponent) << 23).to(tl.float32, bitcast=True)
+    inverse = ((exponent - 14) << 23).to(tl.float32, bitcast=True)
+    return factor, inverse
+
+
+@triton.jit
+def attend_tile(
+    q_even, q_odd, maximum, total, peak, even, odd,
+    k_head_ptr, v_head_ptr, k_descriptor, v_descriptor, k_scale_ptr, v_scale_ptr,
+    mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, first, end, clean_first, clean_end,
+    row_query, row_scale, k_row_stride, v_row_stride,
+    K_UNITS: tl.constexpr, V_UNITS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_KV: tl.constexpr,
+    FORMAT: tl.constexpr, ASSEMBLY: tl.constexpr, K_SCALE_STRIDE: tl.constexpr, V_SCALE_STRIDE: tl.constexpr,
+    MASK: tl.constexpr, MASK_PER_ROW: tl.constexpr, CAUSAL: tl.constexpr, TMA: tl.constexpr, UPCAST: tl.constexpr,
+    EXP2_SCALE: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """Fold keys [first, first + BLOCK_KV) into the running softmax and the accumulators (BLOCK_V, rows) of even and odd
+    value columns. A stride of 0 says that a scale is not per token. ``peak`` is the largest of V's token scales so far:
+    the accumulators are relative to it, so that a probability times a scale is at most 1."""
+    keys = first + tl.arange(0, BLOCK_KV)
+    k = load_units(
+        k_head_ptr, k_descriptor, sequence, kv_head, first, end, k_row_stride, K_UNITS, BLOCK_K, BLOCK_KV, TMA, WHOLE
+    )
+    # Asked for before it is needed, so that both loads are in flight where the loop is not pipelined.
+    v = load_units(
+        v_head_ptr, v_descriptor, sequence, kv_head, first, end, v_row_stride, V_UNITS, BLOCK_V, BLOCK_KV, TMA, WHOLE
+    )
+    scores = multiply(unpack_byte(k, FORMAT, False, ASSEMBLY), q_even, None, UPCAST)
+    scores = multiply(unpack_byte(k, FORMAT, True, ASSEMBLY), q_odd, scores, UPCAST)
+    scores *= row_scale[None, :]
+    if K_SCALE_STRIDE > 0:
+        scores *= load_scales(k_scale_ptr, keys, end, K_SCALE_STRIDE, WHOLE)[:, None]
+    if MASK != "none":
+        needed = ((keys < clean_first) | (keys >= clean_end)) & (keys < end)
+        scores = mask_scores(
+            scores, mask_ptr, mask_row_offsets, mask_key_stride, keys, needed, MASK == "additive", MASK_PER_ROW, 0
+        )
+    if not WHOLE:
+        scores = tl.where((keys < end)[:, None], scores, float("-inf"))
+    if CAUSAL:
+        scores = tl.where(keys[:, None] <= row_query[None, :], scores, float("-inf"))
+
+    probabilities, maximum, total, shrink = online_softmax(scores, maximum, total, EXP2_SCALE, 0)
+    if V_SCALE_STRIDE > 0:
+        v_scale = load_scales(v_scale_ptr, keys, end, V_SCALE_STRIDE, WHOLE)
+        new_peak = tl.maximum(peak, tl.max(tl.abs(v_scale), 0))
+        shrink *= peak / new_peak
+        peak = new_peak
+        probabilities *= (v_scale * (PROBABILITY_UNIT / peak))[:, None]
+    else:
+        probabilities *= PROBABILITY_UNIT
+    probabilities = probabilities.to(tl.float16)
+    even = multiply(tl.trans(unpack_byte(v, FORMAT, False, ASSEMBLY)), probabilities, even * shrink[None, :], UPCAST)
+    odd = multiply(tl.trans(unpack_byte(v, FORMAT, True, ASSEMBLY)), probabilities, odd * shrink[None, :], UPCAST)
+    return maximum, total, peak, even, odd
+
+
+@triton.jit
+def attend_range(
+    q_even, q_odd, maximum, total, peak, even, odd,
+    k_head_ptr, v_head_ptr, k_descriptor, v_descriptor, k_scale_ptr, v_scale_ptr,
+    mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, first, end, clean_first, clean_end,
+    row_query, row_scale, k_row_stride, v_row_stride,
+    K_UNITS: tl.constexpr, V_UNITS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_KV: tl.constexpr,
+    FORMAT: tl.constexpr, ASSEMBLY: tl.constexpr, K_SCALE_STRIDE: tl.constexpr, V_SCALE_STRIDE: tl.constexpr,
+    MASK: tl.constexpr, MASK_PER_ROW: tl.constexpr, CAUSAL: tl.constexpr, TMA: tl.constexpr, UPCAST: tl.constexpr,
+    EXP2_SCALE: tl.constexpr, PREFETCH_DEPTH: tl.constexpr, PREFETCH_BULK: tl.constexpr, ROWS_ADJACENT: tl.constexpr,
+):  # fmt: skip
+    """Fold keys [first, end): whole tiles in a software-pipelined loop, the partial one after it."""
+    for ahead in tl.static_range(1, PREFETCH_DEPTH):
+        target = first + ahead * BLOCK_KV
+        prefetch_tile_l2(
+            k_head_ptr, target, end, k_row_stride, K_UNITS, BLOCK_K, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
+        )
+        prefetch_tile_l2(
+            v_head_ptr, target, end, v_row_stride, V_UNITS, BLOCK_V, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
+        )
+    whole_end = first + tl.maximum(end - first, 0) // BLOCK_KV * BLOCK_KV
+    for tile_first in range(first, whole_end, BLOCK_KV):
+        if PREFETCH_DEPTH > 0:
+            target = tile_first + PREFETCH_DEPTH * BLOCK_KV
+            prefetch_tile_l2(
+                k_head_ptr, target, end, k_row_stride, K_UNITS, BLOCK_K, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
+            )
+            prefetch_tile_l2(
+                v_head_ptr, target, end, v_row_stride, V_UNITS, BLOCK_V, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
+            )
+        maximum, total, peak, even, odd = attend_tile(
+            q_even, q_odd, maximum, total, peak, even, odd,
+            k_head_ptr, v_head_ptr, k_descriptor, v_descriptor, k_scale_ptr, v_scale_ptr,
+            mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, tile_first, end, clean_first, clean_end,
+            row_query, row_scale, k_row_stride, v_row_stride, K_UNITS, V_UNITS, BLOCK_K, BLOCK_V, BLOCK_KV,
+            FORMAT, ASSEMBLY, K_SCALE_STRIDE, V_SCALE_STRIDE, MASK, MASK_PER_ROW, CAUSAL, TMA, UPCAST, EXP2_SCALE, True,
+        )  # fmt: skip
+    if whole_end < end:
+        maximum, total, peak, even, odd = attend_tile(
+            q_even, q_odd, maximum, total, peak, even, odd,
+            k_head_ptr, v_head_ptr, k_descriptor, v_descriptor, k_scale_ptr, v_scale_ptr,
+            mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, whole_end, end, clean_first, clean_end,
+            row_query, row_scale, k_row_stride, v_row_stride, K_UNITS, V_UNITS, BLOCK_K, BLOCK_V, BLOCK_KV,
+            FORMAT, ASSEMBLY, K_SCALE_STRIDE, V_SCALE_STRIDE, MASK, MASK_PER_ROW, CAUSAL, TMA, UPCAST, EXP2_SCALE,
+            False,
+        )  # fmt: skip
+    return maximum, total, peak, even, odd
+
+
+@triton.jit
+def store_columns(
+    out_ptr, partial_ptr, values, total, out_rows, partial_rows, row_valid, PARITY: tl.constexpr,
+    V_UNITS: tl.constexpr, BLOCK_V: tl.constexpr, SPLIT: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Write the even (PARITY 0) or odd (1) columns of the output rows, normalised, or of their fp32 partial results. A
+    row that saw no key is 0, as in SDPA's safe softmax."""
+    units = tl.arange(0, BLOCK_V)
+    columns = (units * 2 + PARITY)[:, None]
+    inside = row_valid[None, :] & (units < V_UNITS)[:, None]
+    if SPLIT:
+        tl.store(partial_ptr + partial_rows[None, :] + columns, values, mask=inside)
+    else:
+        denominator = tl.where(total == 0.0, 1.0, total)[None, :]
+        result = round_to(values / denominator, out_ptr.dtype.element_ty, UPCAST)
+        tl.store(out_ptr + out_rows[None, :] + columns, result, mask=inside)
+
+
+_RUNTIME_INTEGERS = [
+    "q_len", "kv_len", "kv_heads", "row_tiles", "bounds_stride",
+    "q_batch_stride", "q_head_stride", "q_row_stride",
+    "k_batch_stride", "k_head_stride", "k_row_stride",
+    "v_batch_stride", "v_head_stride", "v_row_stride",
+    "k_scale_batch_stride", "k_scale_head_stride", "v_scale_batch_stride", "v_scale_head_stride",
+    "mask_batch_stride", "mask_head_stride", "mask_row_stride", "mask_key_stride",
+    "out_batch_stride", "out_head_stride", "out_row_stride",
+]  # fmt: skip
+
+
+# Integers are not specialised: a cache that grows by one key a step must not compile a kernel a step.
+@triton.jit(do_not_specialize=_RUNTIME_INTEGERS)
+def quantised_decode(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    k_descriptor,
+    v_descriptor,
+    k_scale_ptr,
+    v_scale_ptr,
+    mask_ptr,
+    bounds_ptr,
+    out_ptr,
+    partial_ptr,
+    stats_ptr,
+    score_scale,
+    q_len,
+    kv_len,
+    kv_heads,
+    row_tiles,
+    bounds_stride,
+    q_batch_stride,
+    q_head_stride,
+    q_row_stride,
+    k_batch_stride,
+    k_head_stride,
+    k_row_stride,
+    v_batch_stride,
+    v_head_stride,
+    v_row_stride,
+    k_scale_batch_stride,
+    k_scale_head_stride,
+    v_scale_batch_stride,
+    v_scale_head_stride,
+    mask_batch_stride,
+    mask_head_stride,
+    mask_row_stride,
+    mask_key_stride,
+    out_batch_stride,
+    out_head_stride,
+    out_row_stride,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_KV: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    SPLIT: tl.constexpr,
+    Q_STRIDE_UNIT: tl.constexpr,
+    KV_STRIDE_UNIT: tl.constexpr,
+    FORMAT: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
+    K_SCALE_STRIDE: tl.constexpr,
+    V_SCALE_STRIDE: tl.constexpr,
+    MASK: tl.constexpr,
+    MASK_PER_ROW: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    TMA: tl.constexpr,
+    PREFETCH_DEPTH: tl.constexpr,
+    PREFETCH_BULK: tl.constexpr,
+    ROWS_ADJACENT: tl.constexpr,
+    LAUNCH_OVERLAP: tl.constexpr,
+    EXP2_SCALE: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Grid (batch * kv_heads * row_tiles, num_splits); SPLIT says whether num_splits is more than 1.
+
+    k and v are int16 (batch, kv_heads, kv_len, dim / 2), strides in multiples of KV_STRIDE_UNIT units; BLOCK_K and
+    BLOCK_V are powers of two that hold HEAD_DIM / 2 and VALUE_DIM / 2 units. Scales are finite; absent where all are 1.
+    K_SCALE_STRIDE and V_SCALE_STRIDE are the elements between two tokens' scales, 0 where tokens share one.
+    ``score_scale``, ``EXP2_SCALE``, partial results and statistics are those of ``split_kv_decode``.
+    """
+    # Before anything that an earlier kernel may have written is read, and in every program: a grid that ended without
+    # waiting would let its successors overtake its predecessors.
+    if LAUNCH_OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
+    K_UNITS: tl.constexpr = HEAD_DIM // 2
+    V_UNITS: tl.constexpr = VALUE_DIM // 2
+
+    flat = tl.program_id(0)
+    split = tl.program_id(1)
+    num_splits = tl.num_programs(1)
+    row_tile = flat % row_tiles
+    head_slot = flat // row_tiles
+    kv_head = head_slot % kv_heads
+    sequence = head_slot // kv_heads
+
+    first_key, end_key, clean_first, clean_end = valid_keys(
+        bounds_ptr, bounds_stride, sequence, kv_len, q_len, bounds_ptr is not None, CAUSAL
+    )
+    share, active = keys_per_split(first_key, end_key, num_splits, BLOCK_KV)
+    first = first_key + split * share
+    end = tl.minimum(first + share, end_key)
+
+    # Split 0 goes on even with no keys: it must write the zeros of rows that see nothing.
+    if (split < active) | (split == 0):
+        rows = GROUP * q_len
+        row = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
+        row_valid = row < rows
+        row_head = kv_head * GROUP + row // q_len
+        row_query = row % q_len
+        sequence_wide = sequence.to(tl.int64)
+        kv_head_wide = kv_head.to(tl.int64)
+
+        q_rows = (
+            sequence_wide * q_batch_stride + row_head.to(tl.int64) * q_head_stride + row_query * q_row_stride
+        ) * Q_STRIDE_UNIT
+        units = tl.arange(0, BLOCK_K)
+        q_pointers = q_ptr + q_rows[:, None] + (units * 2)[None, :]
+        q_inside = row_valid[:, None] & (units < K_UNITS)[None, :]
+        q_even = tl.load(q_pointers, mask=q_inside, other=0.0).to(tl.float32)
+        q_odd = tl.load(q_pointers + 1, mask=q_inside, other=0.0).to(tl.float32)
+        factor, row_scale = powers_of_two(tl.maximum(tl.abs(q_even), tl.abs(q_odd)))
+        q_even = tl.trans((q_even * factor[:, None]).to(tl.float16))
+        q_odd = tl.trans((q_odd * factor[:, None]).to(tl.float16))
+        row_scale *= score_scale
+
+        k_head_ptr = k_ptr + (sequence_wide * k_batch_stride + kv_head_wide * k_head_stride) * KV_STRIDE_UNIT
+        v_head_ptr = v_ptr + (sequence_wide * v_batch_stride + kv_head_wide * v_head_stride) * KV_STRIDE_UNIT
+        k_row = tl.cast(k_row_stride, tl.int64) * KV_STRIDE_UNIT
+        v_row = tl.cast(v_row_stride, tl.int64) * KV_STRIDE_UNIT
+        k_scales = k_scale_ptr
+        v_scales = v_scale_ptr
+        result_scale = 1.0 / PROBABILITY_UNIT
+        if k_scale_ptr is not None:
+            k_scales = k_scale_ptr + sequence_wide * k_scale_batch_stride + kv_head_wide * k_scale_head_stride
+            if K_SCALE_STRIDE == 0:
+                row_scale *= tl.load(k_scales).to(tl.float32)
+        if v_scale_ptr is not None:
+            v_scales = v_scale_ptr + sequence_wide * v_scale_batch_stride + kv_head_wide * v_scale_head_stride
+            if V_SCALE_STRIDE == 0:
+                result_scale *= tl.load(v_scales).to(tl.float32)
+
+        mask_rows = (
+            sequence_wide * mask_batch_stride + row_head.to(tl.int64) * mask_head_stride + row_query * mask_row_stride
+        )
+        if MASK_PER_ROW:
+            mask_rows = tl.where(row_valid, mask_rows, -1)
+        mask_base = mask_ptr
+        if MASK != "none" and not MASK_PER_ROW:
+            mask_base = mask_ptr + sequence_wide * mask_batch_stride
+
+        maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
+        total = tl.zeros([BLOCK_M], tl.float32)
+        peak = tl.full([], SMALLEST_PEAK, tl.float32)
+        even = tl.zeros([BLOCK_V, BLOCK_M], tl.float32)
+        odd = tl.zeros([BLOCK_V, BLOCK_M], tl.float32)
+
+        # Most masks hide nothing inside their bounds (a prefix, left padding): then the loop has no mask code at all.
+        if MASK == "none" or (clean_first <= first) & (end <= clean_end):
+            maximum, total, peak, even, odd = attend_range(
+                q_even, q_odd, maximum, total, peak, even, odd,
+                k_head_ptr, v_head_ptr, k_descriptor, v_descriptor, k_scales, v_scales,
+                mask_base, mask_rows, mask_key_stride, sequence, kv_head, first, end, clean_first, clean_end,
+                row_query, row_scale, k_row, v_row, K_UNITS, V_UNITS, BLOCK_K, BLOCK_V, BLOCK_KV,
+                FORMAT, ASSEMBLY, K_SCALE_STRIDE, V_SCALE_STRIDE, "none", MASK_PER_ROW, CAUSAL, TMA, UPCAST, EXP2_SCALE,
+                PREFETCH_DEPTH, PREFETCH_BULK, ROWS_ADJACENT,
+            )  # fmt: skip
+        else:
+            maximum, total, peak, even, odd = attend_range(
+                q_even, q_odd, maximum, total, peak, even, odd,
+                k_head_ptr, v_head_ptr, k_descriptor, v_descriptor, k_scales, v_scales,
+                mask_base, mask_rows, mask_key_stride, sequence, kv_head, first, end, clean_first, clean_end,
+                row_query, row_scale, k_row, v_row, K_UNITS, V_UNITS, BLOCK_K, BLOCK_V, BLOCK_KV,
+                FORMAT, ASSEMBLY, K_SCALE_STRIDE, V_SCALE_STRIDE, MASK, MASK_PER_ROW, CAUSAL, TMA, UPCAST, EXP2_SCALE,
+                PREFETCH_DEPTH, PREFETCH_BULK, ROWS_ADJACENT,
+            )  # fmt: skip
+
+        if V_SCALE_STRIDE > 0:
+            result_scale *= peak
+        out_rows = (
+            sequence_wide * out_batch_stride + row_head.to(tl.int64) * out_head_stride + row_query * out_row_stride
+        )
+        slot = (head_slot.to(tl.int64) * num_splits + split) * rows + row
+        if SPLIT:
+            tl.store(stats_ptr + slot * 2, maximum, mask=row_valid)
+            tl.store(stats_ptr + slot * 2 + 1, total, mask=row_valid)
+        store_columns(
+            out_ptr, partial_ptr, even * result_scale, total, out_rows, slot * VALUE_DIM, row_valid, 0,
+            V_UNITS, BLOCK_V, SPLIT, UPCAST,
+        )  # fmt: skip
+        store_columns(
+            out_ptr, partial_ptr, odd * result_scale, total, out_rows, slot * VALUE_DIM, row_valid, 1,
+            V_UNITS, BLOCK_V, SPLIT, UPCAST,
+        )  # fmt: skip
