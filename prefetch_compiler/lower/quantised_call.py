@@ -41,7 +41,7 @@ def quantised_call(
     batch, query_heads, q_len, head_dim = t.q.shape
     kv_heads, kv_len, value_dim = t.k.shape[1], t.k.shape[2], t.v.shape[3]
     group = query_heads // kv_heads
-    block_m = quantised_row_tile(group * q_len, value_dim)
+    block_m = quantised_row_tile(group * q_len)
     tiles = -(-group * q_len // block_m)
     mode = mask_mode(t.mask)
     mask_strides = t.mask.stride() if t.mask is not None else (0, 0, 0, 0)

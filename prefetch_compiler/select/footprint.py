@@ -8,8 +8,7 @@ from ..spec import AttentionSpec, MaskKind
 MAX_ROW_TILE = 128
 MIN_DOT_ROWS = 16
 WARPGROUP_ROWS = 64
-MIN_QUANTISED_ROWS, MAX_QUANTISED_ROWS = 8, 32
-MAX_UNITS_FOR_MOST_ROWS = 64
+MIN_QUANTISED_ROWS, MAX_QUANTISED_ROWS = 8, 16
 
 
 def padded_dim(dim: int) -> int:
@@ -31,7 +30,7 @@ def row_tile_of(spec: AttentionSpec) -> int:
     """Query rows of one program of the template that serves ``spec``."""
     if spec.cache is None:
         return row_tile(spec.rows)
-    return quantised_row_tile(spec.rows, spec.value_dim)
+    return quantised_row_tile(spec.rows)
 
 
 def row_tiles_of(spec: AttentionSpec) -> int:
@@ -44,11 +43,11 @@ def padded_units(dim: int) -> int:
     return padded_dim(dim // 2)
 
 
-def quantised_row_tile(rows: int, value_dim: int) -> int:
+def quantised_row_tile(rows: int) -> int:
     """Query rows of one program over a quantised cache: a power of two from 8, the least that products with keys first
-    take. With more than 32, or 16 of the widest heads, two warps could not hold two accumulators and two score tiles."""
-    most = MAX_QUANTISED_ROWS if padded_units(value_dim) <= MAX_UNITS_FOR_MOST_ROWS else MAX_QUANTISED_ROWS // 2
-    return min(most, max(MIN_QUANTISED_ROWS, 1 << (rows - 1).bit_length()))
+    take, to 16. Two warps do not hold two accumulators of more, and taking K and V apart once more for other rows, which
+    find them in L2, costs less than spilling."""
+    return min(MAX_QUANTISED_ROWS, max(MIN_QUANTISED_ROWS, 1 << (rows - 1).bit_length()))
 
 
 def kv_tile_bytes(spec: AttentionSpec, block_kv: int) -> int:

@@ -176,17 +176,20 @@ def choose(spec: AttentionSpec, profile: DeviceProfile) -> KernelConfig:
 
 
 def _choose_quantised(spec: AttentionSpec, programs: int, profile: DeviceProfile) -> KernelConfig:
-    """Two warps throughout, and keys first, as the template is made for. With three programs an SM or more, tiles twice
+    """Two warps and TMA where there is TMA, and keys first, as the template is made for. With three programs an SM or more, tiles twice
     as large need no longer a pipeline than two stages; with fewer, splits until there are two."""
     family = _QUANTISED_LARGE_SHARED_MEMORY if profile.shared_memory_bytes >= 150 * _KIB else _QUANTISED_SMALL
     regime = family.many if programs >= 3 * profile.sm_count else family.few
-    most_scores = MAX_QUANTISED_SCORES // 2 if spec.mask_per_row else MAX_QUANTISED_SCORES
-    block_kv = min(_block_kv(spec, regime.tile_bytes), max(16, most_scores // row_tile_of(spec)))
     use_tma = regime.load_path is LoadPath.TMA and profile.has_tma and spec.tma_loadable
+    # Pointers, of K and V as well as of a mask by row, take registers too; warpgroups are not to be formed.
+    warps = regime.warps if use_tma or profile.has_warpgroup_products else 2 * regime.warps
+    crowded = spec.mask_per_row or not use_tma
+    most_scores = MAX_QUANTISED_SCORES // 2 if crowded else MAX_QUANTISED_SCORES
+    block_kv = min(_block_kv(spec, regime.tile_bytes), max(16, most_scores // row_tile_of(spec)))
     config = KernelConfig(
         block_kv=block_kv,
         num_splits=_splits(regime, programs, spec, profile, block_kv),
-        num_warps=regime.warps,
+        num_warps=warps,
         num_stages=regime.stages,
         load_path=LoadPath.TMA if use_tma else LoadPath.POINTER,
         operand_order=OperandOrder.KQ,
