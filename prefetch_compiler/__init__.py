@@ -2,9 +2,22 @@
 
 from .backend import kvprefetch
 from .explainer import explain
+from .quantisation import quantise
+from .quantised_attention import quantised_decode_attention
+from .recognize.bounds import mask_bounds
 from .report import Report, SiteReport, Verdict
 from .select.digest import selection_digest
 
 __version__ = "0.1.0"
 
-__all__ = ["Report", "SiteReport", "Verdict", "explain", "kvprefetch", "selection_digest"]
+__all__ = [
+    "Report",
+    "SiteReport",
+    "Verdict",
+    "explain",
+    "kvprefetch",
+    "mask_bounds",
+    "quantise",
+    "quantised_decode_attention",
+    "selection_digest",
+]

@@ -21,6 +21,12 @@ is bounded by::
 float16 and bfloat16 this term is about a hundredth of the first two. For float32 it is the largest, and still a
 thousand times smaller than what rounding the operands to TF32 would do.
 
+Over a quantised cache K and V are the dequantised numbers, exactly, in a wider dtype than q. The reference rounds them
+to q's dtype, as code that dequantises first does, and a kernel need not. What a kernel may round instead is a weight
+times V's scale, to float16, where the reference rounds V times its scale: one rounding each, of different draws, hence
+
+  + 2**-11 * max sum(p * |v|)                  which is at most the bound of one rounding of V
+
 The maxima are over heads and columns, one bound for each query of each sequence: a row that sees one key and returns
 large values does not excuse a row that averages a thousand. A row that sees nothing has a bound of 0.
 """
@@ -39,13 +45,15 @@ from .reference import exact_attention, same_dtype_attention
 
 EX2_APPROX_ERROR = 2.0**-22
 FLOAT32_ROUNDING = 2.0**-24
+FLOAT16_ROUNDING = 2.0**-11
 # Memory that the float64 oracle may take at a time, but for a single KV head of a single sequence.
 WORKING_BYTES = 1 << 30
 _HEADS_AND_COLUMNS = (1, 3)
 
 
 class Problem(Protocol):
-    """The inputs of one attention, finite throughout; ``mask`` need not be expanded."""
+    """The inputs of one attention, finite throughout; ``mask`` need not be expanded. ``k`` and ``v`` have the dtype of
+    ``q``, or are the exact numbers of a quantised cache in a wider one."""
 
     @property
     def q(self) -> Tensor: ...
@@ -110,6 +118,8 @@ def yardstick(problem: Problem, working_bytes: int = WORKING_BYTES) -> Yardstick
     reference_error, answer_size, value_size, largest_score = terms
     output_rounding = torch.finfo(problem.q.dtype).eps / 2 * answer_size
     weight_error = EX2_APPROX_ERROR + 3 * FLOAT32_ROUNDING * math.log2(math.e) * largest_score
+    if problem.v.dtype != problem.q.dtype:
+        output_rounding += FLOAT16_ROUNDING * value_size
     return Yardstick(answer, reference_error + output_rounding + 2 * weight_error * value_size)
 
 
@@ -162,7 +172,8 @@ def _part(problem: Problem, sequences: slice, kv_heads: slice, group: int) -> _P
 def _terms(part: _Part, answer: Tensor) -> Tensor:
     """Maxima over heads and columns that the bound is made of: what the reference errs, the size of the answer, the
     size of what is summed, and the largest score; (4, batch, q_len)."""
-    reference = same_dtype_attention(part.q, part.k, part.v, part.mask, is_causal=part.is_causal, scale=part.scale)
+    k, v = part.k.to(part.q.dtype), part.v.to(part.q.dtype)
+    reference = same_dtype_attention(part.q, k, v, part.mask, is_causal=part.is_causal, scale=part.scale)
     sizes = exact_attention(part.q, part.k, part.v.abs(), part.mask, is_causal=part.is_causal, scale=part.scale)
     terms = [(reference - answer).abs(), answer.abs(), sizes, _scores(part)]
     return torch.stack([term.amax(_HEADS_AND_COLUMNS) for term in terms])

@@ -79,3 +79,10 @@ class InvalidKeyNameError(KVPrefetchError, ValueError):
     def __init__(self, name: str, reason: str) -> None:
         example = "bfloat16 32q/8kv d128 q1 b16 s4096 bhsd-tma bool"
         super().__init__(f"{name!r} names no tuning key ({reason}); write it like {example!r}.")
+
+
+class InvalidQuantisedAttentionError(KVPrefetchError, ValueError):
+    """Arguments of quantised_decode_attention that do not fit one another."""
+
+    def __init__(self, argument: str, given: object, rule: str) -> None:
+        super().__init__(f"quantised_decode_attention: {argument} is {given}; it must be {rule}.")

@@ -1,7 +1,7 @@
 """Quantised caches in plain PyTorch: how K and V become numbers and scales, and back. Symmetric, to nearest.
 
-Nothing here is fast, and decoding uses none of it but where no kernel serves: a model that decodes quantises a token's K
-and V as it writes them.
+Nothing here is fast, and decoding uses none of it but where no kernel serves: a model that decodes quantises a token's
+K and V as it writes them.
 """
 
 from __future__ import annotations

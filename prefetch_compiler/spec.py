@@ -49,8 +49,8 @@ class ScaleGranularity(str, Enum):
 
 @dataclass(frozen=True)
 class QuantisedCache:
-    """How K and V are stored when not in the dtype of the queries. Symmetric: value = stored number * scale. Zero points
-    and scales of groups of columns would be further fields here.
+    """How K and V are stored when not in the dtype of the queries. Symmetric: value = stored number * scale. Zero
+    points and scales of groups of columns would be further fields here.
 
     Attributes:
         dtype: one of QUANTISED_FORMATS.
@@ -98,8 +98,8 @@ class AttentionSpec:
 
     ``out_heads_first`` tells the memory order of the output: True for (batch, head, q, dim) contiguous, False for
     (batch, q, head, dim) contiguous seen through a transpose. ``mask_per_row`` is True when the mask differs between
-    query heads or query positions, so that it must be loaded per row and not once per key. ``cache`` is None where K and
-    V have the queries' dtype, which ``dtype`` is, and the output's.
+    query heads or query positions, so that it must be loaded per row and not once per key. ``dtype`` is that of the
+    queries and the output, and of K and V where ``cache`` is None.
     """
 
     batch: int

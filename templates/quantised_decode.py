@@ -1,10 +1,10 @@
 """Split-KV flash decoding over a quantised cache (e4m3, e5m2 or int8), with scales per tensor, head or token.
 
-What makes it cheap: a row of the cache is read as 16-bit units of two neighbouring columns, so that every load of 16-bit
-operands serves it as it is (by TMA too), and a unit is taken apart in registers into two fp16 values (``unpack``). Even
-and odd columns are two half-sized problems: two products a tile for the scores, S^T = K_even Q_even^T + K_odd Q_odd^T,
-and two accumulators. Keys lead in every product (``kq``): the long KV side fills the tensor cores' M, and as few as
-eight query rows their N.
+What makes it cheap: a row of the cache is read as 16-bit units of two neighbouring columns, so that every load of
+16-bit operands serves it as it is (by TMA too), and a unit is taken apart in registers into two fp16 values
+(``unpack``). Even and odd columns are two half-sized problems: two products a tile for the scores,
+S^T = K_even Q_even^T + K_odd Q_odd^T, and two accumulators. Keys lead in every product (``kq``): the long KV side fills
+the tensor cores' M, and as few as eight query rows their N.
 
 Scales never touch K or V. K's multiply scores; those of a whole tensor or head are folded into the softmax scale. V's
 multiply probabilities when they are per token, and the output otherwise. So K and V are never rounded, as they are when
@@ -44,7 +44,10 @@ def load_units(
         rows = tl.arange(0, BLOCK_KV)
         columns = tl.arange(0, BLOCK_UNITS)
         pointers = (
-            head_ptr + tl.cast(first, tl.int64) * row_stride + rows.to(tl.int64)[:, None] * row_stride + columns[None, :]
+            head_ptr
+            + tl.cast(first, tl.int64) * row_stride
+            + rows.to(tl.int64)[:, None] * row_stride
+            + columns[None, :]
         )
         if WHOLE and UNITS == BLOCK_UNITS:
             tile = tl.load(pointers)

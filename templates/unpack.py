@@ -1,7 +1,7 @@
 """Taking quantised columns out of 16-bit units: two neighbouring columns of a cache row, the even one in the low byte.
 
-Every value of e4m3, e5m2 and int8 is a value of fp16, so unpacking rounds nothing: -0 keeps its sign, denormals are kept
-(fp16 arithmetic flushes none), and NaN and infinity stay what they are.
+Every value of e4m3, e5m2 and int8 is a value of fp16, so unpacking rounds nothing: -0 keeps its sign, denormals are
+kept (fp16 arithmetic flushes none), and NaN and infinity stay what they are.
 
 Sources: PTX ISA, "cvt" (``cvt.rn.f16x2.e4m3x2``, sm_89 and later) and "prmt". Inline assembly takes the two units of a
 32-bit register at a time, in whatever layout a tile has; elementwise, so that no layout is assumed.

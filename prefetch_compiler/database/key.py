@@ -147,9 +147,11 @@ class TuningKey:
     def _tensor_layout(self, dim: int) -> TensorLayout:
         heads, length = self.kv_heads, self.capacity_bucket
         row = dim + STRIDED_GAP if self.layout is Layout.STRIDED else dim
-        # A batch stride of 0 (one cache for all sequences) is what keeps 16-byte rows from TMA; an odd one, any row.
+        # A batch stride of 0 (one cache for all sequences) is what keeps 16-byte rows from TMA; an odd one, any row. A
+        # quantised cache's are even: its columns are read in pairs.
         natural = heads * length * row
-        batch = {Alignment.TMA: natural, Alignment.ROWS: 0, Alignment.NONE: natural + 1}[self.alignment]
+        unaligned = natural + (2 if is_quantised(self) else 1)
+        batch = {Alignment.TMA: natural, Alignment.ROWS: 0, Alignment.NONE: unaligned}[self.alignment]
         if self.layout is Layout.BSHD:
             return TensorLayout(batch, row, heads * row)
         return TensorLayout(batch, length * row, row)

@@ -29,8 +29,8 @@ from .specialise import (
 
 
 def has_assembly(quantised_format: str, device: DeviceProfile) -> bool:
-    """Whether ``device`` has the instructions that ``templates.unpack`` takes a format apart with: NVIDIA's, and for e4m3
-    those of sm_89 and later."""
+    """Whether ``device`` has the instructions with which ``templates.unpack`` takes a format apart: NVIDIA's, and for
+    e4m3 those of sm_89 and later."""
     return device.backend == "cuda" and (quantised_format != "e4m3" or device.arch >= 89)
 
 

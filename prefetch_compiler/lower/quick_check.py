@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ..config import KernelConfig
 from ..database.key import key_of
 from ..error_bound import yardstick
+from ..quantisation import dequantise, quantise
 from ..recognize.bounds import mask_bounds
-from ..spec import AttentionSpec, MaskKind, TensorLayout
+from ..spec import AttentionSpec, MaskKind, ScaleGranularity, TensorLayout
 from .launch import launch_decode
 
 MAX_BATCH = 2
@@ -35,7 +36,8 @@ _SEED = 20_240_601
 
 @dataclass(frozen=True)
 class _Problem:
-    """Operands as in AttentionSpec; the mask is expanded to four dimensions."""
+    """Operands as in AttentionSpec; the mask is expanded to four dimensions. ``k`` and ``v`` are the numbers of
+    ``stored_k`` and ``stored_v``, which differ from them where the cache is quantised."""
 
     q: Tensor
     k: Tensor
@@ -43,6 +45,10 @@ class _Problem:
     mask: Tensor | None
     is_causal: bool
     scale: float
+    stored_k: Tensor
+    stored_v: Tensor
+    k_scale: Tensor | None
+    v_scale: Tensor | None
 
 
 @lru_cache(maxsize=64)
@@ -75,8 +81,9 @@ def _error_share(spec: AttentionSpec, config: KernelConfig, device: torch.device
     problem = _problem(spec, device)
     bounds = None if problem.mask is None else mask_bounds(problem.mask, spec.kv_len)
     result = launch_decode(
-        problem.q, problem.k, problem.v, problem.mask, bounds,
+        problem.q, problem.stored_k, problem.stored_v, problem.mask, bounds,
         is_causal=spec.is_causal, scale=spec.scale, heads_first=spec.out_heads_first, config=config,
+        k_scale=problem.k_scale, v_scale=problem.v_scale,
     )  # fmt: skip
     return yardstick(problem).share(result)
 
@@ -85,20 +92,30 @@ def _problem(spec: AttentionSpec, device: torch.device) -> _Problem:
     generator = torch.Generator().manual_seed(_SEED)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(device, spec.dtype)
+        return torch.randn(shape, generator=generator)
 
-    def cache(dim: int, layout: TensorLayout) -> Tensor:
-        shape = (spec.batch, spec.kv_heads, spec.kv_len, dim)
-        empty = torch.empty_strided(shape, (*layout.strides, 1), dtype=spec.dtype, device=device)
-        if 0 in layout.strides:
-            # One cache for all sequences: what is written for the last is what the first reads too.
-            empty[:1].copy_(normal(1, *shape[1:]))
-            return empty
-        return empty.copy_(normal(*shape))
+    def cache(dim: int, layout: TensorLayout, scales: ScaleGranularity) -> tuple[Tensor, Tensor | None]:
+        # One cache for all sequences, where they share it: what is written for the last is what the first reads too.
+        shape = (1 if 0 in layout.strides else spec.batch, spec.kv_heads, spec.kv_len, dim)
+        numbers, scale = normal(*shape), None
+        if spec.cache is not None:
+            numbers, scale = quantise(numbers, spec.kv_dtype, scales, spec.cache.scale_dtype or torch.float32)
+        strides = (*layout.strides, 1)
+        empty = torch.empty_strided((spec.batch, *shape[1:]), strides, dtype=spec.kv_dtype, device=device)
+        empty[: shape[0]].copy_(numbers)
+        return empty, None if scale is None else scale.to(device)
 
-    q = normal(spec.batch, spec.query_heads, spec.q_len, spec.head_dim)
-    k, v = cache(spec.head_dim, spec.key_layout), cache(spec.value_dim, spec.value_layout)
-    return _Problem(q, k, v, _mask(spec, generator, device), spec.is_causal, spec.scale)
+    q = normal(spec.batch, spec.query_heads, spec.q_len, spec.head_dim).to(device, spec.dtype)
+    granularities = (ScaleGranularity.NONE,) * 2
+    if spec.cache is not None:
+        granularities = (spec.cache.key_scales, spec.cache.value_scales)
+    stored_k, k_scale = cache(spec.head_dim, spec.key_layout, granularities[0])
+    stored_v, v_scale = cache(spec.value_dim, spec.value_layout, granularities[1])
+    k, v = stored_k, stored_v
+    if spec.cache is not None:
+        k, v = dequantise(k, k_scale, torch.float64), dequantise(v, v_scale, torch.float64)
+    mask = _mask(spec, generator, device)
+    return _Problem(q, k, v, mask, spec.is_causal, spec.scale, stored_k, stored_v, k_scale, v_scale)
 
 
 def _mask(spec: AttentionSpec, generator: torch.Generator, device: torch.device) -> Tensor | None:

@@ -51,9 +51,9 @@ class KernelCall:
 class DecodeTensors:
     """The operands of one decode launch; shapes as in AttentionSpec, ``mask`` and ``out`` 4-D, ``bounds`` (1|B, 4).
 
-    ``partial``, ``stats`` and ``arrivals`` are None with one split; ``arrivals`` also with a separate merge. ``k_scale``
-    and ``v_scale`` are those of a quantised cache, expanded to (batch, kv_heads, kv_len) with a stride of 0 where one
-    scale is shared; None where there is none.
+    ``partial``, ``stats`` and ``arrivals`` are None with one split; ``arrivals`` also with a separate merge.
+    ``k_scale`` and ``v_scale`` are those of a quantised cache, expanded to (batch, kv_heads, kv_len) with a stride of 0
+    where one scale is shared; None where there is none.
     """
 
     q: torch.Tensor

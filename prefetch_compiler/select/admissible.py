@@ -7,7 +7,7 @@ from ..device import DeviceProfile
 from ..spec import AttentionSpec
 from .footprint import MIN_QUANTISED_ROWS, row_tile_of, shared_memory_estimate_bytes
 
-# Products of a warpgroup, which four warps make, need at least so many query rows on sm_90; on sm_100 any number will do.
+# What makes a warpgroup.
 _WARPGROUP_WARPS = 4
 
 

@@ -45,7 +45,7 @@ def padded_units(dim: int) -> int:
 
 def quantised_row_tile(rows: int) -> int:
     """Query rows of one program over a quantised cache: a power of two from 8, the least that products with keys first
-    take, to 16. Two warps do not hold two accumulators of more, and taking K and V apart once more for other rows, which
+    take, to 16. Two warps do not hold two accumulators of more; taking K and V apart once more for other rows, which
     find them in L2, costs less than spilling."""
     return min(MAX_QUANTISED_ROWS, max(MIN_QUANTISED_ROWS, 1 << (rows - 1).bit_length()))
 

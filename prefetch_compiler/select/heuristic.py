@@ -31,7 +31,7 @@ SPLIT_ROUNDING = 8
 _KIB = 1024
 # Of the 255 that a thread may have. Compiled for sm_80 to sm_120, what needs more spills (Triton 3.6).
 MAX_TILE_REGISTERS = 150
-# Of one tile over a quantised cache, for its two warps: 16 registers a thread. Compiled for sm_80 to sm_120, more spill.
+# Of one tile over a quantised cache, for its two warps: 16 registers a thread. With more, sm_80 to sm_120 spill.
 MAX_QUANTISED_SCORES = 1024
 
 
@@ -85,7 +85,8 @@ _CAUTIOUS = Family(
 _INTERPRETED_REGIME = Regime(64 * _KIB, 1, 1, _POINTER, 2)
 _INTERPRETED = Family(_INTERPRETED_REGIME, _INTERPRETED_REGIME, replace(_INTERPRETED_REGIME, programs_per_sm=0))
 
-# Quantised caches on sm_90, as measured on an H200 at 1 to 256 sequences of 1,024 to 32,768 keys; sm_80 and sm_100 follow.
+# Quantised caches on sm_90, as measured on an H200 at 1 to 256 sequences of 1,024 to 32,768 keys. Other architectures
+# with as much shared memory follow.
 _QUANTISED_FEW = Regime(16 * _KIB, 2, 4, _TMA, 2)
 _QUANTISED_LARGE_SHARED_MEMORY = Family(
     few=_QUANTISED_FEW, fitting=_QUANTISED_FEW, many=Regime(32 * _KIB, 2, 2, _TMA, 0)
@@ -176,8 +177,8 @@ def choose(spec: AttentionSpec, profile: DeviceProfile) -> KernelConfig:
 
 
 def _choose_quantised(spec: AttentionSpec, programs: int, profile: DeviceProfile) -> KernelConfig:
-    """Two warps and TMA where there is TMA, and keys first, as the template is made for. With three programs an SM or more, tiles twice
-    as large need no longer a pipeline than two stages; with fewer, splits until there are two."""
+    """Two warps and TMA where there is TMA, and keys first, as the template asks. With three programs an SM or more,
+    two stages of larger tiles do; with fewer, splits until there are two programs an SM, and a deeper pipeline."""
     family = _QUANTISED_LARGE_SHARED_MEMORY if profile.shared_memory_bytes >= 150 * _KIB else _QUANTISED_SMALL
     regime = family.many if programs >= 3 * profile.sm_count else family.few
     use_tma = regime.load_path is LoadPath.TMA and profile.has_tma and spec.tma_loadable

@@ -30,6 +30,16 @@ def tune(
     batch: Annotated[str, typer.Option(help="Batches of --preset and --model, comma-separated.")] = "1,16,64",
     capacity: Annotated[str, typer.Option(help="Capacities of --preset and --model, comma-separated.")] = "4096,32768",
     dtype: Annotated[str, typer.Option(help="Dtypes of --preset and --model, comma-separated.")] = "bfloat16",
+    kv_dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Quantised caches for --preset and --model: e4m3, e5m2 or int8, comma-separated.",
+            show_default="not quantised",
+        ),
+    ] = None,
+    kv_scales: Annotated[
+        str, typer.Option(help="Scales of quantised caches: head (a tensor's too) or token, comma-separated.")
+    ] = "head",
     out: Annotated[
         Path | None,
         typer.Option(help="Database file, or a folder of such.", show_default="your own folder, which is found"),
@@ -84,7 +94,7 @@ def tune(
         modelled=compile_only,
     )
     sampler_choice(settings.sampler)
-    keys = keys_wanted(sites, preset, model, spec or [], batch, capacity, dtype)
+    keys = keys_wanted(sites, preset, model, spec or [], batch, capacity, dtype, kv_dtype, kv_scales)
     result = _run(keys, settings, out, storage, jobs, target, quiet, as_json)
     _show(result, quiet, as_json)
     raise typer.Exit(1 if result.finished.failed else 0)

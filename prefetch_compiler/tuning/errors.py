@@ -95,3 +95,10 @@ class InvalidSizesError(KVPrefetchError, ValueError):
 
     def __init__(self, option: str, value: str) -> None:
         super().__init__(f"{option} is {value!r}; expected positive integers, comma-separated, such as 1,16,64.")
+
+
+class InvalidCacheError(KVPrefetchError, ValueError):
+    """A quantised cache that the command line does not know."""
+
+    def __init__(self, option: str, given: str, known: Iterable[str]) -> None:
+        super().__init__(f"{option} {given!r} is not one of {', '.join(known)}.")

@@ -37,6 +37,7 @@ from .sampler import DEFAULT_SAMPLER, sampler_choice
 from .seeds import seeds_for
 from .study import KeyStudy
 from .study_store import mark_published, mark_settling, open_study, published, settled_elsewhere
+from .toolchain import toolchain_of
 
 DEFAULT_TRIALS = 64
 DEFAULT_TIMEOUT_S = 300.0
@@ -179,7 +180,7 @@ class _Job:
         study = open_study(
             key,
             self.profile,
-            self.toolchain,
+            toolchain_of(key, self.toolchain),
             self.storage,
             seeds,
             trials=settings.trials,
@@ -264,7 +265,7 @@ class _Job:
     def _record(self, opened: _Open, config: KernelConfig, measurement: Measurement) -> TuningRecord:
         modelled = self.settings.modelled
         evidence = Evidence(
-            toolchain=self.toolchain,
+            toolchain=toolchain_of(opened.key, self.toolchain),
             trials=opened.study.counted,
             seed=self.settings.seed,
             date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -278,7 +279,7 @@ class _Job:
 
     def _recorded(self, key: TuningKey) -> TuningRecord | None:
         """What the database holds for ``key`` from these kernels and this compiler."""
-        toolchain = self.toolchain
+        toolchain = toolchain_of(key, self.toolchain)
         wanted = (key, toolchain.template, toolchain.template_hash, toolchain.triton_minor)
         try:
             return next((record for record in read(self.path).records if record.identity == wanted), None)

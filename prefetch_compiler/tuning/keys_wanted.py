@@ -5,16 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..database.key import TuningKey, parse_key
+from .caches import quantised_key
 from .errors import InvalidSizesError, NothingToTuneError
 
 
 def keys_wanted(
-    sites: Path | None, preset: str | None, model: str | None, specs: list[str], batch: str, capacity: str, dtype: str
+    sites: Path | None,
+    preset: str | None,
+    model: str | None,
+    specs: list[str],
+    batch: str,
+    capacity: str,
+    dtype: str,
+    kv_dtype: str | None = None,
+    kv_scales: str = "head",
 ) -> list[TuningKey]:
-    """All keys that were named, each once, in order.
+    """All keys that were named, each once, in order. With ``kv_dtype`` those of a preset and a model have their caches
+    quantised to each of its formats, with each of the scales.
 
     Raises:
-        NothingToTuneError, InvalidSizesError, InvalidKeyNameError: the command line.
+        NothingToTuneError, InvalidSizesError, InvalidKeyNameError, InvalidCacheError: the command line.
         KVPrefetchError: the sites, the preset or the model.
     """
     batches, capacities = sizes_of("--batch", batch), sizes_of("--capacity", capacity)
@@ -24,14 +34,19 @@ def keys_wanted(
         from .sites import read_sites
 
         found += read_sites(sites)
+    named: list[TuningKey] = []
     if preset is not None:
         from .presets import preset_keys
 
-        found += preset_keys(preset, batches, capacities, dtypes)
+        named += preset_keys(preset, batches, capacities, dtypes)
     if model is not None:
         from .capture import capture_keys
 
-        found += capture_keys(model, batches, capacities, dtypes)
+        named += capture_keys(model, batches, capacities, dtypes)
+    if kv_dtype is not None:
+        caches = [(fmt.strip(), scales.strip()) for fmt in kv_dtype.split(",") for scales in kv_scales.split(",")]
+        named = [quantised_key(key, *cache) for cache in caches for key in named]
+    found += named
     if not found:
         raise NothingToTuneError
     return list(dict.fromkeys(found))

@@ -141,11 +141,11 @@ class Session:
 
     def _launches(self, config: KernelConfig) -> None:
         spec = self.spec
-        for query, (k, v) in zip(self.queries, self.caches, strict=True):
+        for query, cache in zip(self.queries, self.caches, strict=True):
             self._write(query)
             launch_decode(
-                query, k, v, self.expanded, self.bounds, is_causal=spec.is_causal, scale=spec.scale,
-                heads_first=spec.out_heads_first, config=config,
+                query, cache.k, cache.v, self.expanded, self.bounds, is_causal=spec.is_causal, scale=spec.scale,
+                heads_first=spec.out_heads_first, config=config, k_scale=cache.k_scale, v_scale=cache.v_scale,
             )  # fmt: skip
 
     def _graph(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:

@@ -210,8 +210,9 @@ def _guarded_tensors(check: Check, config: KernelConfig, garbage: float) -> tupl
     """Operands, and an output of NaN and scratch memory of ``garbage`` amid guard bands, whose buffers come second."""
     given = check.operands
     plain = allocate(
-        given.q, given.stale_k, given.stale_v, given.expanded_mask(), given.bounds, given.spec.out_heads_first, config
-    )
+        given.q, given.stale_k, given.stale_v, given.expanded_mask(), given.bounds, given.spec.out_heads_first, config,
+        given.k_scale, given.v_scale,
+    )  # fmt: skip
     guards: list[Tensor] = []
 
     def guarded(tensor: Tensor | None, fill: float) -> Tensor | None:
