@@ -14,6 +14,7 @@ import typer
 
 from ..demo.errors import MissingExtraError
 from ..errors import KVPrefetchError
+from .cache_cli import cache
 from .case import RANDOM_LLAMA, parse_cases
 from .errors import NoGpuError
 from .rounds import Rounds
@@ -36,6 +37,7 @@ def bench() -> None:
     """Measure on your own GPU."""
 
 
+app.command()(cache)
 app.command()(search)
 app.command()(selection)
 

@@ -12,7 +12,7 @@ class NoGpuError(KVPrefetchError):
 
     def __init__(self) -> None:
         super().__init__(
-            "bench e2e measures on a GPU, and torch sees none here; --dry-run lists the cases and their bytes."
+            "this measures on a GPU, and torch sees none here; bench e2e --dry-run lists the cases and their bytes."
         )
 
 

@@ -172,7 +172,7 @@ QUANTISED_FACTORS: dict[str, list[Any]] = {
     "num_warps": [1, 2],
     # Fewer than for other caches: rows come in tiles of 16 at most, and the interpreter runs them one after the other.
     "dims": [(8, 8), (40, 24), (64, 64), (96, 96), (192, 128), (256, 256)],
-    "group": [1, 4, 7, 17],
+    "group": [1, 3, 4, 7],
     "q_len": [1, 3, 16],
     "batch": [1, 2],
     "block_kv": [16, 32, 64],

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from prefetch_compiler.spec import AttentionSpec, MaskKind, TensorLayout
+from prefetch_compiler.spec import AttentionSpec, MaskKind, QuantisedCache, ScaleGranularity, TensorLayout
 
 HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
+E4M3, E5M2, INT8 = torch.float8_e4m3fn, torch.float8_e5m2, torch.int8
 
 
 def site(
@@ -76,4 +79,27 @@ SPECS: dict[str, AttentionSpec] = {
     "causal": site(32, 8, 128, q_len=16, mask=NONE, is_causal=True),
     "wide heads, many rows": site(64, 1, 256, q_len=16, mask=ADDITIVE, mask_per_row=True),
     "wide heads, many rows, float32": site(16, 8, 256, q_len=16, dtype=SINGLE),
+}
+
+
+def quantised(
+    spec: AttentionSpec, dtype: torch.dtype = E4M3, scales: ScaleGranularity = ScaleGranularity.HEAD
+) -> AttentionSpec:
+    """``spec`` over a quantised cache with float32 scales of one granularity."""
+    return replace(spec, cache=QuantisedCache(dtype, scales, scales, SINGLE))
+
+
+TOKEN = ScaleGranularity.TOKEN
+QUANTISED_SPECS: dict[str, AttentionSpec] = {
+    "Llama-8B e4m3": quantised(SPECS["Llama-8B"]),
+    "Llama-8B batch 64 e4m3": quantised(SPECS["Llama-8B batch 64"]),
+    "Llama-8B batch 64 int8, a scale a token": quantised(SPECS["Llama-8B batch 64"], INT8, TOKEN),
+    "Llama-8B batch 64, 15 drafted tokens, e4m3": quantised(SPECS["Llama-8B batch 64, 15 drafted tokens"]),
+    "Llama-8B dynamic cache, e5m2, a scale a token": quantised(SPECS["Llama-8B dynamic cache"], E5M2, TOKEN),
+    "Gemma-3 batch 64 e5m2": quantised(SPECS["Gemma-3 batch 64"], E5M2),
+    "Falcon-7B, 7 drafted tokens, additive, int8": quantised(SPECS["Falcon-7B, 7 drafted tokens, additive"], INT8),
+    "DeepSeek-V3, not absorbed, e4m3": quantised(SPECS["DeepSeek-V3, not absorbed"], E4M3, TOKEN),
+    "a small head, e4m3": quantised(SPECS["a small head"]),
+    "causal, int8": quantised(SPECS["causal"], INT8, TOKEN),
+    "wide heads, many rows, e4m3": quantised(SPECS["wide heads, many rows"], E4M3, TOKEN),
 }

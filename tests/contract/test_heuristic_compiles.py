@@ -17,7 +17,7 @@ from prefetch_compiler.select.heuristic import choose
 from prefetch_compiler.spec import AttentionSpec
 
 from .compile_worker import Result, compile_elsewhere
-from .representative_specs import SPECS, site
+from .representative_specs import E4M3, E5M2, INT8, QUANTISED_SPECS, SPECS, quantised, site
 
 SPILL_LIMIT_BYTES = 128
 # 128 query rows of head_dim 256: their accumulator and queries alone take 192 of each thread's 255 registers with the
@@ -34,6 +34,11 @@ FEW = [
     "wide heads, many rows",
 ]
 SITES: dict[int, list[str]] = {80: list(SPECS), 90: list(SPECS), 100: list(SPECS), 86: FEW, 89: FEW[:1], 120: FEW}
+FEW_QUANTISED = ["Llama-8B batch 64 e4m3", "Llama-8B dynamic cache, e5m2, a scale a token", "causal, int8"]
+QUANTISED_SITES: dict[int, list[str]] = {
+    80: list(QUANTISED_SPECS), 90: list(QUANTISED_SPECS), 86: FEW_QUANTISED, 89: FEW_QUANTISED, 100: FEW_QUANTISED,
+    120: FEW_QUANTISED,
+}  # fmt: skip
 
 
 def complaint(name: str, result: Result, device: DeviceProfile) -> str | None:
@@ -63,6 +68,22 @@ def test_the_choice_compiles_fits_and_hardly_spills(arch: int) -> None:
     results = compile_elsewhere(jobs)
     complaints = [complaint(name, result, device) for name, result in zip(names, results, strict=True)]
     assert [c for c in complaints if c is not None] == []
+
+
+@pytest.mark.parametrize("arch", QUANTISED_SITES, ids=lambda arch: f"sm_{arch}")
+def test_the_choice_for_a_quantised_cache_compiles_fits_and_hardly_spills(arch: int) -> None:
+    device, names = REFERENCE_DEVICES[arch], QUANTISED_SITES[arch]
+    jobs = [(QUANTISED_SPECS[name], choose(QUANTISED_SPECS[name], device), device) for name in names]
+    complaints = [complaint(name, result, device) for name, result in zip(names, compile_elsewhere(jobs), strict=True)]
+    assert [c for c in complaints if c is not None] == []
+
+
+@pytest.mark.parametrize("kv_dtype", [E4M3, E5M2, INT8], ids=str)
+@pytest.mark.parametrize("arch", [80, 89, 90, 100], ids=lambda arch: f"sm_{arch}")
+def test_there_is_an_admissible_choice_for_every_quantised_cache(arch: int, kv_dtype: torch.dtype) -> None:
+    device = REFERENCE_DEVICES[arch]
+    for spec in (quantised(plain, kv_dtype) for plain in _sites(torch.bfloat16)):
+        assert why_inadmissible(spec, choose(spec, device), device) is None
 
 
 def _sites(dtype: torch.dtype) -> list[AttentionSpec]:

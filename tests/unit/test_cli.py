@@ -24,7 +24,20 @@ def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == f"kvprefetch {cli.__version__}\n"
 
 
-COMMANDS = "", "demo", "explain", "capture", "tune", "report", "db", "db verify", "bench", "bench e2e", "bench search"
+COMMANDS = (
+    "",
+    "demo",
+    "explain",
+    "capture",
+    "tune",
+    "report",
+    "db",
+    "db verify",
+    "bench",
+    "bench e2e",
+    "bench search",
+    "bench cache",
+)
 
 
 @pytest.mark.parametrize("command", [tuple(command.split()) for command in COMMANDS])

@@ -1,0 +1,164 @@
+"""The operator over a quantised cache as models call it: compiled, eagerly, wrongly, and where no kernel serves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from prefetch_compiler import kvprefetch, mask_bounds, quantise, quantised_decode_attention
+from prefetch_compiler.error_bound import yardstick
+from prefetch_compiler.errors import InvalidQuantisedAttentionError, KernelLaunchError, SiteNotLoweredError
+from prefetch_compiler.lower import quantised_ops
+from prefetch_compiler.quantisation import dequantise
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+BATCH, HEADS, KV_HEADS, KEYS, DIM = 2, 4, 2, 48, 32
+HELD = 29
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+def arguments(dtype: torch.dtype = torch.bfloat16, kv_dtype: torch.dtype = torch.float8_e4m3fn) -> dict[str, Any]:
+    key, key_scale = quantise(normal(BATCH, KV_HEADS, KEYS, DIM, seed=1), kv_dtype, "token")
+    value, value_scale = quantise(normal(BATCH, KV_HEADS, KEYS, DIM, seed=2), kv_dtype, "head")
+    mask = (torch.arange(KEYS, device=DEVICE) < HELD)[None, None, None]
+    return {
+        "query": normal(BATCH, HEADS, 1, DIM).to(dtype), "key": key, "value": value, "key_scale": key_scale,
+        "value_scale": value_scale, "attn_mask": mask,
+    }  # fmt: skip
+
+
+class Problem:
+    """What the bound is computed of."""
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        self.q = given["query"]
+        self.k = dequantise(given["key"], given["key_scale"], torch.float64)
+        self.v = dequantise(given["value"], given["value_scale"], torch.float64)
+        self.mask, self.is_causal, self.scale = given["attn_mask"], False, DIM**-0.5
+
+
+class Layer(torch.nn.Module):
+    """A step of a hand-written model: it writes a token's K and V into its quantised cache, and attends."""
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        super().__init__()
+        for name in ("key", "value", "key_scale", "value_scale"):
+            self.register_buffer(name, given[name].clone())
+
+    def forward(self, query: Tensor, written: Tensor, position: Tensor) -> Tensor:
+        numbers, scale = quantise(written, torch.float8_e4m3fn, "token")
+        assert scale is not None
+        for cache in (self.key, self.value):
+            cache.view(torch.uint8).index_copy_(2, position, numbers.view(torch.uint8))
+        self.key_scale.index_copy_(2, position, scale)
+        mask = torch.arange(KEYS, device=query.device)[None, None, None] <= position
+        out = quantised_decode_attention(query, self.key, self.value, self.key_scale, self.value_scale, mask)
+        return out.transpose(1, 2).reshape(BATCH, 1, HEADS * DIM) * 2
+
+
+@pytest.mark.parametrize("backend", ["inductor", kvprefetch], ids=["inductor", "kvprefetch"])
+def test_a_compiled_model_is_one_graph_and_steps_like_the_model_itself(backend: Any) -> None:
+    given = arguments()
+    eager, compiled = Layer(given), Layer(given)
+    step = torch.compile(compiled, backend=backend, fullgraph=True)
+    for number in range(3):
+        query = normal(BATCH, HEADS, 1, DIM, seed=number).bfloat16()
+        inputs = query, normal(BATCH, KV_HEADS, 1, DIM, seed=9 + number), torch.tensor([HELD + number], device=DEVICE)
+        assert torch.equal(step(*inputs), eager(*inputs))
+    for mine, theirs in zip(compiled.buffers(), eager.buffers(), strict=True):
+        assert torch.equal(mine.view(torch.uint8), theirs.view(torch.uint8))
+
+
+def test_the_operator_keeps_its_promises() -> None:
+    given = arguments(kv_dtype=torch.int8)  # of which alone opcheck can compare tensors on a CPU
+    bounds = mask_bounds(given["attn_mask"], KEYS)
+    operands = tuple(given[name] for name in ("query", "key", "value", "key_scale", "value_scale", "attn_mask"))
+    torch.library.opcheck(
+        quantised_ops.QUANTISED_DECODE_ATTENTION,
+        (*operands, bounds, False, DIM**-0.5, False),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "a flat query": ({"query": torch.zeros(BATCH, DIM)}, "query is (2, 32); it must be of four dimensions"),
+    "integer queries": ({"query": torch.zeros(BATCH, HEADS, 1, DIM, dtype=torch.int8)}, "query is torch.int8"),
+    "a cache that is not quantised": ({"key": torch.zeros(BATCH, KV_HEADS, KEYS, DIM)}, "key is torch.float32"),
+    "caches of two formats": (
+        {"value": torch.zeros(BATCH, KV_HEADS, KEYS, DIM, dtype=torch.int8)},
+        "value is torch.int8; it must be of the key's dtype, torch.float8_e4m3fn",
+    ),
+    "another batch": ({"query": torch.zeros(3, HEADS, 1, DIM)}, "it must be of the query's batch, 3"),
+    "another head_dim": ({"query": torch.zeros(BATCH, HEADS, 1, 64)}, "it must be of the query's head_dim, 64"),
+    "heads that do not divide": ({"query": torch.zeros(BATCH, 3, 1, DIM)}, "a number of heads that divides"),
+    "a shorter value": (
+        {"value": torch.zeros(BATCH, KV_HEADS, 8, DIM, dtype=torch.float8_e4m3fn)}, "of the key's (2, 2, 48)",
+    ),
+    "a scale with columns": ({"key_scale": torch.ones(BATCH, KV_HEADS, KEYS, 1)}, "() or (1|2, 1|2, 1|48)"),
+    "a scale of other tokens": ({"value_scale": torch.ones(1, 1, 7)}, "value_scale is (1, 1, 7)"),
+    "an integer scale": ({"value_scale": torch.ones((), dtype=torch.int32)}, "value_scale is torch.int32"),
+    "an integer mask": ({"attn_mask": torch.ones(KEYS, dtype=torch.int32)}, "attn_mask is torch.int32"),
+    "a mask of other keys": ({"attn_mask": torch.ones(7, dtype=torch.bool)}, "broadcastable to (2, 4, 1, 48)"),
+    "a mask and is_causal": ({"is_causal": True}, "is_causal is True; it must be False where there is a mask"),
+    "bounds of another dtype": ({"bounds": torch.zeros(1, 4)}, "bounds is torch.float32; it must be int32"),
+    "bounds of another batch": ({"bounds": torch.zeros(5, 4, dtype=torch.int32)}, "it must be of shape (1|2, 4)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_arguments_that_do_not_fit_are_named(wrong: str) -> None:
+    changed, message = WRONG[wrong]
+    moved = {name: value.to(DEVICE) if isinstance(value, Tensor) else value for name, value in changed.items()}
+    with pytest.raises(InvalidQuantisedAttentionError) as caught:
+        quantised_decode_attention(**(arguments() | moved))
+    assert message in str(caught.value)
+
+
+def test_compiling_a_wrong_call_says_what_is_wrong() -> None:
+    given = arguments() | {"key_scale": torch.ones(1, 1, 7, device=DEVICE)}
+    compiled = torch.compile(quantised_decode_attention, backend="eager", fullgraph=True)
+    with pytest.raises(RuntimeError, match=r"key_scale is \(1, 1, 7\); it must be of shape"):
+        compiled(**given)
+
+
+def test_float32_queries_are_dequantised_for_and_refused_when_strict() -> None:
+    given = arguments(torch.float32)
+    out = quantised_decode_attention(**given)
+    assert yardstick(Problem(given)).share(out) <= 1
+    with pytest.raises(SiteNotLoweredError, match=r"queries of torch\.float32"):
+        quantised_decode_attention(**given, strict=True)
+
+
+def test_what_is_dequantised_reads_nothing_beyond_the_bounds() -> None:
+    given = arguments(torch.float32)
+    for name in ("key", "value"):
+        given[name].view(torch.uint8)[:, :, HELD:] = 0x7F
+    given["key_scale"][:, :, HELD:] = float("nan")
+    assert quantised_decode_attention(**given).isfinite().all()
+
+
+def test_a_kernel_that_fails_leaves_the_attention_to_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> Tensor:
+        raise ZeroDivisionError("no kernel today")
+
+    given = arguments()
+    monkeypatch.setattr(quantised_ops, "_failed_configs", set())
+    monkeypatch.setattr(quantised_ops, "launch_decode", fail)
+    with pytest.raises(KernelLaunchError, match="no kernel today"):
+        quantised_decode_attention(**given, strict=True)
+    out = quantised_decode_attention(**given)
+    # Dequantised to bfloat16, which is what the bound measures, and then SDPA's own roundings of that dtype.
+    assert yardstick(Problem(given)).share(out) <= 1
+
+
+def test_columns_that_are_not_adjacent_are_refused() -> None:
+    given = arguments()
+    given["key"] = given["key"].view(torch.uint8).transpose(2, 3).contiguous().transpose(2, 3).view(torch.float8_e4m3fn)
+    with pytest.raises(SiteNotLoweredError, match="the last stride of key is 48"):
+        quantised_decode_attention(**given, strict=True)
