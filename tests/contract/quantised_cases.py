@@ -169,7 +169,7 @@ QUANTISED_FACTORS: dict[str, list[Any]] = {
     "scale_dtype": [torch.float32, torch.float16, torch.bfloat16],
     "scale_layout": ["by_token", "by_head"],
     "kv_layout": [name for name in KV_LAYOUTS if name != "odd_strides"],
-    "num_warps": [1, 2],
+    "num_warps": [1, 2, 4],
     # Fewer than for other caches: rows come in tiles of 16 at most, and the interpreter runs them one after the other.
     "dims": [(8, 8), (40, 24), (64, 64), (96, 96), (192, 128), (256, 256)],
     "group": [1, 3, 4, 7],

@@ -21,11 +21,13 @@ from prefetch_compiler.device import REFERENCE_DEVICES
 from prefetch_compiler.lower.launch import allocate
 from prefetch_compiler.lower.precompile import compile_call, example_tensors, kernel_calls, source_of, target_of
 from prefetch_compiler.lower.specialise import KernelCall
+from prefetch_compiler.select.admissible import why_inadmissible
 from prefetch_compiler.select.heuristic import choose
-from prefetch_compiler.spec import AttentionSpec, MaskKind, TensorLayout
+from prefetch_compiler.spec import AttentionSpec, MaskKind, QuantisedCache, ScaleGranularity, TensorLayout
 from prefetch_compiler.tuning.inputs import operands, prefix_mask
 
 DEVICE = REFERENCE_DEVICES[90]
+TOKEN = ScaleGranularity.TOKEN
 TARGET = target_of(DEVICE)
 
 
@@ -61,6 +63,12 @@ SPECS = {
     ),
     "strides beyond 32 bits": spec(key_layout=TensorLayout(1 << 36, 256 * 128, 128)),
     "float32": spec(dtype=torch.float32),
+    "e4m3": spec(cache=QuantisedCache(torch.float8_e4m3fn)),
+    "int8, a scale a token": spec(cache=QuantisedCache(torch.int8, TOKEN, TOKEN, torch.float16), mask_per_row=True),
+    "e5m2, strides beyond 32 bits": spec(
+        cache=QuantisedCache(torch.float8_e5m2, ScaleGranularity.HEAD, TOKEN, torch.float32),
+        key_layout=TensorLayout(1 << 36, 256 * 128, 128),
+    ),
 }
 
 
@@ -76,6 +84,8 @@ def configs(given: AttentionSpec) -> list[KernelConfig]:
     ]
     if given.tma_loadable:
         found.append(replace(base, load_path=LoadPath.TMA, prefetch_depth=1, prefetch_kind=PrefetchKind.BULK))
+    if given.cache is not None:
+        return [config for config in found if why_inadmissible(given, config, DEVICE) is None]
     return found
 
 
@@ -100,7 +110,7 @@ def differing() -> tuple[int, list[str]]:
     compared, found = 0, []
     for name, given in SPECS.items():
         for config in configs(given):
-            for call in kernel_calls(given, config, example_tensors(given, config, "meta")):
+            for call in kernel_calls(given, config, example_tensors(given, config, "meta"), DEVICE):
                 compared += 1
                 source, options = source_of(call).hash(), make_backend(TARGET).parse_options(dict(call.options)).hash()
                 theirs = launcher_request(call)
@@ -117,6 +127,9 @@ MEASURED_KEYS = (
     "float32 4q/2kv d64 q2 b2 s128 strided-none bool_rows",
     "float16 4q/2kv d64 q1 b2 s128 bhsd-rows none",
     "bfloat16 4q/2kv d64 q4 b2 s128 bhsd-tma causal",
+    "bfloat16/float8_e4m3fn 8q/2kv d64 q1 b2 s256 bhsd-tma bool",
+    "float16/int8 4q/4kv d40 q4 b2 s128 bshd-none bool_rows key_token_scales value_token_scales",
+    "bfloat16/float8_e5m2 4q/2kv d64 q1 b2 s128 bhsd-rows none value_token_scales",
 )
 
 
@@ -131,10 +144,11 @@ def measured_differently() -> tuple[int, list[str]]:
         made = operands(given, mask, generator)
         for config in configs(given):
             real = allocate(
-                made.q, made.stale_k, made.stale_v, made.expanded_mask(), made.bounds, given.out_heads_first, config
-            )
-            pooled = kernel_calls(given, config, example_tensors(given, config, "meta"))
-            for call, ours in zip(kernel_calls(given, config, real), pooled, strict=True):
+                made.q, made.stale_k, made.stale_v, made.expanded_mask(), made.bounds, given.out_heads_first, config,
+                made.k_scale, made.v_scale,
+            )  # fmt: skip
+            pooled = kernel_calls(given, config, example_tensors(given, config, "meta"), DEVICE)
+            for call, ours in zip(kernel_calls(given, config, real, DEVICE), pooled, strict=True):
                 compared += 1
                 options = make_backend(TARGET).parse_options(dict(ours.options)).hash()
                 if launcher_request(call) != (source_of(ours).hash(), options):
