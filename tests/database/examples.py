@@ -24,6 +24,7 @@ from prefetch_compiler.database.record import (
 H200 = DeviceIdentity("NVIDIA H200", "cuda", 90, 132)
 H100 = DeviceIdentity("NVIDIA H100 80GB HBM3", "cuda", 90, 132)
 DTYPES = ("float16", "bfloat16", "float32")
+QUANTISED = ("float8_e4m3fn", "float8_e5m2", "int8")
 
 KEY = TuningKey(
     dtype="bfloat16",
@@ -109,11 +110,14 @@ timings = st.tuples(times, times, times).map(sorted).map(lambda three: Timing(th
 
 @st.composite
 def keys(draw: st.DrawFn) -> TuningKey:
+    kv_dtype = draw(st.sampled_from((*DTYPES, *QUANTISED)))
+    scales = st.sampled_from(((), (Feature.KEY_TOKEN_SCALES,), (Feature.KEY_TOKEN_SCALES, Feature.VALUE_TOKEN_SCALES)))
+    token_scales = draw(scales) if kv_dtype in QUANTISED else ()
     mask = draw(st.sampled_from(MaskClass))
     additive = mask in (MaskClass.ADDITIVE, MaskClass.ADDITIVE_ROWS)
     return TuningKey(
         dtype=draw(st.sampled_from(DTYPES)),
-        kv_dtype=draw(st.sampled_from(DTYPES)),
+        kv_dtype=kv_dtype,
         group=draw(st.integers(1, 128)),
         kv_heads=draw(st.integers(1, 128)),
         head_dim=draw(st.integers(1, 256)),
@@ -125,7 +129,7 @@ def keys(draw: st.DrawFn) -> TuningKey:
         alignment=draw(st.sampled_from(Alignment)),
         mask=mask,
         mask_dtype=draw(st.sampled_from(DTYPES)) if additive else "",
-        features=draw(st.sampled_from(((), (Feature.GROWING,)))),
+        features=(*draw(st.sampled_from(((), (Feature.GROWING,)))), *token_scales),
     )
 
 
