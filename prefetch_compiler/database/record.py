@@ -24,8 +24,8 @@ class Timing:
 
 @dataclass(frozen=True)
 class FillTiming:
-    """One fill level: keys held by each sequence, KV bytes that a launch must read, its median time, and the time of a
-    read-only kernel over as many bytes (0 where the ceiling was not measured)."""
+    """One fill level: keys held by a sequence on average, KV bytes that a launch must read, its median time, and the
+    time of a read-only kernel over as many bytes (0 where the ceiling was not measured)."""
 
     held: int
     kv_bytes: int
