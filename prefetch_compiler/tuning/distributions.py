@@ -15,7 +15,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import BaseTrial
 
-from ..config import MAX_SPLITS, KernelConfig, LoadPath, Merge, OperandOrder, PrefetchKind
+from ..config import MAX_SPLITS, KernelConfig, LoadPath, Merge, OperandOrder, Partition, PrefetchKind
 from ..database.key import TuningKey, bucket
 from ..device import DeviceProfile
 from ..select.admissible import why_inadmissible
@@ -26,7 +26,13 @@ from .feasible import most_splits
 # The least demanding configurations: a value that is refused in both is no value for this key and device.
 _PROBES = tuple(KernelConfig(block_kv=16, num_splits=1, num_warps=4, num_stages=stages) for stages in (1, 2))
 _LOG2 = "log2_"
-_ENUMS = {"load_path": LoadPath, "operand_order": OperandOrder, "merge": Merge, "prefetch_kind": PrefetchKind}
+_ENUMS = {
+    "load_path": LoadPath,
+    "operand_order": OperandOrder,
+    "merge": Merge,
+    "partition": Partition,
+    "prefetch_kind": PrefetchKind,
+}
 
 
 # Knobs whose values are powers of two.
@@ -50,7 +56,7 @@ class SearchSpace:
     ) -> None:
         spec = key.spec()
         included = tuple(included)
-        self._knobs = [replace(knob, values=values[knob.name]) for knob in KNOBS] if values is not None else KNOBS
+        self._knobs = KNOBS if values is None else [_limited(knob, values) for knob in KNOBS]
         self._values = {knob.name: _allowed(knob, spec, profile) for knob in self._knobs}
         self.distributions: dict[str, BaseDistribution] = {}
         for knob in self._knobs:
@@ -129,6 +135,11 @@ class SearchSpace:
         below = [other for other in knob.values if other < value]
         above = [other for other in knob.values if other > value]
         return [*below[-1:], *above[:1]]
+
+
+def _limited(knob: Knob, values: Mapping[str, tuple[Any, ...]]) -> Knob:
+    """To ``values``; to its default where they do not name it."""
+    return replace(knob, values=values.get(knob.name, (knob.default,)))
 
 
 def parameter_name(knob: Knob) -> str:

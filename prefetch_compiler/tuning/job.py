@@ -62,7 +62,7 @@ class JobSettings:
     sampler: str = DEFAULT_SAMPLER
     timeout_s: float = DEFAULT_TIMEOUT_S
     finalists: int = FINALISTS
-    window: int = 8
+    window: int = 16
     retune: bool = False
     shared: bool = False
     modelled: bool = False
@@ -205,15 +205,16 @@ class _Job:
         return _Open(key, study, run, study.counted)
 
     def _run_trials(self, current: _Open, queue: deque[TuningKey]) -> _Open | None:
-        """All trials of ``current`` that fall to this worker. Once nothing more is to be asked for, the next key's
-        first configurations are compiled beside its last measurements; that key is returned."""
+        """All trials of ``current`` that fall to this worker. Meanwhile the next key's first configurations, which
+        depend on no trial, are compiled; that key is returned."""
         key, upcoming = current.key, None
         current.started = time.monotonic()
         default = current.study.default.encode()
         self.report(KeyStarted(key.name, self.numbers[key], len(self.numbers), default, current.known))
+        current.run.fill()
         while (trial := current.run.step()) is not None:
             self._report_trial(current, *trial)
-            if current.run.asked_out and upcoming is None:
+            if upcoming is None and queue:
                 upcoming = self._next(queue)
                 if upcoming is not None:
                     upcoming.run.fill()

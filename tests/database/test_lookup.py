@@ -140,7 +140,7 @@ def test_a_neighbour_is_one_power_of_two_away(batch_step: int, capacity_step: in
     far = max(abs(batch_step), abs(capacity_step))
     assert found.verdict is (Verdict.EXACT, Verdict.BUCKET, Verdict.HEURISTIC)[far]
     if far == 1:
-        assert found.reason.startswith("tuned for NVIDIA H200, a neighbouring bucket: ")
+        assert found.reason.startswith("tuned for NVIDIA H200, a neighbouring key: ")
         assert at(batch_step, capacity_step).name in found.reason
 
 
@@ -158,6 +158,36 @@ def test_neighbours_are_tried_in_their_order() -> None:
 def test_the_own_key_goes_before_its_neighbours() -> None:
     found = selected(overlays((record(config=SECOND), *(record(at(*step)) for step in NEIGHBOURS))))
     assert (found.verdict, found.config) == (Verdict.EXACT, SECOND)
+
+
+def in_other_dtype(key: TuningKey) -> TuningKey:
+    """float16 for bfloat16, throughout."""
+    assert key.dtype == key.kv_dtype == "bfloat16"
+    assert not key.mask_dtype
+    return replace(key, dtype="float16", kv_dtype="float16")
+
+
+def test_the_two_16_bit_dtypes_serve_one_another() -> None:
+    other = in_other_dtype(KEY)
+    for recorded, wanted in ((KEY, other), (other, KEY)):
+        found = selected(overlays(record(recorded)), wanted)
+        assert (found.verdict, found.config, found.tuned_at) == (Verdict.BUCKET, CONFIG, recorded)
+        assert recorded.name in found.reason
+    additive = [replace(key, mask=MaskClass.ADDITIVE, mask_dtype=key.dtype) for key in (KEY, other)]
+    assert selected(overlays(record(additive[0])), additive[1]).tuned_at == additive[0]
+
+
+def test_float32_serves_no_16_bit_dtype() -> None:
+    single = replace(KEY, dtype="float32", kv_dtype="float32")
+    assert selected(overlays(record(single))).verdict is Verdict.HEURISTIC
+    assert selected(overlays(record()), single).verdict is Verdict.HEURISTIC
+
+
+def test_the_other_dtype_at_the_same_sizes_goes_before_neighbours() -> None:
+    neighbours = [at(*step) for step in NEIGHBOURS]
+    everyone = [KEY, in_other_dtype(KEY), *neighbours, *map(in_other_dtype, neighbours)]
+    for tried in range(len(everyone)):
+        assert selected(overlays(tuple(map(record, reversed(everyone[tried:]))))).tuned_at == everyone[tried]
 
 
 SMALLEST = KEY.at(batch=1, capacity=1)
