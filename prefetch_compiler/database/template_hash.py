@@ -14,7 +14,7 @@ from importlib import resources
 from prefetch_compiler.templates.manifest import TEMPLATES, Template
 
 from .kernel_source.modules import PACKAGE, Sources
-from .kernel_source.program import program_text
+from .kernel_source.program import Program
 from .key import TuningKey
 
 _BY_NAME = {template.name: template for template in TEMPLATES}
@@ -29,8 +29,13 @@ def template_hash(template: Template, present: frozenset[str]) -> str:
     Raises:
         TemplateSourceError: the manifest, or an import, names what is not installed.
     """
-    text = program_text(Sources(resources.files(PACKAGE)), template.entries, template.absent_values(present))
+    text = Program(_sources(), template.entries, template.absent_values(present)).text()
     return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+@cache
+def _sources() -> Sources:
+    return Sources(resources.files(PACKAGE))
 
 
 def hash_for(template: Template, key: TuningKey) -> str:

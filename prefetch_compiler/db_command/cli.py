@@ -178,7 +178,6 @@ def verify(
 
     Exits with 1 if a record fails.
     """
-    from ..database.merge import prune as pruned
     from ..database.store import read
     from .verify import problems
     from .verify import verify as verified

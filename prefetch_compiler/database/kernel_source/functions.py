@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .folding import Value, folded, is_constant
-from .tree import bound_names, replaced
+from .tree import bound_names, children, replaced, walk
 
 # Taking a branch out would change what such a function is, or which variables are its own.
 _UNTOUCHED = (ast.Yield, ast.YieldFrom, ast.Await, ast.Global, ast.Nonlocal)
@@ -43,47 +43,48 @@ def specialised(function: ast.FunctionDef, absent: Mapping[str, Value], kept: Co
 
     A parameter that is bound anew stays, unless that happens only in branches that are not taken.
     """
-    if any(isinstance(node, _UNTOUCHED) for node in ast.walk(function)):
+    if any(isinstance(node, _UNTOUCHED) for node in walk(function)):
         return Specialised(function, frozenset())
     arguments = parameters(function)
-    waiting = {name for name in arguments if name in absent and name not in kept}
     removed: set[str] = set()
-    body: Sequence[ast.stmt] = function.body
+    body = function.body
     first = True
     while True:
-        bound = Counter(name for statement in body for name in bound_names(statement, nested=True))
-        constants = _constant_locals(body, bound, arguments)
-        ready = {name for name in waiting if not bound[name]}
-        if not (ready or constants or first):
+        waiting = {name for name in arguments if name in absent and name not in kept} - removed
+        values, dropped = _known(body, waiting, absent, arguments)
+        if not (values or first):
             break
         first = False
-        values = {name: absent[name] for name in ready}
-        values |= {name: value for name, (_, value) in constants.items()}
-        body = folded(body, values, [statement for statement, _ in constants.values()])
-        removed |= ready
-        waiting -= ready
-    node = replaced(function, args=_without(function.args, removed), body=list(body) or [ast.Pass()])
+        body = folded(body, values, dropped)
+        removed |= waiting & values.keys()
+    node = replaced(function, args=_without(function.args, removed), body=body or [ast.Pass()])
     return Specialised(node, frozenset(removed))
 
 
-def _constant_locals(
-    body: Sequence[ast.stmt], bound: Mapping[str, int], arguments: Collection[str]
-) -> dict[str, tuple[ast.stmt, Value]]:
-    """Variables that are one constant throughout, and the statements that say so: ``X: tl.constexpr = 0`` and
-    ``x = None``. What else a plain assignment of a literal makes in a kernel, a constant or a tensor, is Triton's
-    business."""
-    found = {}
-    for statement in _statements(body):
-        match statement:
-            case ast.AnnAssign(target=ast.Name(id=name), value=ast.Constant(value=value), annotation=annotation):
-                constant = is_constant(statement.value) and _is_constexpr(annotation)
-            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=value)):
-                constant = value is None
-            case _:
-                continue
-        if constant and bound[name] == 1 and name not in arguments:
-            found[name] = (statement, value)
-    return found
+def _known(
+    body: Sequence[ast.stmt], waiting: Collection[str], absent: Mapping[str, Value], arguments: Collection[str]
+) -> tuple[dict[str, Value], list[ast.stmt]]:
+    """Values of the names that are one constant throughout ``body``, and the statements that do nothing but say so."""
+    constants = [found for found in map(_constant, _statements(body)) if found and found[0] not in arguments]
+    if not (waiting or constants):
+        return {}, []
+    bound = Counter(name for statement in body for name in bound_names(statement, nested=True))
+    constants = [found for found in constants if bound[found[0]] == 1]
+    values = {name: absent[name] for name in waiting if not bound[name]}
+    values |= {name: value for name, value, _ in constants}
+    return values, [statement for _, _, statement in constants]
+
+
+def _constant(statement: ast.stmt) -> tuple[str, Value, ast.stmt] | None:
+    """Of ``X: tl.constexpr = 0`` and ``x = None``. What else a plain assignment of a literal makes in a kernel, a
+    constant or a tensor, is Triton's business."""
+    match statement:
+        case ast.AnnAssign(target=ast.Name(id=name), value=ast.Constant(value=value) as node, annotation=annotation):
+            if is_constant(node) and _is_constexpr(annotation):
+                return name, value, statement  # type: ignore[return-value]
+        case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=None)):
+            return name, None, statement
+    return None
 
 
 def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
@@ -94,7 +95,7 @@ def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
         if isinstance(node, ast.stmt):
             yield node
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.expr):
-            waiting += ast.iter_child_nodes(node)
+            waiting += children(node)
 
 
 def _is_constexpr(annotation: ast.expr) -> bool:

@@ -1,73 +1,65 @@
-"""The global names that a piece of a module mentions, and whether it calls them."""
+"""What a statement of a module takes from outside: global names, its calls of them, and what it imports itself."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from .tree import bound_names
-
-
-@dataclass(frozen=True, eq=False)
-class Mention:
-    """``call`` is the call that the name is the function of; None where the name is used in any other way."""
-
-    name: str
-    call: ast.Call | None = None
+from .tree import SCOPES, children, names_bound_by
 
 
-def mentions(node: ast.stmt) -> list[Mention]:
-    """Of a module's statement, a function among them: what it may take from outside, each name once beside its calls.
+@dataclass
+class References:
+    """``calls`` are calls of a global name in a function's own body, where nothing in the function binds that name;
+    ``values`` are the global names that are used in any other way; ``imports`` are of import statements inside."""
 
-    Variables of a function itself are left out; those of functions inside it are not, because the name may be either.
-    Calls are told apart in the body of a function alone, and only where nothing in it binds the name.
-    """
+    values: set[str] = field(default_factory=set)
+    calls: list[tuple[str, ast.Call]] = field(default_factory=list)
+    imports: list[tuple[ast.Import | ast.ImportFrom, ast.alias]] = field(default_factory=list)
+
+
+def references(node: ast.stmt) -> References:
+    """Of a module's statement. A function's variables are left out; those of functions inside it are not, because the
+    name may be either."""
+    found = References()
     if not isinstance(node, ast.FunctionDef):
-        return [Mention(name) for name in _used(node)]
-    signature = node.args
-    own = {one.arg for one in _arguments(signature)}
-    own.update(name for statement in node.body for name in bound_names(statement, nested=False))
-    inner = {name for statement in node.body for name in bound_names(statement, nested=True)}
+        _collect([node], found)
+        found.values |= {name for name, _ in found.calls}
+        found.calls.clear()
+        return found
+    inside = References()
+    own, inner = _collect(node.body, inside)
+    own |= {one.arg for one in _arguments(node.args)}
     # Decorators, defaults and annotations are evaluated in the module.
-    outer = (*node.decorator_list, signature, *([node.returns] if node.returns else []))
-    values = {name for one in outer for name in _used(one)}
-    calls = []
-    for name, call in _in_body(node.body):
-        if name in own:
-            continue
-        if call is not None and name not in inner:
-            calls.append(Mention(name, call))
+    _collect([*node.decorator_list, node.args, *([node.returns] if node.returns else [])], found)
+    found.values |= {name for name, _ in found.calls} | (inside.values - own)
+    found.values |= {name for name, _ in inside.calls if name in inner and name not in own}
+    found.calls = [(name, call) for name, call in inside.calls if name not in inner and name not in own]
+    found.imports += inside.imports
+    return found
+
+
+def _collect(nodes: list[ast.stmt] | list[ast.AST], found: References) -> tuple[set[str], set[str]]:
+    """Adds all that is used in ``nodes``. Returns the names bound there, and those bound in scopes inside them."""
+    own: set[str] = set()
+    inner: set[str] = set()
+    waiting: list[tuple[ast.AST, bool]] = [(node, False) for node in nodes]
+    while waiting:
+        node, nested = waiting.pop()
+        (inner if nested else own).update(names_bound_by(node))
+        inside = nested or isinstance(node, SCOPES)
+        if isinstance(node, ast.Name):
+            found.values.add(node.id)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            found.calls.append((node.func.id, node))
+            waiting += [(one, inside) for one in (*node.args, *node.keywords)]
         else:
-            values.add(name)
-    return [*(Mention(name) for name in sorted(values)), *calls]
-
-
-def imports(node: ast.AST) -> Iterator[tuple[ast.Import | ast.ImportFrom, ast.alias]]:
-    """Every name that is imported anywhere in ``node``."""
-    for one in ast.walk(node):
-        if isinstance(one, ast.Import | ast.ImportFrom):
-            for alias in one.names:
-                yield one, alias
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                found.imports += [(node, alias) for alias in node.names]
+            waiting += [(one, inside) for one in children(node)]
+    return own, inner
 
 
 def _arguments(signature: ast.arguments) -> list[ast.arg]:
     others = [one for one in (signature.vararg, signature.kwarg) if one is not None]
     return [*signature.posonlyargs, *signature.args, *signature.kwonlyargs, *others]
-
-
-def _used(node: ast.AST) -> set[str]:
-    return {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
-
-
-def _in_body(body: list[ast.stmt]) -> Iterator[tuple[str, ast.Call | None]]:
-    waiting: list[ast.AST] = list(body)
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, ast.Name):
-            yield one.id, None
-        elif isinstance(one, ast.Call) and isinstance(one.func, ast.Name):
-            yield one.func.id, one
-            waiting += [*one.args, *one.keywords]
-        else:
-            waiting += ast.iter_child_nodes(one)
