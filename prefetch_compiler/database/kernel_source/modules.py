@@ -67,6 +67,7 @@ class Sources:
         self._folder = folder
         self._modules: dict[str, Module] = {}
         self._meanings: dict[tuple[str, str], Meaning] = {}
+        self._looking_up: set[tuple[str, str]] = set()
 
     def module(self, name: str) -> Module:
         """
@@ -96,9 +97,19 @@ class Sources:
         raise TemplateSourceError(self._path(module), f"it does not have one function {function!r}")
 
     def meaning(self, module: str, name: str) -> Meaning:
-        """Of a global name in ``module``, through all imports."""
+        """Of a global name in ``module``, through all imports.
+
+        Raises:
+            TemplateSourceError: an import names what is not there.
+        """
+        if (module, name) in self._looking_up:
+            raise TemplateSourceError(self._path(module), f"{name!r} is imported in a circle")
         if (module, name) not in self._meanings:
-            self._meanings[module, name] = self._meaning(module, name)
+            self._looking_up.add((module, name))
+            try:
+                self._meanings[module, name] = self._meaning(module, name)
+            finally:
+                self._looking_up.discard((module, name))
         return self._meanings[module, name]
 
     def _meaning(self, module: str, name: str) -> Meaning:
