@@ -44,7 +44,7 @@ def hash_for(template: Template, key: TuningKey) -> str:
 
 
 def present_hash(name: str, key: TuningKey) -> str | None:
-    """Of the kernels that the template called ``name`` serves ``key`` with here; None where there is no such template."""
+    """Of the kernels that the template called ``name`` serves ``key`` with here; None where there is none."""
     template = _BY_NAME.get(name)
     return None if template is None else hash_for(template, key)
 

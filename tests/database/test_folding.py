@@ -63,6 +63,8 @@ def test_what_is_certain_is_folded(source: str, expected: str) -> None:
     [
         "x = a and {F}",
         "x = a or {G}",
+        "x = a and {G}",
+        "x = a or {F}",
         "x = f() and {F}",
         "x = a < {W} < b",
         "x = a == {W}",
@@ -196,7 +198,7 @@ def test_a_folded_program_does_what_it_did_with_its_features_off(
         before = outcome(ast.parse(HEAD + text).body[2:], {"a": a, "b": b, **ABSENT})
         arguments = {name: value for name, value in {"a": a, "b": b, **ABSENT}.items() if name in kept}
         after = outcome(list(definitions.values()), arguments)
-        assert before == after, "\n\n".join([text, *source_of(left).values()])
+        assert repr(before) == repr(after), "\n\n".join([text, *source_of(left).values()])
 
 
 def outcome(nodes: list[ast.stmt], arguments: dict[str, Any]) -> tuple[Any, list[Any]]:

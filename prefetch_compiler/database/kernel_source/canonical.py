@@ -26,6 +26,9 @@ def _write(value: object, parts: list[str]) -> None:
         parts += (type(value).__name__, "(")
         for name in sorted(value._fields):
             field = getattr(value, name, None)
+            if isinstance(value, ast.JoinedStr):
+                # 3.12 ends some format specifications with an empty text.
+                field = [one for one in value.values if not (isinstance(one, ast.Constant) and one.value == "")]
             if field is not None and field != [] and name not in _IGNORED:
                 parts += (name, "=")
                 _write(field, parts)

@@ -30,9 +30,7 @@ def same_value(one: Value, other: Value) -> bool:
     return type(one) is type(other) and repr(one) == repr(other)
 
 
-def folded(
-    body: Sequence[ast.stmt], values: Mapping[str, Value], dropped: Collection[ast.stmt] = ()
-) -> list[ast.stmt]:
+def folded(body: Sequence[ast.stmt], values: Mapping[str, Value], dropped: Collection[ast.stmt] = ()) -> list[ast.stmt]:
     """``body`` with ``values`` in the place of names, without ``dropped``, docstrings and what is never reached.
 
     May be empty. The caller knows that nothing in ``body`` binds the names of ``values``.
@@ -101,7 +99,8 @@ class _Folding:
             case ast.Constant():
                 return node
             case ast.BoolOp(op=op):
-                return _bool_op(node, [self.expression(one, truth) for one in node.values], isinstance(op, ast.Or), truth)
+                operands = [self.expression(one, truth) for one in node.values]
+                return _bool_op(node, operands, isinstance(op, ast.Or), truth)
             case ast.UnaryOp(op=ast.Not()):
                 return _not(node, self.expression(node.operand, truth=True))
             case ast.UnaryOp(op=ast.USub()):

@@ -1,9 +1,9 @@
 """All that a template's kernels consist of, without what only absent features need.
 
 A parameter of an absent feature goes from a function if every call in the program passes the value that means "absent"
-for it. Whether it does depends on what is left of the callers, so: assume that all parameters go, look at the calls that
-remain, give back those that are passed something else, and repeat. Entries are launched from outside, by the manifest's
-word, with the absent values.
+for it. Whether it does depends on what is left of the callers, so: assume that all of them go, look at the calls
+that remain, give back those that are passed something else, and repeat. Entries are launched from outside, by the
+manifest's word with the absent values.
 """
 
 from __future__ import annotations
