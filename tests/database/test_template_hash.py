@@ -20,9 +20,11 @@ from prefetch_compiler.database.key import MaskClass, TuningKey
 from prefetch_compiler.database.template_hash import hash_for, present_hash, template_hash, whole_hashes
 from prefetch_compiler.lower.precompile import example_tensors
 from prefetch_compiler.lower.specialise import decode_call, merge_call
+from prefetch_compiler.select.candidates import why_stale
+from prefetch_compiler.tuning.toolchain import present_toolchain
 
 from ..tuning.seeded_bugs import GPU_BUGS, SEEDED_BUGS, SeededBug
-from .examples import KEY
+from .examples import KEY, measured
 
 FOLDER = resources.files(PACKAGE)
 FEATURES = [
@@ -94,6 +96,15 @@ def test_hashes_are_of_the_keys_features() -> None:
     assert present_hash("gone", KEY) is None
     assert whole_hashes() == {SPLIT_KV.name: template_hash(SPLIT_KV, frozenset({"mask", "causal"}))}
     assert all(re.fullmatch("[0-9a-f]{64}", one) for one in (*hashes, *whole_hashes().values()))
+
+
+def test_what_is_tuned_here_is_not_stale_here() -> None:
+    pytest.importorskip("triton")
+    toolchain = present_toolchain(measured=False)
+    records = [measured(key, toolchain=toolchain(key)) for key in KEYS]
+    assert [why_stale(record) for record in records] == [""] * len(KEYS)
+    swapped = replace(records[0], key=records[-1].key)
+    assert "other sources of split_kv_decode" in why_stale(swapped)
 
 
 # Edits of the sources
