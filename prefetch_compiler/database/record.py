@@ -57,7 +57,8 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Toolchain:
-    """What a record depends on beside the device. ``template_hash`` covers the sources of all of its kernels."""
+    """What a record depends on beside the device. ``template_hash`` covers all of its kernels, as the
+    record's key uses them (database/template_hash.py)."""
 
     template: str
     template_hash: str

@@ -19,7 +19,7 @@ import torch
 from ..database.canonical import record_bytes
 from ..database.device_identity import identity_of
 from ..database.overlay import Overlays, load
-from ..database.template_hash import template_hashes
+from ..database.template_hash import whole_hashes
 from ..device import DeviceProfile, current_device, profile
 from ..options import split_options
 from .candidates import candidates_for, triton_minor
@@ -56,7 +56,7 @@ def digest_of(
 
     head = {
         "device": None if described is None else asdict(described),
-        "templates": template_hashes(),
+        "templates": whole_hashes(),
         "kvprefetch": __version__,
         "triton": triton_minor(),
         "options": {"allow_unmeasured": allow_unmeasured, "strict": strict},

@@ -9,7 +9,7 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -91,7 +91,7 @@ def tune_keys(
     measurer: Measurer,
     *,
     profile: DeviceProfile,
-    toolchain: Toolchain,
+    toolchain: Callable[[TuningKey], Toolchain],
     storage: BaseStorage,
     out: Path,
     settings: JobSettings | None = None,
@@ -103,6 +103,7 @@ def tune_keys(
 
     Args:
         measurer: of the device that ``profile`` describes. It is not closed here, nor is ``compiler``.
+        toolchain: what a record of a key will depend on.
         records: of earlier jobs, whose configurations are tried first.
 
     Raises:
@@ -134,7 +135,7 @@ class _Open:
 @dataclass
 class _Job:
     profile: DeviceProfile
-    toolchain: Toolchain
+    toolchain: Callable[[TuningKey], Toolchain]
     measurer: Measurer
     compiler: Compiler | None
     storage: BaseStorage
@@ -179,7 +180,7 @@ class _Job:
         study = open_study(
             key,
             self.profile,
-            self.toolchain,
+            self.toolchain(key),
             self.storage,
             seeds,
             trials=settings.trials,
@@ -265,7 +266,7 @@ class _Job:
     def _record(self, opened: _Open, config: KernelConfig, measurement: Measurement) -> TuningRecord:
         modelled = self.settings.modelled
         evidence = Evidence(
-            toolchain=self.toolchain,
+            toolchain=self.toolchain(opened.key),
             trials=opened.study.counted,
             seed=self.settings.seed,
             date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -279,7 +280,7 @@ class _Job:
 
     def _recorded(self, key: TuningKey) -> TuningRecord | None:
         """What the database holds for ``key`` from these kernels and this compiler."""
-        toolchain = self.toolchain
+        toolchain = self.toolchain(key)
         wanted = (key, toolchain.template, toolchain.template_hash, toolchain.triton_minor)
         try:
             return next((record for record in read(self.path).records if record.identity == wanted), None)

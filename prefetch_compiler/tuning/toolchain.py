@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from prefetch_compiler.templates.manifest import SPLIT_KV
 
+from ..database.key import TuningKey
 from ..database.record import Toolchain
-from ..database.template_hash import template_hash
+from ..database.template_hash import hash_for
 
 # Of records that were never measured.
 NO_DRIVER = "none"
 
 
-def present_toolchain(measured: bool) -> Toolchain:
-    """The versions at hand; the driver's only where something is measured."""
+def present_toolchain(measured: bool) -> Callable[[TuningKey], Toolchain]:
+    """What a record of a key depends on here: the versions at hand, and the kernels as that key uses them. The driver
+    counts only where something is measured."""
     import triton
 
     from ..bench.environment import driver_version
 
     driver = (driver_version() or "unknown") if measured else NO_DRIVER
-    return Toolchain(SPLIT_KV.name, template_hash(SPLIT_KV), str(torch.__version__), str(triton.__version__), driver)
+    versions = (str(torch.__version__), str(triton.__version__), driver)
+    return lambda key: Toolchain(SPLIT_KV.name, hash_for(SPLIT_KV, key), *versions)

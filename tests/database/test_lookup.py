@@ -16,7 +16,7 @@ from prefetch_compiler.database.document import Database
 from prefetch_compiler.database.key import Alignment, Feature, Layout, MaskClass, TuningKey, key_of
 from prefetch_compiler.database.overlay import NO_DATABASES, Overlays
 from prefetch_compiler.database.record import DeviceIdentity, Toolchain, TuningRecord
-from prefetch_compiler.database.template_hash import template_hash
+from prefetch_compiler.database.template_hash import hash_for
 from prefetch_compiler.device import REFERENCE_DEVICES, DeviceProfile
 from prefetch_compiler.report import Verdict
 from prefetch_compiler.select.admissible import why_inadmissible
@@ -30,20 +30,24 @@ from .examples import H100, H200, KEY, configs, measured, modelled
 from .specs import specs
 
 ON_H200 = REFERENCE_DEVICES[90]
-FRESH = Toolchain(SPLIT_KV.name, template_hash(SPLIT_KV), "2.11.0", f"{triton_minor()}.0", "580")
+FRESH = Toolchain(SPLIT_KV.name, hash_for(SPLIT_KV, KEY), "2.11.0", f"{triton_minor()}.0", "580")
 OLD_TRITON = replace(FRESH, triton="2.1.0")
 OTHER_SOURCE = replace(FRESH, template_hash="0" * 64)
 # Not what the heuristic would say, and no two alike.
 CONFIG, SECOND, THIRD = (KernelConfig(64, splits, 4, 3) for splits in (4, 6, 8))
 
 
+def fresh(key: TuningKey) -> Toolchain:
+    return replace(FRESH, template_hash=hash_for(SPLIT_KV, key))
+
+
 def record(key: TuningKey = KEY, config: KernelConfig = CONFIG, **values: Any) -> TuningRecord:
-    return measured(key, config=config, **{"toolchain": FRESH, **values})
+    return measured(key, config=config, **{"toolchain": fresh(key), **values})
 
 
 def unmeasured(key: TuningKey = KEY, config: KernelConfig = CONFIG) -> TuningRecord:
     made = modelled(key)
-    return replace(made, config=config, evidence=replace(made.evidence, toolchain=FRESH))
+    return replace(made, config=config, evidence=replace(made.evidence, toolchain=fresh(key)))
 
 
 def overlays(*layers: Any, device: DeviceIdentity = H200, family_fallback: bool = False) -> Overlays:

@@ -118,7 +118,7 @@ def test_options_count(option: str) -> None:
 OTHER_VERSIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "this package": lambda patch: patch.setattr(prefetch_compiler, "__version__", "99.0"),
     "Triton": lambda patch: patch.setattr(digest, "triton_minor", lambda: "99.0"),
-    "templates": lambda patch: patch.setattr(digest, "template_hashes", lambda: {"split_kv_decode": "0" * 64}),
+    "templates": lambda patch: patch.setattr(digest, "whole_hashes", lambda: {"split_kv_decode": "0" * 64}),
 }
 
 
