@@ -75,6 +75,13 @@ def test_what_fails_or_is_not_worth_it_is_left_out() -> None:
     assert search([START], Bowl(), lambda config: "no", 10) is None
 
 
+def test_starts_that_make_no_sense_are_left_for_their_neighbours() -> None:
+    bowl = Bowl()
+    found = search([START], bowl, lambda config: "no" if config == START else None, 5)
+    assert found is not None
+    assert set(bowl.measured) <= set(neighbours(START))
+
+
 def test_neighbours_keep_to_their_side_of_depth_0() -> None:
     assert all(config.prefetch_depth == 0 for config in neighbours(START))
     deep = replace(START, prefetch_depth=1)

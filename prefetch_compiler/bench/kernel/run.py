@@ -16,10 +16,10 @@ from ..environment import describe_environment
 from ..errors import DeviceLostError
 from .cases import Case
 from .compile_ahead import CompileAhead
-from .contest import Contest
+from .contest import Contest, device_works
 from .operands import cache_count, create_operands, why_too_large
 from .oracle import OUR_LIMIT, PEER_LIMIT
-from .peers.peer import Peer
+from .peers.peer import Peer, first_line
 from .result import Availability, CaseCeiling, CaseResult, KernelRun, NotRun, Status
 
 Say = Callable[[str], None]
@@ -104,7 +104,14 @@ class KernelBench:
             with torch.no_grad():
                 result = self._contested(case, free_bytes)
         except torch.cuda.OutOfMemoryError:
-            self._skip([case], "out of GPU memory while setting it up")
+            self._skip([case], "out of GPU memory outside any peer")
+            return
+        except DeviceLostError:
+            raise
+        except Exception as error:  # the cases that are measured must not be lost by one that cannot be
+            if not device_works(self._device):
+                raise DeviceLostError(case.name, first_line(error)) from error
+            self._skip([case], first_line(error))
             return
         result.seconds = time.monotonic() - started
         self._run.cases.append(result)

@@ -35,7 +35,10 @@ def search(starts: Iterable[KernelConfig], measure: MeasureAll, why_not: WhyNot,
     """The fastest of at most ``count`` configurations. Prefetching or not is never changed on the way: all of
     ``starts`` must agree on it. None if nothing could be measured."""
     times: dict[KernelConfig, float | None] = {}
-    waiting = list(_fresh(starts, times, why_not))
+    starts = list(starts)
+    # A prefetch of what no split has ahead of it makes no sense, but may with fewer splits or smaller tiles.
+    around = (near for start in starts for near in neighbours(start))
+    waiting = list(_fresh(starts, times, why_not)) or list(_fresh(around, times, why_not))
     while waiting and len(times) < count:
         batch = waiting[: count - len(times)]
         times.update(zip(batch, measure(batch), strict=True))
