@@ -60,7 +60,7 @@ def test_a_run_survives_its_file(run: KernelRun, tmp_path: Path) -> None:
     assert read_run(path) == run
     plain = json.loads(path.read_text())
     first = plain["cases"][0]
-    assert first["name"] == "32q/8kv d128 b1 s8192 dense bhsd"
+    assert first["name"] == "32q/8kv d128 b1 s8192 full bhsd"
     assert first["best_peer"] == run.cases[0].best_peer.name  # type: ignore[union-attr]
     shipped = next(peer for peer in first["peers"] if peer["name"] == SHIPPED)
     assert shipped["samples"]["median_us"] == run.cases[0].time_us(SHIPPED)
@@ -133,7 +133,7 @@ def test_tables_hold_every_case_and_every_reason(run: KernelRun) -> None:
 
 
 def test_everyone_is_sorted_by_time_and_the_wrong_come_last(run: KernelRun) -> None:
-    rows = [row for row in everyone_table(run).rows if row[0] == "32q/8kv d80 b16 s4096 dense bhsd"]
+    rows = [row for row in everyone_table(run).rows if row[0] == "32q/8kv d80 b16 s4096 full bhsd"]
     times = [float(row[2].split(" ")[0]) for row in rows]
     assert times[:-1] == sorted(times[:-1])
     assert rows[-1][1] == "flex"
@@ -194,7 +194,7 @@ def test_a_file_is_shown_as_json_and_as_tables(run: KernelRun, tmp_path: Path) -
 def test_a_dry_run_lists_cases_bytes_and_peers() -> None:
     shown = invoke("kernel", "--quick", "--dry-run")
     assert shown.exit_code == 0
-    assert "32q/8kv d128 b1 s8192 dense bhsd" in shown.stdout
+    assert "32q/8kv d128 b1 s8192 full bhsd" in shown.stdout
     assert "33.6" in shown.stdout
     assert "sdpa cudnn" in shown.stdout
     plain = json.loads(invoke("kernel", "--dry-run", "--json", "--peers", "sdpa math,flex").stdout)

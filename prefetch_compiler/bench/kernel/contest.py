@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 import torch
@@ -92,7 +93,8 @@ class Contest:
         except UnsupportedCaseError as error:
             _mark(results, Status.UNSUPPORTED, str(error))
         except torch.cuda.OutOfMemoryError:
-            torch.cuda.empty_cache()
+            with suppress(RuntimeError):
+                torch.cuda.empty_cache()
             _mark(results, Status.FAILED, "out of GPU memory")
         except Exception as error:  # a peer that cannot run is a result, not the end of the run
             reason = first_line(error)

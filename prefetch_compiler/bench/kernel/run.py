@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -152,7 +153,9 @@ def case_ceiling(ceiling: ReadCeiling, byte_count: int) -> CaseCeiling:
 def give_back_memory() -> None:
     """Graphs and caches of the case before hold one another; what they held is for the next."""
     gc.collect()
-    torch.cuda.empty_cache()
+    # A capture that a peer broke can leave the allocator unable to; what does not fit then is skipped.
+    with suppress(RuntimeError):
+        torch.cuda.empty_cache()
 
 
 def summary(result: CaseResult) -> str:

@@ -72,11 +72,7 @@ def why_not_loaded(module: str, *names: str) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """``RuntimeError: what happened``, of what was raised first: a capture that fails raises again when it ends."""
-    seen = {id(error)}
-    while error.__context__ is not None and id(error.__context__) not in seen and not error.__suppress_context__:
-        error = error.__context__
-        seen.add(id(error))
+    """``RuntimeError: what happened``: what an exception says first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
 
