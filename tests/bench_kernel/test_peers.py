@@ -143,15 +143,18 @@ def test_ours_is_within_its_own_bound(fill: Fill, layout: CacheLayout) -> None:
 
 
 def test_pages_of_a_cache_in_one_piece_are_its_own_memory() -> None:
-    for layout, capacity, size in ((CacheLayout.BSHD, 128, 64), (CacheLayout.BSHD, 48, 16), (CacheLayout.BHSD, 70, 70)):
-        operands = operands_of(Case(4, 2, 64, 3, capacity, layout=layout), caches=1)
-        view = paged_view(operands)
-        assert (view.page_size, page_size_of(operands.case)) == (size, size)
-        k = operands.caches[0][0]
-        assert view.pages(k).data_ptr() == k.data_ptr()
-        lists = page_lists(view, operands.lengths)
-        assert lists.indptr.tolist() == [0, capacity // size, 2 * capacity // size, 3 * capacity // size]
-        assert lists.indices.tolist() == list(range(3 * capacity // size))
+    for layout in (CacheLayout.BSHD, CacheLayout.BHSD):
+        for capacity, size in ((128, 64), (48, 16), (70, 70)):
+            operands = operands_of(Case(4, 2, 64, 3, capacity, layout=layout), caches=1)
+            view, k = paged_view(operands), operands.caches[0][0]
+            assert (view.page_size, page_size_of(operands.case)) == (size, size)
+            pages = view.pages(k)
+            assert pages.data_ptr() == k.data_ptr()
+            lists = page_lists(view, operands.lengths)
+            assert lists.indptr.tolist() == [0, capacity // size, 2 * capacity // size, 3 * capacity // size]
+            assert int(lists.indices.max()) == len(pages) - 1
+            last = pages[-1] if view.layout == "HND" else pages[-1].transpose(0, 1)
+            assert torch.equal(last, k[-1, :, -size:])
 
 
 def test_page_tables_are_scattered_and_complete() -> None:

@@ -10,7 +10,7 @@ from .peers.peer import Peer
 from .result import BEST_BARE, BEST_PREFETCHING, HEURISTIC, SHIPPED, CaseResult, KernelRun, PeerResult, Status
 from .summary import GroupSummary, summaries
 
-_EVERY_SHOWN = 3
+_EVERY_SHOWN = 2
 _VERDICT_NOTE = "verdict: exact, bucket or family say that a tuning database decided; heuristic that none did."
 
 
@@ -97,13 +97,18 @@ def _everyone_row(case: CaseResult, peer: PeerResult) -> tuple[str, ...]:
 
 
 def left_out_table(run: KernelRun) -> Table:
-    """Who was not measured, or was wrong, and why: a line for each reason, with some of its cases."""
-    found: dict[tuple[str, str, str], list[str]] = {}
+    """Who was not ranked, and why: what went wrong first, a line for each reason with all whom it holds for."""
+    cases: dict[tuple[Status, str, str], list[str]] = {}
     for case in run.cases:
         for peer in case.peers:
             if peer.status is not Status.MEASURED:
-                found.setdefault((peer.name, peer.reason, peer.status.value), []).append(case.case.name)
-    rows = [(who, why, what, _some(cases)) for (who, why, what), cases in found.items()]
+                cases.setdefault((peer.status, peer.reason, peer.name), []).append(case.case.name)
+    alike: dict[tuple[Status, str, tuple[str, ...]], list[str]] = {}
+    for (status, reason, name), names in cases.items():
+        alike.setdefault((status, reason, tuple(names)), []).append(name)
+    order = (Status.WRONG, Status.FAILED, Status.UNAVAILABLE, Status.UNSUPPORTED)
+    lines = sorted(alike.items(), key=lambda line: order.index(line[0][0]))
+    rows = [(", ".join(who), reason, status.value, _some(names)) for (status, reason, names), who in lines]
     return Table("Not ranked", ("who", "why", "what", "cases"), rows)
 
 

@@ -1,8 +1,8 @@
 """FlashInfer: the batch-decode wrapper with tensor cores, the same on cuDNN, and XQA.
 
-FlashInfer knows paged caches only. One in one piece is shown to it as pages of its own memory, in order: positions
-outermost as pages of 64 (or 16), heads outermost as one page a sequence. Kernels that were not built before are
-compiled by nvcc at first use, which may take minutes, or fails where there is no nvcc.
+FlashInfer knows paged caches only. One in one piece is shown to it as pages of 64 (or 16) of its own memory, in order:
+its plans divide sequences by whole pages, so that one large page would leave it nothing to divide. Kernels that were
+not built before are compiled by nvcc at first use, which may take minutes, or fails where there is no nvcc.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class PagedView:
 
     Attributes:
         cache: how the cache itself lies.
+        page_size: positions of a page.
         table: int32 (batch, pages of a sequence) on the device.
     """
 
@@ -42,19 +43,23 @@ class PagedView:
 
     def pages(self, x: Tensor) -> Tensor:
         """K or V of one launch as pages, without a copy."""
-        if self.cache is not CacheLayout.BSHD:
-            return x  # a page pool already, or (batch, kv_heads, capacity, head_dim): one page a sequence
+        if self.cache.page_size is not None:
+            return x
         batch, heads, capacity, dim = x.shape
-        return x.transpose(1, 2).view(batch * capacity // self.page_size, self.page_size, heads, dim)
+        if self.cache is CacheLayout.BSHD:
+            return x.transpose(1, 2).view(batch * capacity // self.page_size, self.page_size, heads, dim)
+        # Heads outermost, a sequence's pages follow one another in its first head, and every other head's part of a
+        # page lies a whole capacity further on: a regular view, in which pages that no table names overlap.
+        pages = ((batch - 1) * heads + 1) * capacity // self.page_size
+        strides = (self.page_size * dim, capacity * dim, dim, 1)
+        return x.as_strided((pages, heads, self.page_size, dim), strides)
 
 
 def page_size_of(case: Case) -> int:
     """Positions in a page of :func:`paged_view`."""
     if case.layout.page_size is not None:
         return case.layout.page_size
-    if case.layout is CacheLayout.BSHD:
-        return next((size for size in (64, 16) if case.capacity % size == 0), case.capacity)
-    return case.capacity
+    return next((size for size in (64, 16) if case.capacity % size == 0), case.capacity)
 
 
 def paged_view(operands: Operands) -> PagedView:
@@ -62,8 +67,10 @@ def paged_view(operands: Operands) -> PagedView:
     size = page_size_of(case)
     table = operands.table
     if table is None:
-        count = case.batch * case.capacity // size
-        table = torch.arange(count, dtype=torch.int32, device=operands.q.device).view(case.batch, -1)
+        each = case.capacity // size
+        apart = each * (case.kv_heads if case.layout is CacheLayout.BHSD else 1)
+        first = torch.arange(case.batch, dtype=torch.int32, device=operands.q.device) * apart
+        table = first[:, None] + torch.arange(each, dtype=torch.int32, device=operands.q.device)
     return PagedView(case.layout, size, table)
 
 
