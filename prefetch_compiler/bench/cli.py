@@ -16,6 +16,7 @@ from ..demo.errors import MissingExtraError
 from ..errors import KVPrefetchError
 from .case import RANDOM_LLAMA, parse_cases
 from .errors import NoGpuError
+from .paper.cli import paper
 from .rounds import Rounds
 from .search_cli import search
 from .selection_cli import selection
@@ -38,6 +39,7 @@ def bench() -> None:
 
 app.command()(search)
 app.command()(selection)
+app.command()(paper)
 
 
 @app.command()
