@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from prefetch_compiler.bench.paper.result import PaperRun, read_run, write_run
 from prefetch_compiler.bench.paper.settings import PaperSettings
 from prefetch_compiler.bench.paper.variant import OURS, PAPER_STYLE, Column
 from prefetch_compiler.config import KernelConfig
+from prefetch_compiler.database.key import TuningKey
 from prefetch_compiler.device import interpreting
+from prefetch_compiler.tuning.compile_pool import CompileOutcome
+from prefetch_compiler.tuning.protocol import FailureKind, TrialFailure
 
 pytestmark = pytest.mark.skipif(not interpreting(), reason="on a GPU tests/gpu runs the real thing")
 
@@ -140,3 +144,33 @@ def test_a_configuration_that_fails_is_not_timed(monkeypatch: pytest.MonkeyPatch
     configs = [KernelConfig(16, splits, 1, 1) for splits in (1, 2, 3)]
     times = run._time_configs(configs, inputs, run.yardstick_of(inputs), CountingClock(inputs), None)
     assert times == [1.0, None, 2.0]
+
+
+class RefusingCompiler:
+    """Compiles nothing with two warps, and remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[KernelConfig] = []
+
+    def submit(self, key: TuningKey, config: KernelConfig) -> Future[CompileOutcome]:
+        self.asked.append(config)
+        future: Future[CompileOutcome] = Future()
+        refused = TrialFailure(FailureKind.COMPILE_ERROR, "no", 0.0)
+        future.set_result(refused if config.num_warps == 2 else ())
+        return future
+
+    def close(self) -> None: ...
+
+
+def test_what_does_not_compile_is_not_launched() -> None:
+    compiler = RefusingCompiler()
+    settings = PaperSettings((CASE,), rounds=1, trials=4)
+    result = run.run(settings, CPU, lambda _: None, clock=CountingClock, compiler=compiler)
+    inputs = run.make_inputs(CASE, 1, CPU, 0)
+    configs = [KernelConfig(16, 1, warps, 1) for warps in (1, 2)]
+    times = run._time_configs(configs, inputs, run.yardstick_of(inputs), CountingClock(inputs), compiler)
+    assert times == [1.0, None]
+    assert compiler.asked[-2:] == configs
+    # The same ahead of the run, and for the search itself.
+    assert compiler.asked.count(compiler.asked[0]) >= 2
+    assert result.problems == []

@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ...config import KernelConfig
 from ...lower.launch import launch_decode
-from .inputs import CaseInputs
+from .inputs import CaseInputs, Problem
 from .kernel import paper_call
 from .variant import PREFETCH_OF, Column
 
@@ -54,14 +54,30 @@ def ours(inputs: CaseInputs, column: Column, config: KernelConfig, source: str) 
 
 
 def cudnn(inputs: CaseInputs) -> Contestant:
-    """PyTorch's SDPA, by cuDNN alone, on the contiguous cache; it raises where that backend refuses."""
+    """PyTorch's SDPA, by cuDNN alone, on the contiguous cache. Where that backend refuses ``enable_gqa``, the query
+    heads of a group go in as query rows of one head: the same sums, without a mask. It raises where both are refused.
+    """
     grouped = inputs.case.model.group > 1
+    version = f"cuDNN {torch.backends.cudnn.version()}"
 
     def launch(cache: int) -> Tensor:
         problem = inputs.problems[cache]
-        with torch.no_grad(), sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-            return scaled_dot_product_attention(
-                problem.q, problem.k, problem.v, scale=problem.scale, enable_gqa=grouped
-            )
+        return _sdpa_by_cudnn(problem.q, problem, grouped)
 
-    return Contestant(Column.CUDNN, launch, f"cuDNN {torch.backends.cudnn.version()}, enable_gqa={grouped}")
+    def launch_packed(cache: int) -> Tensor:
+        problem = inputs.problems[cache]
+        batch, kv_heads, _, head_dim = problem.k.shape
+        return _sdpa_by_cudnn(problem.q.view(batch, kv_heads, -1, head_dim), problem, False).reshape(problem.q.shape)
+
+    if not grouped:
+        return Contestant(Column.CUDNN, launch, version)
+    try:
+        launch(0)
+    except RuntimeError:
+        return Contestant(Column.CUDNN, launch_packed, f"{version}, groups as query rows: enable_gqa is refused")
+    return Contestant(Column.CUDNN, launch, f"{version}, enable_gqa")
+
+
+def _sdpa_by_cudnn(q: Tensor, problem: Problem, grouped: bool) -> Tensor:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return scaled_dot_product_attention(q, problem.k, problem.v, scale=problem.scale, enable_gqa=grouped)

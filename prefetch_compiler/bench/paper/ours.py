@@ -66,6 +66,15 @@ def choose_ours(
     return search(spec, profile, starts, trials, time_configs)
 
 
+def likely_configs(spec: AttentionSpec, profile: DeviceProfile, databases: Overlays) -> Iterator[KernelConfig]:
+    """What a search over ``spec`` tries before it has learnt anything: worth compiling ahead."""
+    if isinstance(lookup(spec, profile, SPLIT_KV.name, databases), Found):
+        return
+    for start in starting_points(spec, profile, databases):
+        yield start.config
+        yield from _prefetching(start.config, spec, profile)
+
+
 def on_record(found: Found) -> OurConfigs:
     """The record's configuration, and the best without prefetch that its study found."""
     free = Choice(found.config, found.reason)
