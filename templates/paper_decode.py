@@ -5,9 +5,12 @@ keys at a time, gathered through a block table; no software pipelining, no shari
 a group, no splits. Nothing of ours is meant to run this way: only ``kvprefetch bench paper`` launches it.
 
 What the paper leaves open is settled in the kernel's favour. A block's K and V are asked for together, before either is
-used, so that no variant gains by making the compiler do so. Each of the 16 places in a block keeps a softmax of its own
-(maximum, total, weighted sum), and they are combined once at the end, so that nothing in the loop waits for another
-warp. Products and sums are fp32.
+used. Each of the 16 places in a block keeps a softmax of its own (maximum, total, weighted sum), and they are combined
+once at the end, so that nothing in the loop waits for another warp. Products and sums are fp32.
+
+A statement that prefetches also changes the code around it: the assembler sinks a block's loads to where they are used,
+and a branch in their way keeps them together. So depth, and whether a prefetch is issued at all, are plain arguments:
+next tile, control and "switched off" are launches of one binary, and they differ by what the prefetches do alone.
 
 Sources: arXiv 2504.06319, section 3 (asynchronous KV cache prefetching); vLLM's csrc/attention/attention_kernels.cuh.
 """
@@ -21,29 +24,26 @@ from .softmax import finite_maximum
 
 
 @triton.jit
-def prefetch_block(k_ptr, v_ptr, offset, keys, ROW_BYTES: tl.constexpr, EMULATED: tl.constexpr):
-    """Ask L2 for the first ``keys`` rows of a block's K and V, which lie ``offset`` elements into their pools: one bulk
-    prefetch each, by one elected thread. Nothing in the interpreter, which has no inline assembly."""
-    if not EMULATED:
-        prefetch_span_l2(k_ptr + offset, keys * ROW_BYTES)
-        prefetch_span_l2(v_ptr + offset, keys * ROW_BYTES)
-
-
-@triton.jit
-def prefetch_ahead(
-    k_ptr, v_ptr, table_ptr, block, blocks, length, kv_head, kv_heads,
+def prefetch_block(
+    k_ptr, v_ptr, table_ptr, block, length, kv_head, kv_heads,
     BLOCK_KV: tl.constexpr, HEAD_DIM: tl.constexpr, EMULATED: tl.constexpr,
 ):  # fmt: skip
-    """Ask L2 for block number ``block`` of a sequence, if the sequence has one, and for no row beyond its last key."""
+    """Ask L2 for the K and V of block number ``block`` of a sequence: one bulk prefetch each, by one elected thread, of
+    no row beyond its first ``length`` keys; of nothing where the block lies beyond them. Nothing in the interpreter,
+    which has no inline assembly."""
     ROW_BYTES: tl.constexpr = HEAD_DIM * k_ptr.dtype.element_ty.primitive_bitwidth // 8
-    if block < blocks:
-        page = tl.load(table_ptr + block).to(tl.int64)
-        keys = tl.minimum(length - block * BLOCK_KV, BLOCK_KV)
-        prefetch_block(k_ptr, v_ptr, (page * kv_heads + kv_head) * (BLOCK_KV * HEAD_DIM), keys, ROW_BYTES, EMULATED)
+    if not EMULATED:
+        keys = length - block * BLOCK_KV
+        if keys > 0:
+            page = tl.load(table_ptr + block).to(tl.int64)
+            offset = (page * kv_heads + kv_head) * (BLOCK_KV * HEAD_DIM)
+            span_bytes = tl.minimum(keys, BLOCK_KV) * ROW_BYTES
+            prefetch_span_l2(k_ptr + offset, span_bytes)
+            prefetch_span_l2(v_ptr + offset, span_bytes)
 
 
-# Integers are not specialised: one binary serves every model, batch and context.
-@triton.jit(do_not_specialize=["group", "kv_heads", "table_stride"])
+# Integers are not specialised: one binary serves every model, batch, context and depth.
+@triton.jit(do_not_specialize=["group", "kv_heads", "table_stride", "depth", "issue"])
 def paper_decode(
     q_ptr,
     k_ptr,
@@ -55,10 +55,11 @@ def paper_decode(
     group,
     kv_heads,
     table_stride,
+    depth,
+    issue,
     HEAD_DIM: tl.constexpr,
     BLOCK_KV: tl.constexpr,
     PREFETCH: tl.constexpr,
-    DEPTH: tl.constexpr,
     EMULATED: tl.constexpr,
 ):
     """Grid (query_heads, batch). All tensors are contiguous.
@@ -67,10 +68,9 @@ def paper_decode(
     (batch, table_stride): the page of each block of a sequence; lengths int32 (batch,): keys held, at least 1.
     ``score_scale`` is the softmax scale times log2(e). HEAD_DIM and BLOCK_KV are powers of two.
 
-    PREFETCH: "none"; "next", the block DEPTH places ahead; or "control", the same instruction on the block that has
-    just been asked for, which shows what the statement does to the code around it.
+    With PREFETCH, the block ``depth`` places ahead is asked into L2 while ``issue`` is 1; depth 0 is the control: the
+    block that has just been asked for. With ``issue`` 0 the same code runs and no prefetch is due.
     """
-    ROW_BYTES: tl.constexpr = HEAD_DIM * k_ptr.dtype.element_ty.primitive_bitwidth // 8
     head = tl.program_id(0)
     sequence = tl.program_id(1).to(tl.int64)
     kv_head = head // group
@@ -88,23 +88,22 @@ def paper_decode(
     total = tl.zeros([BLOCK_KV], tl.float32)
     accumulator = tl.zeros([BLOCK_KV, HEAD_DIM], tl.float32)
 
-    if PREFETCH == "next":
-        for ahead in tl.static_range(1, DEPTH):
-            prefetch_ahead(
-                k_ptr, v_ptr, table_ptr, ahead, blocks, length, kv_head, kv_heads, BLOCK_KV, HEAD_DIM, EMULATED
+    prefetched_length = length * issue
+    if PREFETCH:
+        for near in range(1, depth):
+            prefetch_block(
+                k_ptr, v_ptr, table_ptr, near, prefetched_length, kv_head, kv_heads, BLOCK_KV, HEAD_DIM, EMULATED
             )
     for block in tl.range(0, blocks, num_stages=1):
         page = tl.load(table_ptr + block).to(tl.int64)
         offset = (page * kv_heads + kv_head) * (BLOCK_KV * HEAD_DIM)
-        keys = length - block * BLOCK_KV
-        inside = places < keys
+        inside = block * BLOCK_KV + places < length
         k = tl.load(k_ptr + offset + tile, mask=inside[:, None], other=0.0)
         v = tl.load(v_ptr + offset + tile, mask=inside[:, None], other=0.0)
-        if PREFETCH == "control":
-            prefetch_block(k_ptr, v_ptr, offset, tl.minimum(keys, BLOCK_KV), ROW_BYTES, EMULATED)
-        elif PREFETCH == "next":
-            prefetch_ahead(
-                k_ptr, v_ptr, table_ptr, block + DEPTH, blocks, length, kv_head, kv_heads, BLOCK_KV, HEAD_DIM, EMULATED
+        if PREFETCH:
+            ahead = block + depth
+            prefetch_block(
+                k_ptr, v_ptr, table_ptr, ahead, prefetched_length, kv_head, kv_heads, BLOCK_KV, HEAD_DIM, EMULATED
             )
         scores = tl.where(inside, tl.sum(q[None, :] * k.to(tl.float32), 1), float("-inf"))
         new_maximum = tl.maximum(maximum, scores)

@@ -14,7 +14,7 @@ from prefetch_compiler.bench.paper.inputs import Problem, make_inputs
 from prefetch_compiler.bench.paper.kernel import BLOCK_KV, PAPER_DECODE, PagedTensors, example_tensors, paper_call
 from prefetch_compiler.bench.paper.models import PaperModel
 from prefetch_compiler.bench.paper.paging import paged_copy
-from prefetch_compiler.bench.paper.variant import PREFETCH_OF, Column, Prefetch, PrefetchMode
+from prefetch_compiler.bench.paper.variant import PREFETCH_OF, Column, Prefetch
 from prefetch_compiler.device import interpreting
 from prefetch_compiler.error_bound import yardstick
 
@@ -87,12 +87,8 @@ def tile(tensors: PagedTensors, sequence: int, block: int, kv_head: int) -> tupl
 
 
 def expected_blocks(prefetch: Prefetch, blocks: int) -> list[int]:
-    if prefetch.mode is PrefetchMode.NONE:
-        return []
-    if prefetch.mode is PrefetchMode.CONTROL:
-        return list(range(blocks))
-    # Block 0 is never ahead of anything; every other one is asked for once.
-    return list(range(1, blocks))
+    """Every block with the control; but for the first one, which is ahead of nothing, with the next tile."""
+    return list(range(min(prefetch.depth, 1), blocks)) if prefetch.issued else []
 
 
 @pytest.mark.skipif(not interpreting(), reason="only the interpreter runs the recorder")

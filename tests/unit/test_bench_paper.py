@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +14,20 @@ from prefetch_compiler.templates.manifest import TEMPLATES
 from typer.testing import CliRunner
 
 from prefetch_compiler.bench.cli import app
-from prefetch_compiler.bench.paper import ncu, profiled
+from prefetch_compiler.bench.paper import clock, contestants, ncu, profiled
 from prefetch_compiler.bench.paper.case import BATCHES, CONTEXTS, PaperCase, cases_of
+from prefetch_compiler.bench.paper.check import verified, yardstick_of
 from prefetch_compiler.bench.paper.clock import per_launch
+from prefetch_compiler.bench.paper.contestants import Launch
 from prefetch_compiler.bench.paper.errors import CaseTooLargeError, InvalidRunFileError, NcuOutputError
-from prefetch_compiler.bench.paper.inputs import MAX_CACHES, caches_for, make_inputs, needed_bytes, require_room
+from prefetch_compiler.bench.paper.inputs import (
+    MAX_CACHES,
+    Problem,
+    caches_for,
+    make_inputs,
+    needed_bytes,
+    require_room,
+)
 from prefetch_compiler.bench.paper.kernel import PAPER_DECODE
 from prefetch_compiler.bench.paper.models import MODELS, PaperModel
 from prefetch_compiler.bench.paper.ours import OurConfigs, choose_ours, starting_points
@@ -199,6 +209,70 @@ def test_what_stands_between_launches_is_taken_off() -> None:
     assert per_launch([[5.0], [6.0]], 1) == [[0.01]]
 
 
+class FakeGraph:
+    """What is replayed is written down."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name, self.log = name, log
+
+    def replay(self) -> None:
+        self.log.append(self.name)
+
+
+def test_rounds_rotate_flush_before_each_replay_and_throw_the_first_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU's clock, with graphs and events that only count: event n is recorded at n milliseconds."""
+    log: list[str] = []
+
+    class FakeEvent:
+        recorded = 0
+
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at_ms = FakeEvent.recorded = FakeEvent.recorded + 1
+
+        def elapsed_time(self, end: FakeEvent) -> float:
+            return float(end.at_ms - self.at_ms)
+
+    def capture(work: Any, device: torch.device) -> FakeGraph:
+        launched.clear()
+        work()
+        return FakeGraph("".join(launched) or "spacers", log)
+
+    launched: list[str] = []
+    properties = SimpleNamespace(L2_cache_size=1 << 20, multi_processor_count=1)
+    monkeypatch.setattr(clock, "graph_of", capture)
+    monkeypatch.setattr(clock, "launch_read", lambda *_: log.append("flush"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    inputs = make_inputs(PaperCase(PaperModel("tiny", 4, 2, 16, 1.0), 1, 20), 2, CPU, seed=0)
+    timer = clock.GraphClock(inputs)
+
+    def launch(name: str) -> Launch:
+        return lambda cache: (launched.append(f"{name}{cache}"), inputs.problems[cache].q)[1]
+
+    samples = timer.rounds([timer.prepare(launch("a")), timer.prepare(launch("b"))], 2)
+    replayed = [name for name in log if name != "flush"]
+    assert log == [entry for name in replayed for entry in ("flush", name)]
+    assert replayed == ["a0a1", "b0b1", "spacers", "b0b1", "spacers", "a0a1", "spacers", "a0a1", "b0b1"]
+    assert samples == [[0.01, 0.01]] * 2
+
+
+def test_cudnn_takes_a_group_as_query_rows_where_enable_gqa_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sdpa(q: torch.Tensor, problem: Problem, grouped: bool) -> torch.Tensor:
+        if grouped:
+            raise RuntimeError("No available kernel")
+        return torch.nn.functional.scaled_dot_product_attention(q, problem.k, problem.v, scale=problem.scale)
+
+    monkeypatch.setattr(contestants, "_sdpa_by_cudnn", sdpa)
+    inputs = make_inputs(PaperCase(PaperModel("tiny", 6, 2, 16, 1.0), 2, 40), 1, CPU, seed=0)
+    contestant = contestants.cudnn(inputs)
+    assert "refused" in contestant.detail
+    assert verified(contestant, yardstick_of(inputs)) <= 1
+
+
 def test_the_warps_of_the_fastest_variant_are_taken() -> None:
     probes = {1: {Column.NONE: 9.0, Column.NEXT_1: 5.0}, 2: {Column.NONE: 4.0, Column.NEXT_1: 6.0}, 4: {}}
     assert best_warps(probes) == 2
@@ -211,12 +285,12 @@ def case_result(name: str, times: dict[Column, float]) -> CaseResult:
 
 
 PAPERS = {
-    Column.NONE: 100.0, Column.CONTROL: 80.0, Column.NEXT_1: 60.0, Column.NEXT_2: 50.0, Column.NEXT_4: 90.0,
-    Column.OURS_DEPTH0: 20.0, Column.OURS_FREE: 25.0, Column.CUDNN: 30.0,
+    Column.NONE: 100.0, Column.OFF: 75.0, Column.CONTROL: 80.0, Column.NEXT_1: 60.0, Column.NEXT_2: 50.0,
+    Column.NEXT_4: 90.0, Column.OURS_DEPTH0: 20.0, Column.OURS_FREE: 25.0, Column.CUDNN: 30.0,
 }  # fmt: skip
 LONG = {
-    Column.NONE: 40.0, Column.CONTROL: 50.0, Column.NEXT_1: 80.0, Column.NEXT_2: 100.0, Column.NEXT_4: 160.0,
-    Column.OURS_DEPTH0: 40.0, Column.OURS_FREE: 10.0,
+    Column.NONE: 40.0, Column.OFF: 60.0, Column.CONTROL: 50.0, Column.NEXT_1: 80.0, Column.NEXT_2: 100.0,
+    Column.NEXT_4: 160.0, Column.OURS_DEPTH0: 40.0, Column.OURS_FREE: 10.0,
 }  # fmt: skip
 
 
@@ -254,6 +328,8 @@ def test_gains_are_by_model_and_batch_over_contexts(run: PaperRun) -> None:
     assert (llama3.model, llama3.batch, llama3.contexts) == ("Llama3-8B", 64, 2)
     assert llama3.best == pytest.approx((100 / 50 * 40 / 80) ** 0.5)
     assert llama3.control == pytest.approx((100 / 80 * 40 / 50) ** 0.5)
+    assert llama3.off == pytest.approx((100 / 75 * 40 / 60) ** 0.5)
+    assert llama3.over_off == pytest.approx((75 / 50 * 60 / 80) ** 0.5)
     assert llama3.depths["next tile, depth 4"] == pytest.approx((100 / 90 * 40 / 160) ** 0.5)
 
 

@@ -15,6 +15,7 @@ from .models import MODELS, parse_models
 from .settings import PaperSettings
 
 if TYPE_CHECKING:
+    from ...device import DeviceProfile
     from ...tuning.compile_pool import CompilePool
     from .result import PaperRun
 
@@ -84,12 +85,15 @@ def paper(
 
 
 def _measure(settings: PaperSettings, out: Path | None) -> PaperRun:
-    """Raises: NoPaperGpuError: there is nothing to measure on."""
+    """Raises:
+    NoPaperGpuError: there is nothing to measure on.
+    NoBulkPrefetchError: the GPU lacks the instruction.
+    """
     import torch
 
-    from ...device import interpreting
+    from ...device import interpreting, profile
     from . import ncu
-    from .errors import NoPaperGpuError
+    from .errors import NoBulkPrefetchError, NoPaperGpuError
     from .result import write_run
     from .run import run
 
@@ -101,7 +105,10 @@ def _measure(settings: PaperSettings, out: Path | None) -> PaperRun:
             write_run(result, out)
 
     device = torch.device("cuda", torch.cuda.current_device())
-    compiler = _compiler(device.index) if settings.trials else None
+    found = profile(device)
+    if not found.has_bulk_prefetch:
+        raise NoBulkPrefetchError(found.name)
+    compiler = _compiler(found) if settings.trials else None
     try:
         result = run(settings, device, _say, keep, compiler)
     finally:
@@ -114,13 +121,10 @@ def _measure(settings: PaperSettings, out: Path | None) -> PaperRun:
     return result
 
 
-def _compiler(index: int) -> CompilePool:
-    import torch
-
-    from ...device import profile
+def _compiler(device: DeviceProfile) -> CompilePool:
     from ...tuning.compile_pool import CompilePool
 
-    return CompilePool(profile(torch.device("cuda", index)))
+    return CompilePool(device)
 
 
 def _show(result: PaperRun, as_json: bool, plots: Path | None) -> None:

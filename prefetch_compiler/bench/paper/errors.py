@@ -15,6 +15,13 @@ class NoPaperGpuError(KVPrefetchError):
         )
 
 
+class NoBulkPrefetchError(KVPrefetchError):
+    """A GPU without the instruction that all of this is about."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__(f"bench paper needs cp.async.bulk.prefetch.L2, which is there from sm_90 on, not on {device}.")
+
+
 class CaseTooLargeError(KVPrefetchError):
     """The caches of a case do not fit the device."""
 

@@ -72,12 +72,13 @@ def paper_call(tensors: PagedTensors, prefetch: Prefetch, warps: int, scale: flo
         "group": query_heads // kv_heads,
         "kv_heads": kv_heads,
         "table_stride": tensors.table.stride(0),
+        "depth": prefetch.depth,
+        "issue": int(prefetch.issued),
     }
     constants = {
         "HEAD_DIM": head_dim,
         "BLOCK_KV": BLOCK_KV,
-        "PREFETCH": prefetch.mode.value,
-        "DEPTH": prefetch.depth,
+        "PREFETCH": prefetch.compiled,
         "EMULATED": interpreting(),
     }
     kernel = PAPER_DECODE.load("paper_decode").paper_decode

@@ -30,6 +30,7 @@ _LINES: dict[Column, dict[str, Any]] = {
     Column.NEXT_2: {"color": _RED, "marker": "^", "linestyle": "--", "markersize": 3.5},
     Column.NEXT_4: {"color": _RED, "marker": "^", "linestyle": ":", "markersize": 3.5},
     Column.CONTROL: {"color": _ORANGE, "marker": "D", "markersize": 4},
+    Column.OFF: {"color": _ORANGE, "marker": "D", "linestyle": ":", "markersize": 3},
     Column.NONE: {"color": _GREY, "marker": "x", "markersize": 5},
 }
 _STYLE: dict[str, Any] = {
@@ -84,12 +85,12 @@ def gains_figure(run: PaperRun) -> Figure | None:
     batches = [batch for batch in sorted({case.paper_case.batch for case in run.cases}) if _at(run, batch)]
     if not batches:
         return None
-    figure, panels = _panels(1, len(batches), 4.6, 3.6, share_y=True)
+    figure, panels = _panels(1, len(batches), 5.2, 3.6, share_y=True)
     for axes, batch in zip(panels[0], batches, strict=True):
         _draw_gains(axes, batch, [_gain(case) for case in _at(run, batch)])
     panels[0][0].set_ylabel("time without prefetch / time with")
     fullest = max((_legend(axes) for axes in panels[0]), key=len)
-    figure.legend(*zip(*fullest, strict=True), loc="lower center", bbox_to_anchor=(0.5, -0.1), ncols=4)
+    figure.legend(*zip(*fullest, strict=True), loc="outside lower center", ncols=4)
     _title(figure, run, f"What prefetching the next KV tile gains, context {PAPER_CONTEXT}")
     return figure
 
@@ -114,6 +115,7 @@ def _draw_gains(axes: Axes, batch: int, gains: Sequence[Gain]) -> None:
         ("the paper, H20", _PURPLE, [papers.get(gain.model) for gain in gains]),
         ("prefetch, best depth", _RED, [gain.best for gain in gains]),
         ("control", _ORANGE, [gain.control for gain in gains]),
+        ("same binary, switched off", _GREY, [gain.off for gain in gains]),
     ]
     shown = [bar for bar in bars if any(value is not None for value in bar[2])]
     width = 0.8 / len(shown)
@@ -121,7 +123,7 @@ def _draw_gains(axes: Axes, batch: int, gains: Sequence[Gain]) -> None:
         places = [place + (number - (len(shown) - 1) / 2) * width for place in range(len(gains))]
         heights = [value or 0.0 for value in values]
         drawn = axes.bar(places, heights, width * 0.92, color=colour, label=label)
-        axes.bar_label(drawn, [f"{value:.2f}" if value else "" for value in values], fontsize=7.5, padding=1)
+        axes.bar_label(drawn, [f"{value:.2f}" if value else "" for value in values], fontsize=7, padding=1)
     axes.axhline(1.0, color="black", linewidth=0.9, zorder=0.9)
     axes.set_xticks(range(len(gains)), [gain.model for gain in gains], fontsize=8.5)
     axes.set_title(f"batch {batch}")
@@ -144,9 +146,7 @@ def bandwidth_figure(run: PaperRun) -> Figure | None:
         axes.set_xlabel("context, keys")
     found = {label: handle for row in panels for axes in row for handle, label in _legend(axes)}
     handles = {column.value: found[column.value] for column in Column if column.value in found}
-    figure.legend(
-        handles.values(), handles.keys(), loc="lower center", bbox_to_anchor=(0.5, -0.03 - 0.03 / len(batches)), ncols=8
-    )
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5)
     _title(figure, run, "Decode attention: how fast each kernel gets through K and V (higher is better)")
     return figure
 

@@ -65,7 +65,12 @@ def run(
         keep: receives the result so far, whenever there is more of it.
     """
     tools = Tools(device, overlay.load(), clock, compiler)
-    environment = {**describe_environment(device), "paper_template_sha256": template_hash(PAPER_DECODE)}
+    environment = {
+        **describe_environment(device),
+        # The assembler decides what becomes of loads around a prefetch.
+        "ptxas": _ptxas_version(),
+        "paper_template_sha256": template_hash(PAPER_DECODE),
+    }
     result = PaperRun(settings.to_dict(), environment)
     started = time.monotonic()
     _compile_ahead(settings, tools)
@@ -86,6 +91,16 @@ def run(
             torch.cuda.empty_cache()
         keep(result)
     return result
+
+
+def _ptxas_version() -> str | None:
+    """Of the assembler that Triton calls; None where there is none."""
+    from triton import knobs
+
+    try:
+        return str(knobs.nvidia.ptxas.version)
+    except (AttributeError, RuntimeError):
+        return None
 
 
 def _compile_ahead(settings: PaperSettings, tools: Tools) -> None:

@@ -10,14 +10,15 @@ from typing import Any
 from .models import MODELS, PaperModel
 from .result import CaseResult, PaperRun
 from .settings import GOAL
-from .variant import PAPER_STYLE, Column
+from .variant import PAPER_STYLE, PREFETCHING, Column
 
 
 @dataclass(frozen=True)
 class Gain:
     """Time without any prefetch over time with, of the paper's kernel: geomeans over the contexts that were measured.
 
-    ``best`` takes the best depth of each context, ``depths`` one depth throughout.
+    ``best`` takes the best depth of each context, ``depths`` one depth throughout; ``off`` is the binary with
+    prefetches of which none is issued, and ``over_off`` what the best depth gains over that: over the same code.
     """
 
     model: str
@@ -25,6 +26,8 @@ class Gain:
     contexts: int
     best: float | None
     control: float | None
+    off: float | None
+    over_off: float | None
     depths: dict[str, float | None]
 
 
@@ -101,9 +104,10 @@ def gain_over(cases: list[CaseResult], model: str, batch: int) -> Gain:
         len(cases),
         best=over(CaseResult.best_prefetch),
         control=over(lambda _: Column.CONTROL),
+        off=over(lambda _: Column.OFF),
+        over_off=geomean(case.ratio(Column.OFF, case.best_prefetch()) for case in cases),
         depths={
             column.value: over(lambda _, column=column: column)  # type: ignore[misc]
-            for column in PAPER_STYLE
-            if column not in (Column.NONE, Column.CONTROL)
+            for column in PREFETCHING
         },
     )

@@ -18,6 +18,10 @@ PROTOCOL = (
     "p20–p80: the widest of the row's columns, relative to its median."
 )
 
+_GAIN_COLUMNS = (
+    "best depth", "control", "switched off", *(column.value for column in PREFETCHING), "best over switched off",
+)  # fmt: skip
+
 
 def dry_run_table(cases: Sequence[PaperCase], l2_bytes: int) -> Table:
     """Cases and bytes, on a device whose L2 holds ``l2_bytes``."""
@@ -85,16 +89,19 @@ def _widest_spread(case: CaseResult) -> str:
 
 def gains_table(summary: Summary) -> Table:
     """What prefetching and its control gain, by model and batch."""
-    columns = ("model", "batch", "contexts", "best depth", "control", *(column.value for column in PREFETCHING))
+    columns = ("model", "batch", "contexts", *_GAIN_COLUMNS)
     rows = [(gain.model, str(gain.batch), str(gain.contexts), *_gain_cells(gain)) for gain in summary.gains]
     title = "The paper's kernel: time without prefetch over time with (geomean over contexts)"
-    notes = ("Control: the same instruction, on the tile that was just asked for: what it gains is not owed to L2.",)
+    notes = (
+        "Control: the same instruction, on the tile just asked for. Switched off: the same binary, no prefetch issued. "
+        "What these gain is owed to the code around the statement; the last column is what the prefetches add.",
+    )
     return Table(title, columns, rows, notes)
 
 
 def papers_table(run: PaperRun) -> Table:
     """The paper's setting beside its figures."""
-    columns = ("model", "paper's gain, H20", "best depth", "control", *(column.value for column in PREFETCHING))
+    columns = ("model", "paper's gain, H20", *_GAIN_COLUMNS)
     rows = []
     for case in run.cases:
         parsed = case.paper_case
@@ -105,7 +112,8 @@ def papers_table(run: PaperRun) -> Table:
 
 
 def _gain_cells(gain: Gain) -> tuple[str, ...]:
-    return _ratio(gain.best), _ratio(gain.control), *(_ratio(gain.depths[column.value]) for column in PREFETCHING)
+    depths = (gain.depths[column.value] for column in PREFETCHING)
+    return tuple(_ratio(value) for value in (gain.best, gain.control, gain.off, *depths, gain.over_off))
 
 
 def configs_table(run: PaperRun) -> Table:

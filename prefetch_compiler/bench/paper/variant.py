@@ -10,6 +10,7 @@ class Column(str, Enum):
     """What takes part, in the order of the table; values are what people read and what files hold."""
 
     NONE = "no prefetch"
+    OFF = "switched off"
     CONTROL = "control"
     NEXT_1 = "next tile, depth 1"
     NEXT_2 = "next tile, depth 2"
@@ -19,30 +20,30 @@ class Column(str, Enum):
     CUDNN = "SDPA cuDNN"
 
 
-class PrefetchMode(str, Enum):
-    """The template's PREFETCH."""
-
-    NONE = "none"
-    CONTROL = "control"
-    NEXT = "next"
-
-
 @dataclass(frozen=True)
 class Prefetch:
-    """What the paper's kernel asks L2 for; ``depth`` is in tiles, 0 but for the next one."""
+    """What the paper's kernel asks L2 for.
 
-    mode: PrefetchMode
+    Attributes:
+        compiled: whether the kernel holds prefetch instructions at all; all variants that do share one binary.
+        issued: whether they are executed.
+        depth: how many blocks ahead; 0 is the control, the block that has just been asked for.
+    """
+
+    compiled: bool = True
+    issued: bool = True
     depth: int = 0
 
 
 PREFETCH_OF = {
-    Column.NONE: Prefetch(PrefetchMode.NONE),
-    Column.CONTROL: Prefetch(PrefetchMode.CONTROL),
-    Column.NEXT_1: Prefetch(PrefetchMode.NEXT, 1),
-    Column.NEXT_2: Prefetch(PrefetchMode.NEXT, 2),
-    Column.NEXT_4: Prefetch(PrefetchMode.NEXT, 4),
+    Column.NONE: Prefetch(compiled=False, issued=False),
+    Column.OFF: Prefetch(issued=False),
+    Column.CONTROL: Prefetch(depth=0),
+    Column.NEXT_1: Prefetch(depth=1),
+    Column.NEXT_2: Prefetch(depth=2),
+    Column.NEXT_4: Prefetch(depth=4),
 }
 # The paper's kernel in all its variants, and those that prefetch a tile before it is needed.
 PAPER_STYLE = tuple(PREFETCH_OF)
-PREFETCHING = tuple(column for column, prefetch in PREFETCH_OF.items() if prefetch.mode is PrefetchMode.NEXT)
+PREFETCHING = tuple(column for column, prefetch in PREFETCH_OF.items() if prefetch.depth > 0)
 OURS = (Column.OURS_DEPTH0, Column.OURS_FREE)
