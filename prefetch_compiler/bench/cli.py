@@ -18,6 +18,7 @@ from .case import RANDOM_LLAMA, parse_cases
 from .ceiling_cli import ceiling
 from .errors import NoGpuError
 from .kernel.cli import kernel
+from .paper.cli import paper
 from .rounds import Rounds
 from .search_cli import search
 from .selection_cli import selection
@@ -42,6 +43,7 @@ app.command()(kernel)
 app.command()(ceiling)
 app.command()(search)
 app.command()(selection)
+app.command()(paper)
 
 
 @app.command()
