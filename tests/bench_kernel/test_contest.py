@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefetch_compiler.bench.ceiling import LAUNCH_SHAPES, ReadCeiling
 from prefetch_compiler.bench.errors import DeviceLostError
+from prefetch_compiler.bench.kernel import case_ceiling as case_ceiling_module
 from prefetch_compiler.bench.kernel import contest as contest_module
 from prefetch_compiler.bench.kernel import run as run_module
 from prefetch_compiler.bench.kernel.cases import CacheLayout, Case, Fill
@@ -21,6 +22,7 @@ from prefetch_compiler.bench.kernel.operands import Operands, cache_count, creat
 from prefetch_compiler.bench.kernel.oracle import checked_sequences
 from prefetch_compiler.bench.kernel.peers.peer import Attend, UnsupportedCaseError
 from prefetch_compiler.bench.kernel.peers.sdpa import Sdpa
+from prefetch_compiler.bench.kernel.readers import MORE_SHAPES, Reader
 from prefetch_compiler.bench.kernel.result import (
     BEST_BARE,
     BEST_PREFETCHING,
@@ -33,17 +35,18 @@ from prefetch_compiler.bench.kernel.result import (
 )
 from prefetch_compiler.bench.kernel.run import KernelBench, KernelSettings
 from prefetch_compiler.bench.kernel.stopwatch import Recording
-from prefetch_compiler.bench.samples import Samples
 from prefetch_compiler.config import KernelConfig
-from prefetch_compiler.device import interpreting
+from prefetch_compiler.device import INTERPRETER, interpreting
 
 CPU = torch.device("cpu")
 CASE = Case(4, 2, 64, 2, 64, Fill.HALF, dtype="float16")
+READING_US = [0.5, 0.75]
 pytestmark = pytest.mark.skipif(not interpreting(), reason="needs TRITON_INTERPRET=1")
 
 
 class FakeStopwatch:
-    """Runs a candidate once, over the last cache; a launch of the n-th takes n + 1 microseconds."""
+    """Runs a candidate once, over the last cache; a launch of the n-th takes n + 1 microseconds, one that only
+    reads as long as READING_US says of the first shapes, and of those that are tried besides."""
 
     def __init__(self, operands: Operands, device: torch.device) -> None:
         self.operands = operands
@@ -55,7 +58,11 @@ class FakeStopwatch:
         return recording.output
 
     def rounds(self, recordings: Sequence[Recording], rounds: int) -> list[list[float]]:
-        return [[float(number + 1)] * rounds for number in range(len(recordings))]
+        shapes = [one.attend.shape if isinstance(one.attend, Reader) else None for one in recordings]
+        return [
+            [READING_US[shape in MORE_SHAPES] if shape is not None else float(number + 1)] * rounds
+            for number, shape in enumerate(shapes)
+        ]
 
 
 class NoCompiler:
@@ -110,13 +117,9 @@ PEERS = (
 
 @pytest.fixture(autouse=True)
 def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    def ceiling(byte_count: int, device: torch.device) -> ReadCeiling:
-        return ReadCeiling(byte_count, 1, LAUNCH_SHAPES[0], 100.0, Samples([byte_count / 100.0]))
-
     monkeypatch.setattr(contest_module, "Stopwatch", FakeStopwatch)
     monkeypatch.setattr(contest_module, "device_works", lambda device: True)
     monkeypatch.setattr(run_module, "device_works", lambda device: True)
-    monkeypatch.setattr(run_module, "measure_ceiling", ceiling)
     monkeypatch.setattr(run_module, "CompileAhead", lambda profile: NoCompiler())
     monkeypatch.setattr(run_module, "give_back_memory", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 30, 1 << 30))
@@ -172,7 +175,43 @@ def test_ours_with_one_configuration_are_measured_once() -> None:
     assert shipped.samples.samples_us == heuristic.samples.samples_us == [1.0, 1.0, 1.0]
     assert str(shipped.verdict).startswith("heuristic: ")
     assert case.faster_than_best_peer(SHIPPED) == 2.0
-    assert case.ceiling_share(SHIPPED) == pytest.approx(CASE.valid_bytes(0) / 100.0)
+    assert case.ceiling_share(SHIPPED) == 0.5
+    assert case.ceiling.first_us is None
+    assert case.ceiling.tb_per_s == CASE.valid_bytes(0) / 0.5 * 1e-6
+
+
+def test_a_beaten_ceiling_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "READING_US", [1.5, 0.75])
+    (case,) = bench((CASE,)).cases
+    ceiling = case.ceiling
+    assert (ceiling.first_us, ceiling.first_beaten_by, ceiling.time_us) == (1.5, SHIPPED, 0.75)
+    assert ceiling.rival.samples_us == [1.0] * 3
+    assert len(ceiling.shapes) > 4
+    assert case.ceiling_beaten_by is None
+    assert case.ceiling_share(SHIPPED) == 0.75
+
+
+def test_a_ceiling_that_stays_beaten_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "READING_US", [1.5, 1.25])
+    run = bench((CASE,))
+    (case,) = run.cases
+    assert case.ceiling.time_us == 1.25
+    assert case.ceiling_beaten_by is case.of(SHIPPED)
+    assert case.ceiling_share(SHIPPED) is None
+    assert run.to_dict()["cases"][0]["ceiling"]["beaten_by"] == SHIPPED
+
+
+def test_a_wrong_result_beats_no_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "READING_US", [1.5, 1.25])
+    (case,) = bench((CASE,), peers=PEERS[5:], ours=False).cases
+    assert case.of("wrong").samples.samples_us == [1.0] * 3  # type: ignore[union-attr]
+    assert case.ceiling.first_us is None
+
+
+def test_no_reader_is_no_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(case_ceiling_module, "FIRST_SHAPES", ())
+    (skipped,) = bench((CASE,)).not_run
+    assert "no read ceiling" in skipped.reason
 
 
 def test_the_search_gives_two_more_of_ours() -> None:
@@ -232,7 +271,7 @@ def test_a_lost_device_ends_the_run_and_keeps_what_there_is(monkeypatch: pytest.
 
 
 def test_an_error_outside_any_peer_costs_one_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: Contest, rounds: int) -> None:
+    def fail(self: Contest, rounds: int, valid_bytes: int) -> None:
         raise ValueError("no time")
 
     monkeypatch.setattr(Contest, "time", fail)
@@ -241,7 +280,7 @@ def test_an_error_outside_any_peer_costs_one_case(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_lost_device_is_told_from_a_failed_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
-    contest = Contest(create_operands(CASE, 0, 1, CPU), CPU)
+    contest = Contest(create_operands(CASE, 0, 1, CPU), CPU, INTERPRETER)
     monkeypatch.setattr(contest_module, "device_works", lambda device: False)
     with pytest.raises(DeviceLostError, match="broken"):
         contest.enter(PEERS[3], None)

@@ -15,12 +15,13 @@ from ...spec import AttentionSpec
 from ...tuning.feasible import why_spec_infeasible
 from ..errors import DeviceLostError
 from ..samples import Samples
+from .case_ceiling import CeilingTrial
 from .compile_ahead import CompileAhead
 from .operands import Operands
 from .oracle import OUR_LIMIT, PEER_LIMIT, Correctness, Oracle
 from .ours import NoChoice, OurChoice, attend_with, configs_of, standing_choices, why_not_ours
 from .peers.peer import Attend, Peer, UnsupportedCaseError, first_line
-from .result import BEST_BARE, BEST_PREFETCHING, OUR_FAMILY, OURS, PeerResult, Status
+from .result import BEST_BARE, BEST_PREFETCHING, OUR_FAMILY, OURS, CaseCeiling, PeerResult, Status
 from .search import search, with_prefetch, without_prefetch
 from .stopwatch import Recording, Stopwatch
 
@@ -34,9 +35,9 @@ class Contest:
     operands: the case; nothing else of its size is allocated here, but for what peers need.
     """
 
-    def __init__(self, operands: Operands, device: torch.device) -> None:
+    def __init__(self, operands: Operands, device: torch.device, profile: DeviceProfile) -> None:
         self.results: list[PeerResult] = []
-        self._operands, self._device = operands, device
+        self._operands, self._device, self._profile = operands, device, profile
         self._stopwatch = Stopwatch(operands, device)
         self._oracle = Oracle(operands)
         # Of ours, several names may stand for one configuration, which is measured once.
@@ -54,15 +55,15 @@ class Contest:
         else:
             self._admit([result], lambda: peer.prepare(self._operands), PEER_LIMIT)
 
-    def enter_ours(self, profile: DeviceProfile, compiler: CompileAhead, count: int) -> None:
+    def enter_ours(self, compiler: CompileAhead, count: int) -> None:
         """All four of ours. ``count`` is how many configurations each of the two searches measures."""
         case = self._operands.case
         spec, refusal = case.spec(), why_not_ours(case)
         if spec is None or refusal is not None:
             self.results += [PeerResult(name, OUR_FAMILY, Status.UNSUPPORTED, refusal or "") for name in OURS]
             return
-        choices = standing_choices(spec, profile)
-        choices += self._searched(spec, profile, compiler, configs_of(choices), count)
+        choices = standing_choices(spec, self._profile)
+        choices += self._searched(spec, compiler, configs_of(choices), count)
         by_config: dict[KernelConfig, list[PeerResult]] = {}
         for choice in choices:
             result = PeerResult(choice.name, OUR_FAMILY, Status.FAILED)
@@ -75,12 +76,33 @@ class Contest:
         for config, results in by_config.items():
             self._admit(results, partial(attend_with, self._operands, config), OUR_LIMIT)
 
-    def time(self, rounds: int) -> None:
-        """Fill in everyone's samples."""
-        taken = self._stopwatch.rounds([recording for recording, _ in self._entries], rounds)
-        for (_, results), samples_us in zip(self._entries, taken, strict=True):
+    def time(self, rounds: int, valid_bytes: int) -> CaseCeiling:
+        """Fill in everyone's samples. Returns the read ceiling over ``valid_bytes``, measured in the same rounds.
+
+        Raises:
+            NoReaderError: no ceiling could be measured.
+        """
+        trial = CeilingTrial(self._stopwatch, self._operands, valid_bytes, self._profile)
+        finalists = trial.finalists()
+        recordings = [*(recording for recording, _ in self._entries), *(recording for _, recording in finalists)]
+        taken = self._stopwatch.rounds(recordings, rounds)
+        for (_, results), samples_us in zip(self._entries, taken[: len(self._entries)], strict=True):
             for result in results:
                 result.samples = Samples(list(samples_us))
+        ceiling = trial.best(finalists, taken[len(self._entries) :])
+        rival = self._faster_than(ceiling)
+        if rival is None:
+            return ceiling
+        recording, name = rival
+        return trial.again(recording, rounds, ceiling, name)
+
+    def _faster_than(self, ceiling: CaseCeiling) -> tuple[Recording, str] | None:
+        """The fastest that is right, if it is faster than the ceiling by more than noise."""
+        right = [entry for entry in self._entries if entry[1][0].ranked_us is not None]
+        if not right:
+            return None
+        recording, results = min(right, key=lambda entry: entry[1][0].samples.median_us)
+        return (recording, results[0].name) if ceiling.is_beaten_by(results[0].samples) else None
 
     def _admit(self, results: Sequence[PeerResult], prepare: Callable[[], Attend], limit: float) -> None:
         """Capture and check. What fails is listed with its reason; the GPU must survive it.
@@ -115,7 +137,6 @@ class Contest:
     def _searched(
         self,
         spec: AttentionSpec,
-        profile: DeviceProfile,
         compiler: CompileAhead,
         starts: Sequence[KernelConfig],
         count: int,
@@ -127,7 +148,7 @@ class Contest:
             return self._quick_times(configs, compiler.refusals(spec, configs))
 
         def why_not(config: KernelConfig) -> str | None:
-            return why_spec_infeasible(spec, config, profile)
+            return why_spec_infeasible(spec, config, self._profile)
 
         choices: list[OurChoice | NoChoice] = []
         for name, first in ((BEST_BARE, without_prefetch(starts)), (BEST_PREFETCHING, with_prefetch(starts))):

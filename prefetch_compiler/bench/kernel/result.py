@@ -57,15 +57,39 @@ class PeerResult:
 
 
 @dataclass(frozen=True)
+class ShapeTime:
+    """One launch shape of the reading kernel, and its median."""
+
+    shape: str
+    median_us: float
+
+
+@dataclass
 class CaseCeiling:
-    """A kernel that only reads, over as many bytes as the case must read: microseconds, its rate, its launch shape, and
-    the bytes that it was measured over (fewer where more did not fit)."""
+    """The fastest of many kernels that only read, over as many bytes as the case must read.
+
+    Attributes:
+        shape: its launch shape.
+        samples: microseconds per launch, in the rounds of everyone else.
+        shapes: all that were tried, the fastest first; none in results that were measured apart from the contestants.
+        first_us: of the ceiling that ``first_beaten_by`` was faster than, where there was one: the ceiling was then
+            measured again, with more shapes.
+        rival: samples of ``first_beaten_by`` in the rounds of the second measurement.
+    """
 
     time_us: float
     tb_per_s: float
     region_bytes: int
     shape: str
     samples: Samples = field(default_factory=Samples)
+    shapes: list[ShapeTime] = field(default_factory=list)
+    first_us: float | None = None
+    first_beaten_by: str = ""
+    rival: Samples = field(default_factory=Samples)
+
+    def is_beaten_by(self, samples: Samples) -> bool:
+        """Whether ``samples`` are faster by more than noise: four in five of them below four in five of these."""
+        return samples.quantile_us(0.8) < self.samples.quantile_us(0.2)
 
 
 @dataclass
@@ -100,10 +124,21 @@ class CaseResult:
     def best_of_ours(self) -> PeerResult | None:
         return _fastest([peer for peer in self.peers if peer.is_ours])
 
+    @property
+    def fastest(self) -> PeerResult | None:
+        """Of everyone that is right."""
+        return _fastest(self.peers)
+
+    @property
+    def ceiling_beaten_by(self) -> PeerResult | None:
+        """Who is faster than the read ceiling by more than noise, which then is none."""
+        found = self.fastest
+        return found if found is not None and self.ceiling.is_beaten_by(found.samples) else None
+
     def ceiling_share(self, name: str) -> float | None:
-        """The read ceiling's time over that of ``name``: 1 is as fast as reading."""
+        """The read ceiling's time over that of ``name``: 1 is as fast as reading. None where somebody beat it."""
         own = self.time_us(name)
-        return None if own is None else self.ceiling.time_us / own
+        return None if own is None or self.ceiling_beaten_by is not None else self.ceiling.time_us / own
 
     def faster_than_best_peer(self, name: str) -> float | None:
         """The best peer's time over that of ``name``: above 1, ``name`` is faster."""
@@ -162,6 +197,9 @@ class KernelRun:
         for case, written in zip(self.cases, plain["cases"], strict=True):
             written["name"] = case.case.name
             written["ceiling"]["samples"] = case.ceiling.samples.to_dict()
+            written["ceiling"]["rival"] = case.ceiling.rival.to_dict()
+            beaten_by = case.ceiling_beaten_by
+            written["ceiling"]["beaten_by"] = None if beaten_by is None else beaten_by.name
             best = case.best_peer
             written["best_peer"] = None if best is None else best.name
             for peer, entry in zip(case.peers, written["peers"], strict=True):

@@ -6,13 +6,12 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ...device import profile
-from ..ceiling import ReadCeiling, measure_ceiling
 from ..environment import describe_environment
 from ..errors import DeviceLostError
 from .cases import Case
@@ -21,7 +20,7 @@ from .contest import Contest, device_works
 from .operands import cache_count, create_operands, why_too_large
 from .oracle import OUR_LIMIT, PEER_LIMIT
 from .peers.peer import Peer, first_line
-from .result import Availability, CaseCeiling, CaseResult, KernelRun, NotRun, Status
+from .result import Availability, CaseResult, KernelRun, NotRun, Status
 
 Say = Callable[[str], None]
 Keep = Callable[[KernelRun], None]
@@ -64,7 +63,6 @@ class KernelBench:
         self._settings, self._device, self._say, self._keep = settings, device, say, keep
         self._profile = profile(device)
         self._compiler = CompileAhead(self._profile)
-        self._ceilings: dict[int, CaseCeiling] = {}
         self._unavailable = {peer.name: peer.unavailable() for peer in settings.peers}
         availability = [Availability(peer.name, peer.family, self._unavailable[peer.name]) for peer in settings.peers]
         self._run = KernelRun(settings.to_dict(), describe_environment(device), availability)
@@ -122,32 +120,18 @@ class KernelBench:
     def _contested(self, case: Case, free_bytes: int) -> CaseResult:
         settings, device = self._settings, self._device
         valid_bytes = case.valid_bytes(settings.seed)
-        ceiling = self._ceiling(valid_bytes)
-        give_back_memory()
         caches = cache_count(case.capacity_bytes, valid_bytes, self._profile.l2_bytes, free_bytes)
         operands = create_operands(case, settings.seed, caches, device)
-        contest = Contest(operands, device)
+        contest = Contest(operands, device, self._profile)
         if settings.ours:
-            contest.enter_ours(self._profile, self._compiler, settings.search)
+            contest.enter_ours(self._compiler, settings.search)
         for peer in settings.peers:
             contest.enter(peer, self._unavailable[peer.name])
-        contest.time(settings.rounds)
+        ceiling = contest.time(settings.rounds, valid_bytes)
         lengths = operands.lengths
         return CaseResult(
             case, valid_bytes, case.capacity_bytes, caches, min(lengths), max(lengths), ceiling, contest.results
         )
-
-    def _ceiling(self, byte_count: int) -> CaseCeiling:
-        if byte_count not in self._ceilings:
-            self._ceilings[byte_count] = case_ceiling(measure_ceiling(byte_count, self._device), byte_count)
-        return self._ceilings[byte_count]
-
-
-def case_ceiling(ceiling: ReadCeiling, byte_count: int) -> CaseCeiling:
-    """The ceiling's rate over exactly ``byte_count`` bytes: regions are whole numbers of blocks."""
-    shape = " ".join(f"{name}={value}" for name, value in asdict(ceiling.shape).items())
-    time_us = byte_count / ceiling.bytes_per_us
-    return CaseCeiling(time_us, ceiling.tb_per_s, ceiling.region_bytes, shape, ceiling.samples)
 
 
 def give_back_memory() -> None:
@@ -160,7 +144,12 @@ def give_back_memory() -> None:
 
 def summary(result: CaseResult) -> str:
     """One line on a case as soon as it is done."""
-    parts = [f"{result.case.name} ({result.seconds:.0f} s): ceiling {result.ceiling.time_us:.1f} µs"]
+    ceiling = result.ceiling
+    parts = [f"{result.case.name} ({result.seconds:.0f} s): ceiling {ceiling.time_us:.1f} µs"]
+    if ceiling.first_us is not None:
+        parts.append(f"first {ceiling.first_us:.1f} µs, which {ceiling.first_beaten_by} beat")
+    if (beaten_by := result.ceiling_beaten_by) is not None:
+        parts.append(f"still beaten by {beaten_by.name}")
     parts += [
         f"{kind} {found.ranked_us:.1f} µs ({found.name})"
         for kind, found in (("ours", result.best_of_ours), ("best peer", result.best_peer))
