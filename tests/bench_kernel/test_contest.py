@@ -155,7 +155,7 @@ def test_everyone_is_listed_and_only_the_right_are_ranked() -> None:
         "wrong": Status.WRONG,
     }
     reasons = {peer.name: peer.reason for peer in case.peers}
-    assert reasons["broken"] == "RuntimeError: no kernel image"
+    assert reasons["broken"] == "RuntimeError: no kernel image\nmore"
     assert reasons["greedy"] == "out of GPU memory"
     assert reasons[BEST_BARE] == "not searched: --search 0"
     assert "times the bound" in reasons["wrong"]

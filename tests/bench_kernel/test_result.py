@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,11 +26,28 @@ from prefetch_compiler.bench.ceiling_sweep import (
 from prefetch_compiler.bench.cli import app
 from prefetch_compiler.bench.errors import InvalidResultError
 from prefetch_compiler.bench.kernel.grid import QUICK, Sweep, declared
-from prefetch_compiler.bench.kernel.result import SHIPPED, KernelRun, Status, read_run
+from prefetch_compiler.bench.kernel.result import (
+    BEST_BARE,
+    BEST_PREFETCHING,
+    HEURISTIC,
+    SHIPPED,
+    CaseResult,
+    KernelRun,
+    PeerResult,
+    Status,
+    read_run,
+)
 from prefetch_compiler.bench.kernel.summary import geomean, summaries
-from prefetch_compiler.bench.kernel.table import everyone_table, left_out_table, ours_table, run_tables, summary_table
+from prefetch_compiler.bench.kernel.table import (
+    brief,
+    everyone_table,
+    left_out_table,
+    ours_table,
+    run_tables,
+    summary_table,
+)
 from prefetch_compiler.bench.samples import Samples
-from prefetch_compiler.bench.table import plain_text
+from prefetch_compiler.bench.table import Table, plain_text, show
 from prefetch_compiler.errors import InvalidOptionError
 
 from .synthetic import sweep_run, synthetic_run
@@ -133,10 +153,88 @@ def test_tables_hold_every_case_and_every_reason(run: KernelRun) -> None:
 
 
 def test_everyone_is_sorted_by_time_and_the_wrong_come_last(run: KernelRun) -> None:
-    rows = [row for row in everyone_table(run).rows if row[0] == "32q/8kv d80 b16 s4096 full bhsd"]
+    rows = rows_of(everyone_table(run), "32q/8kv d80 b16 s4096 full bhsd")
     times = [float(row[2].split(" ")[0]) for row in rows]
     assert times[:-1] == sorted(times[:-1])
     assert rows[-1][1] == "flex"
+    assert rows[-1][-1] == "WRONG"
+
+
+def rows_of(table: Table, case: str) -> list[tuple[str, ...]]:
+    """A case is named in its first row only."""
+    first = next(place for place, row in enumerate(table.rows) if row[0] == case)
+    rest = list(itertools.takewhile(lambda row: row[0] == "", table.rows[first + 1 :]))
+    return [table.rows[first], *rest]
+
+
+def test_the_fastest_three_peers_ours_and_the_wrong_are_shown_by_themselves(run: KernelRun) -> None:
+    name = "32q/8kv d80 b16 s4096 full bhsd"
+    case = next(case for case in run.cases if case.case.name == name)
+    ranked = [(peer.ranked_us, peer.name) for peer in case.peers if not peer.is_ours and peer.ranked_us is not None]
+    whom = [row[1] for row in rows_of(everyone_table(run, everyone=False), name)]
+    assert [peer for peer in whom if not peer.startswith("ours")] == [who for _, who in sorted(ranked)[:3]] + ["flex"]
+    # All of ours have one made-up configuration: it is one row.
+    assert [peer for peer in whom if peer.startswith("ours")] == ["ours: " + who for who in _our_order(case)]
+    assert len(rows_of(everyone_table(run), name)) > len(whom)
+
+
+def _our_order(case: CaseResult) -> list[str]:
+    words = {SHIPPED: "shipped", HEURISTIC: "heuristic", BEST_BARE: "depth 0", BEST_PREFETCHING: "depth > 0"}
+    ordered = sorted((case.time_us(name) or 0.0, word) for name, word in words.items())
+    return [", ".join(word for _, word in ordered)]
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [
+        ("RuntimeError: no kernel image\n  File x.py, line 3", "RuntimeError: no kernel image"),
+        ("SDPA: both need the same num_heads. Query.sizes(): [1, 32]", "SDPA: both need the same num_heads"),
+        ("not installed: no module 'flash_attn'", "not installed: no module 'flash_attn'"),
+        ("needs sm_10.0 or later", "needs sm_10.0 or later"),
+        ("", ""),
+        ("long " * 100, ("long " * 100)[:149] + "…"),
+    ],
+)
+def test_a_reason_is_told_in_one_line(reason: str, shown: str) -> None:
+    assert brief(reason) == shown
+
+
+def test_reasons_that_differ_in_sizes_are_one_line(run: KernelRun) -> None:
+    cases = copy.deepcopy(run.cases[:2])
+    for size, case in enumerate(cases):
+        case.peers = [PeerResult("sdpa", "SDPA", Status.FAILED, f"SDPA: other heads. Sizes: [{size}]\nat line {size}")]
+    (row,) = left_out_table(KernelRun({}, {}, [], cases)).rows
+    assert row == ("failed", "sdpa", "2", "SDPA: other heads")
+
+
+@pytest.mark.parametrize("columns", [100, 160])
+def test_tables_keep_to_the_width_and_cut_no_figure(
+    run: KernelRun, columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("rich")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    short = KernelRun({}, dict(ENVIRONMENT), [], run.cases[:3])
+    for table in (left_out_table(short), everyone_table(short, everyone=False), ours_table(short)):
+        show(replace(table, notes=[]))
+    shown = capsys.readouterr().out
+    assert max(len(line) for line in shown.splitlines()) <= columns
+    for row in ours_table(short).rows:
+        assert all(figure in shown for figure in row[1:6])
+
+
+def test_a_beaten_ceiling_is_told_of_and_has_no_shares(run: KernelRun) -> None:
+    case = copy.deepcopy(run.cases[0])
+    fastest = case.fastest
+    assert fastest is not None
+    assert case.ceiling_beaten_by is None
+    case.ceiling.samples = Samples([fastest.samples.median_us * 1.2])
+    case.ceiling.time_us = case.ceiling.samples.median_us
+    table = ours_table(KernelRun({}, {}, [], [case]))
+    assert table.rows[0][5] == "-"
+    assert f"{fastest.name} took" in table.notes[1]
+    case.ceiling.samples, case.ceiling.first_us = Samples([1.0]), 9.0
+    case.ceiling.first_beaten_by = "somebody"
+    assert "9.0 µs at first, which somebody beat" in ours_table(KernelRun({}, {}, [], [case])).notes[1]
 
 
 def test_plots_are_drawn_from_a_file(run: KernelRun, tmp_path: Path) -> None:

@@ -70,9 +70,22 @@ def test_no_peer_of_torch_is_wrong(measured: KernelRun) -> None:
 
 def test_nobody_beats_reading(measured: KernelRun) -> None:
     for case in measured.cases:
+        beaten_by = case.ceiling_beaten_by
+        assert beaten_by is None, (case.case.name, case.ceiling.time_us, beaten_by.name, beaten_by.samples.median_us)
         for peer in case.peers:
             share = case.ceiling_share(peer.name)
             assert share is None or 0 < share < 1.15, (case.case.name, peer.name, share)
+
+
+def test_the_ceiling_is_the_memory_s_after_others_have_run() -> None:
+    """A large case after a small one with every peer: the first measurement is right, and two of them agree."""
+    small, first, second = Case(32, 8, 128, 16, 4096), Case(32, 8, 128, 64, 4096), Case(16, 16, 128, 32, 4096)
+    _, one, other = run((small, first, second)).cases
+    assert one.valid_bytes == other.valid_bytes
+    assert one.ceiling.time_us == pytest.approx(other.ceiling.time_us, rel=0.03)
+    for case in (one, other):
+        assert case.ceiling_beaten_by is None
+        assert len(case.ceiling.shapes) >= 10
 
 
 def test_a_search_finds_both_kinds() -> None:

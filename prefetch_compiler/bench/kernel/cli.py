@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +25,15 @@ COMMAND = "bench kernel"
 ROUNDS, SEARCH = 21, 24
 QUICK_ROUNDS, QUICK_SEARCH = 11, 16
 OURS_WORD = "kvprefetch"
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """How a run is shown; ``plots`` is the folder to draw into."""
+
+    everyone: bool
+    as_json: bool
+    plots: Path | None
 
 
 def kernel(
@@ -50,6 +60,9 @@ def kernel(
     budget: Annotated[float | None, typer.Option(min=0, help="Seconds after which no case is started.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of inputs, ragged lengths and page tables.")] = 0,
     dry_run: Annotated[bool, typer.Option(help="List cases, bytes and peers; needs no GPU.")] = False,
+    everyone: Annotated[
+        bool, typer.Option("--all", help="Show every peer and every reason, not the fastest few of each case.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     out: Annotated[Path | None, typer.Option(help="Also write the JSON, raw samples included, case by case.")] = None,
     plots: Annotated[Path | None, typer.Option(help="Draw plots into this folder; needs matplotlib.")] = None,
@@ -62,7 +75,7 @@ def kernel(
         if plots is not None:
             require_matplotlib()
         if from_file is not None:
-            _show_file(from_file, as_json, plots)
+            _show(_read(from_file), _Shown(everyone, as_json, plots))
             return
         wanted = chosen(cases, quick, sweep)
         selected, ours = _selected_peers(peers)
@@ -83,14 +96,15 @@ def kernel(
             sweep=None if sweep is None else sweep.value,
             ours=ours,
         )
-        _measure(settings, as_json, out, plots)
+        _measure(settings, _Shown(everyone, as_json, plots), out)
     except KVPrefetchError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
 
 
-def _measure(settings: KernelSettings, as_json: bool, out: Path | None, plots: Path | None) -> None:
+def _measure(settings: KernelSettings, shown: _Shown, out: Path | None) -> None:
     from .guard import problems
+    from .leave import leave_quietly
     from .run import KernelBench
 
     def keep(run: KernelRun) -> None:
@@ -98,32 +112,34 @@ def _measure(settings: KernelSettings, as_json: bool, out: Path | None, plots: P
             run.write(out)
 
     run = KernelBench(settings, torch.device("cuda", torch.cuda.current_device()), _progress, keep).run()
-    _show(run, as_json, plots)
+    _show(run, shown)
     found = problems(run)
     for line in found:
         typer.echo(f"wrong: {line}", err=True)
+    leave_quietly()
     raise typer.Exit(1 if found else 0)
 
 
-def _show_file(path: Path, as_json: bool, plots: Path | None) -> None:
+def _read(path: Path) -> KernelRun:
+    """Raises: InvalidResultError."""
     from .result import read_run
 
-    _show(read_run(path), as_json, plots)
+    return read_run(path)
 
 
-def _show(run: KernelRun, as_json: bool, plots: Path | None) -> None:
+def _show(run: KernelRun, shown: _Shown) -> None:
     from ..table import show
     from .table import run_tables
 
-    if as_json:
+    if shown.as_json:
         print(json.dumps(run.to_dict(), indent=1))
     else:
-        for table in run_tables(run):
+        for table in run_tables(run, shown.everyone):
             show(table)
-    if plots is not None:
+    if shown.plots is not None:
         from .plots import draw
 
-        for path in draw(run, plots):
+        for path in draw(run, shown.plots):
             _progress(f"drawn: {path}")
 
 

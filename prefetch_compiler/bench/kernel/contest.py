@@ -20,7 +20,7 @@ from .compile_ahead import CompileAhead
 from .operands import Operands
 from .oracle import OUR_LIMIT, PEER_LIMIT, Correctness, Oracle
 from .ours import NoChoice, OurChoice, attend_with, configs_of, standing_choices, why_not_ours
-from .peers.peer import Attend, Peer, UnsupportedCaseError, first_line
+from .peers.peer import Attend, Peer, UnsupportedCaseError, first_line, told
 from .result import BEST_BARE, BEST_PREFETCHING, OUR_FAMILY, OURS, CaseCeiling, PeerResult, Status
 from .search import search, with_prefetch, without_prefetch
 from .stopwatch import Recording, Stopwatch
@@ -120,7 +120,7 @@ class Contest:
             _mark(results, Status.FAILED, "out of GPU memory")
         except Exception as error:  # a peer that cannot run is a result, not the end of the run
             reason = first_line(error)
-            _mark(results, Status.FAILED, reason)
+            _mark(results, Status.FAILED, told(error))
             if not device_works(self._device):
                 raise DeviceLostError(results[0].name, reason) from error
         else:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..plot_file import save_png
+
 if TYPE_CHECKING:
     from .result import KernelRun
 
@@ -51,9 +53,7 @@ def tidy(axes: Any) -> None:
 
 
 def save(figure: Any, folder: Path, name: str) -> Path:
-    path = folder / f"{name}.png"
-    figure.savefig(path, dpi=DPI)
-    return path
+    return save_png(figure, folder / f"{name}.png", DPI)
 
 
 def byte_ticks(axes: Any) -> None:

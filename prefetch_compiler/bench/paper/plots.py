@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...demo.errors import MissingExtraError
+from ..plot_file import save_png
 from .models import MODELS, PAPER_BATCH, PAPER_CONTEXT
 from .result import CaseResult, PaperRun
 from .settings import GOAL
@@ -74,9 +75,7 @@ def draw(run: PaperRun, folder: Path) -> list[Path]:
         for name, make in pictures.items():
             figure = make(run)
             if figure is not None:
-                path = folder / f"{name}.png"
-                figure.savefig(path, dpi=_DPI, bbox_inches="tight")
-                drawn.append(path)
+                drawn.append(save_png(figure, folder / f"{name}.png", _DPI, bbox_inches="tight"))
     return drawn
 
 
@@ -123,7 +122,12 @@ def _draw_gains(axes: Axes, batch: int, gains: Sequence[Gain]) -> None:
         places = [place + (number - (len(shown) - 1) / 2) * width for place in range(len(gains))]
         heights = [value or 0.0 for value in values]
         drawn = axes.bar(places, heights, width * 0.92, color=colour, label=label)
-        axes.bar_label(drawn, [f"{value:.2f}" if value else "" for value in values], fontsize=7, padding=1)
+        axes.bar_label(
+            drawn,
+            [f"{value:.2f}" if value else "" for value in values],
+            fontsize=5.8 if len(shown) > 3 else 7,
+            padding=1,
+        )
     axes.axhline(1.0, color="black", linewidth=0.9, zorder=0.9)
     axes.set_xticks(range(len(gains)), [gain.model for gain in gains], fontsize=8.5)
     axes.set_title(f"batch {batch}")
@@ -164,8 +168,9 @@ def _draw_bandwidth(axes: Axes, cases: Sequence[CaseResult]) -> None:
     contexts = [case.paper_case.context for case in cases]
     axes.set_xscale("log", base=2)
     axes.set_xticks(contexts, [str(context) for context in contexts], fontsize=8)
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}" if value >= 0.1 else f"{value:.2f}")
     axes.minorticks_off()
-    axes.set_ylim(bottom=0)
 
 
 def speedup_figure(run: PaperRun) -> Figure | None:
@@ -191,6 +196,9 @@ def speedup_figure(run: PaperRun) -> Figure | None:
     labels = [f"{case.paper_case.batch} × {case.paper_case.context}" for case, _ in ratios]
     axes.set_xticks(places, labels, rotation=90, fontsize=7.5)
     axes.set_xlim(places[0] - 0.8, places[-1] + 0.8)
+    axes.set_yscale("log", base=2)
+    axes.set_ylim(bottom=min(0.9, *(ratio for _, ratio in ratios)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("batch × context")
     axes.set_ylabel("times faster")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))

@@ -58,7 +58,7 @@ def in_order(cases: Sequence[CaseResult]) -> list[CaseResult]:
 
 def times_table(run: PaperRun) -> Table:
     """One row a case, one column a kernel."""
-    columns = ("model", "batch × context", *(column.value for column in Column), "paper's gain, H20", "p20–p80")
+    columns = ("model", "batch × context", *(column.value for column in Column), "p20–p80")
     rows = [_times_row(case) for case in in_order(run.cases)]
     title = f"Decode attention, fp16: {run.environment.get('device')}, torch {run.environment.get('torch')}"
     failures = [
@@ -73,9 +73,8 @@ def times_table(run: PaperRun) -> Table:
 
 def _times_row(case: CaseResult) -> tuple[str, ...]:
     parsed = case.paper_case
-    gain = f"{parsed.model.gain:.2f}" if parsed.is_the_papers else ""
     times = (_us(case.us(column)) for column in Column)
-    return parsed.model.name, f"{parsed.batch} × {parsed.context}", *times, gain, _widest_spread(case)
+    return parsed.model.name, f"{parsed.batch} × {parsed.context}", *times, _widest_spread(case)
 
 
 def _widest_spread(case: CaseResult) -> str:
@@ -124,9 +123,10 @@ def configs_table(run: PaperRun) -> Table:
         for detail in dict.fromkeys(result.detail for result in found):
             names = [result.column.value for result in found if result.detail == detail]
             config, _, source = detail.partition(", ")
-            rows.append((case.case, "ours, both" if len(names) > 1 else names[0], config, source, str(case.warps)))
-    columns = ("case", "column", "configuration", "where it came from", "warps of the paper's kernel")
-    return Table("Configurations", columns, rows)
+            rows.append((case.case, str(case.warps), "ours, both" if len(names) > 1 else names[0], config, source))
+    columns = ("case", "warps", "column", "configuration", "where it came from")
+    notes = ["warps: of the paper's kernel"]
+    return Table("Configurations", columns, rows, notes, one_line=True)
 
 
 def counters_table(counters: Counters) -> Table:

@@ -17,6 +17,8 @@ from torch import Tensor
 from ..cases import Case
 from ..operands import Operands
 
+_TOLD_CHARACTERS = 4000
+
 # (q, k, v) of one launch, as in Operands -> (batch, query_heads, head_dim).
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -75,6 +77,11 @@ def first_line(error: BaseException) -> str:
     """``RuntimeError: what happened``: what an exception says first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+
+
+def told(error: BaseException) -> str:
+    """``RuntimeError: what happened``, all of it; compilers tell pages, of which the beginning is kept."""
+    return f"{type(error).__name__}: {str(error).strip()}"[:_TOLD_CHARACTERS]
 
 
 def paged_reason(case: Case) -> str | None:

@@ -120,7 +120,7 @@ def _reasons(warned: list[str]) -> str:
     """What the warnings say beyond that a kernel was not used, without the places in torch's sources."""
     lines = (text.split(" (Triggered internally")[0].strip() for text in warned)
     told = [line for line in lines if line and "kernel not used because" not in line and "runtime disabled" not in line]
-    return "SDPA: " + ("; ".join(dict.fromkeys(told))[:250] or "no available kernel")
+    return "SDPA: " + ("; ".join(dict.fromkeys(told)) or "no available kernel")
 
 
 def sdpa_peers() -> list[Sdpa]:

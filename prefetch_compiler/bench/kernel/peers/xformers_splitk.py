@@ -6,6 +6,7 @@ All sequences are one long row of keys, which a cache with positions outermost, 
 from __future__ import annotations
 
 import importlib
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ class XformersSplitK:
     family: str = "xformers"
 
     def unavailable(self) -> str | None:
+        # Built without its C++ extensions, which its Triton operator does not need, it warns over several lines.
+        logging.getLogger("xformers").setLevel(logging.ERROR)
         return why_not_loaded(f"{_MODULE}.triton_splitk", "FwOp")
 
     def unsupported(self, case: Case) -> str | None:
@@ -43,7 +46,7 @@ class XformersSplitK:
 
         refused = operator.not_supported_reasons(inputs(operands.q, *operands.caches[0]))
         if refused:
-            raise UnsupportedCaseError("; ".join(refused)[:250])
+            raise UnsupportedCaseError("; ".join(refused))
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             out, _ = operator.apply(inputs(q, k, v), needs_gradient=False)
