@@ -45,7 +45,7 @@ def ratio_figure(run: KernelRun) -> Any:
 
 def _headline(cells: Cells) -> str:
     mean = geomean(list(cells.values()))
-    return f"Time of the best peer over ours as shipped: {mean:.3f} in the geometric mean of {len(cells)} cases"
+    return f"Time of the best peer over ours as shipped\nGeometric mean of {len(cells)} cases: {mean:.3f}"
 
 
 def _draw_cells(axes: Any, cells: Cells, rows: list[str], columns: list[tuple[int, int]]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ...demo.errors import MissingExtraError
 from ..plot_file import save_png
@@ -84,7 +84,7 @@ def gains_figure(run: PaperRun) -> Figure | None:
     batches = [batch for batch in sorted({case.paper_case.batch for case in run.cases}) if _at(run, batch)]
     if not batches:
         return None
-    figure, panels = _panels(1, len(batches), 5.2, 3.6, share_y=True)
+    figure, panels = _panels(1, len(batches), 5.2, 3.6, share_y="all")
     for axes, batch in zip(panels[0], batches, strict=True):
         _draw_gains(axes, batch, [_gain(case) for case in _at(run, batch)])
     panels[0][0].set_ylabel("time without prefetch / time with")
@@ -139,7 +139,7 @@ def bandwidth_figure(run: PaperRun) -> Figure | None:
     batches = sorted({case.paper_case.batch for case in run.cases})
     if not models:
         return None
-    figure, panels = _panels(len(batches), len(models), 3.3, 2.5)
+    figure, panels = _panels(len(batches), len(models), 3.3, 2.5, share_y="row")
     for row, batch in zip(panels, batches, strict=True):
         for axes, model in zip(row, models, strict=True):
             own = [case for case in run.cases if (case.paper_case.model, case.paper_case.batch) == (model, batch)]
@@ -161,6 +161,8 @@ def _legend(axes: Axes) -> list[tuple[Any, str]]:
 
 
 def _draw_bandwidth(axes: Axes, cases: Sequence[CaseResult]) -> None:
+    from matplotlib.ticker import LogLocator
+
     for column, line in reversed(_LINES.items()):
         points = [(case.paper_case.context, case.kv_bytes / us * 1e-6) for case in cases if (us := case.us(column))]
         if points:
@@ -168,8 +170,9 @@ def _draw_bandwidth(axes: Axes, cases: Sequence[CaseResult]) -> None:
     contexts = [case.paper_case.context for case in cases]
     axes.set_xscale("log", base=2)
     axes.set_xticks(contexts, [str(context) for context in contexts], fontsize=8)
-    axes.set_yscale("log", base=2)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}" if value >= 0.1 else f"{value:.2f}")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.minorticks_off()
 
 
@@ -212,7 +215,7 @@ def _order(case: CaseResult) -> tuple[int, int, int]:
 
 
 def _panels(
-    rows: int, columns: int, width: float, height: float, share_y: bool = False
+    rows: int, columns: int, width: float, height: float, share_y: Literal["all", "row", "none"] = "none"
 ) -> tuple[Figure, list[list[Axes]]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
