@@ -20,7 +20,7 @@ def describe_environment(device: torch.device) -> dict[str, str | None]:
         "driver": driver_version() if device.type == "cuda" else None,
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "triton": _version("triton"),
         "transformers": _version("transformers"),
         "kvprefetch": _version("kvprefetch"),

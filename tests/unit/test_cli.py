@@ -24,7 +24,21 @@ def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == f"kvprefetch {cli.__version__}\n"
 
 
-COMMANDS = "", "demo", "explain", "capture", "tune", "report", "db", "db verify", "bench", "bench e2e", "bench search"
+COMMANDS = (
+    "",
+    "demo",
+    "explain",
+    "capture",
+    "tune",
+    "report",
+    "db",
+    "db verify",
+    "bench",
+    "bench e2e",
+    "bench kernel",
+    "bench ceiling",
+    "bench search",
+)
 
 
 @pytest.mark.parametrize("command", [tuple(command.split()) for command in COMMANDS])
@@ -35,7 +49,9 @@ def test_every_command_has_help(
     assert "Usage:" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [("demo",), ("explain",), ("capture",), ("bench", "e2e")])
+@pytest.mark.parametrize(
+    "command", [("demo",), ("explain",), ("capture",), ("bench", "e2e"), ("bench", "kernel"), ("bench", "ceiling")]
+)
 def test_every_table_has_json_beside_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
 ) -> None:
