@@ -44,12 +44,23 @@ def selection_digest(options: Mapping[str, Any] | None = None, device: torch.dev
         described: DeviceProfile | None = profile(target)
     except ValueError:
         described = None
-    return digest_of(described, databases, allow_unmeasured=ours.allow_unmeasured, strict=ours.strict)
+    return digest_of(
+        described,
+        databases,
+        allow_unmeasured=ours.allow_unmeasured,
+        deterministic=ours.deterministic,
+        strict=ours.strict,
+    )
 
 
 @lru_cache(maxsize=32)
 def digest_of(
-    described: DeviceProfile | None, databases: Overlays, *, allow_unmeasured: bool = False, strict: bool = False
+    described: DeviceProfile | None,
+    databases: Overlays,
+    *,
+    allow_unmeasured: bool = False,
+    deterministic: bool = False,
+    strict: bool = False,
 ) -> str:
     """The digest for one device; None where there is none to lower for."""
     from .. import __version__
@@ -59,7 +70,7 @@ def digest_of(
         "templates": whole_hashes(),
         "kvprefetch": __version__,
         "triton": triton_minor(),
-        "options": {"allow_unmeasured": allow_unmeasured, "strict": strict},
+        "options": {"allow_unmeasured": allow_unmeasured, "deterministic": deterministic, "strict": strict},
     }
     digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
     for line in [] if described is None else _records(described, databases):

@@ -43,6 +43,7 @@ def shared_memory_estimate_bytes(spec: AttentionSpec, config: KernelConfig) -> i
     keys_first = config.operand_order is OperandOrder.KQ
     from_shared = rows >= WARPGROUP_ROWS or keys_first or spec.element_bytes > 2
     stages = config.num_stages if from_shared else max(1, config.num_stages - 1)
-    scores_bytes = rows * config.block_kv * 4
+    # One stage leaves its tiles' memory to what comes after them.
+    scores_bytes = rows * config.block_kv * 4 if config.num_stages > 1 else 0
     tiles_bytes = stages * kv_tile_bytes(spec, config.block_kv)
     return tiles_bytes + rows * padded_dim(spec.head_dim) * spec.element_bytes + scores_bytes + BARRIERS_BYTES

@@ -35,6 +35,8 @@ SPLIT_ROUNDING = 8
 # More splits than these are merged at a cost that only long shares repay.
 EASILY_MERGED_SPLITS = 64
 KEYS_OF_A_LONG_SHARE = 1024
+# 512 KB of bf16 K and V of head_dim 256: a memory latency is a small part of reading them.
+FIXED_CHUNK_KEYS = 512
 _KIB = 1024
 # Of the 255 that a thread may have. Compiled for sm_80 to sm_120, what needs more spills (Triton 3.6).
 MAX_TILE_REGISTERS = 150
@@ -180,6 +182,25 @@ def choose(spec: AttentionSpec, profile: DeviceProfile) -> KernelConfig:
         partition=Partition.STRIDED if splits > 1 else Partition.EVEN,
     )
     return _shrink_to_fit(spec, config, profile)
+
+
+def choose_for_any_batch(spec: AttentionSpec, profile: DeviceProfile) -> KernelConfig:
+    """A configuration that does not depend on the batch, so that neither does a sequence's result, bit for bit.
+
+    Keys are added up in chunks of FIXED_CHUNK_KEYS (more where a cache has more chunks than a sequence may have splits;
+    in a growing cache, the sixteenth part of it), merged in their order.
+
+    The tiles are those of a launch with few programs. Chunks are small enough to keep a GPU busy at batch 1.
+
+    Raises:
+        InadmissibleConfigError: not even the most cautious configuration fits the device.
+    """
+    one = replace(spec, batch=1)
+    config = choose(one, profile)
+    kv_len = PLANNED_SYMBOLIC_KV_LEN if "kv_len" in spec.symbolic else spec.kv_len
+    chunks = min(-(-kv_len // FIXED_CHUNK_KEYS), MAX_SPLITS)
+    partition = Partition.CHUNKED if chunks > 1 else Partition.EVEN
+    return replace(config, num_splits=chunks, partition=partition)
 
 
 def _shrink_to_fit(spec: AttentionSpec, config: KernelConfig, profile: DeviceProfile) -> KernelConfig:
