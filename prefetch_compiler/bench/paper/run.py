@@ -69,7 +69,7 @@ def run(
         **describe_environment(device),
         # The assembler decides what becomes of loads around a prefetch.
         "ptxas": _ptxas_version(),
-        "paper_template_sha256": template_hash(PAPER_DECODE),
+        "paper_template_sha256": template_hash(PAPER_DECODE, frozenset()),
     }
     result = PaperRun(settings.to_dict(), environment)
     started = time.monotonic()
