@@ -49,7 +49,7 @@ def kvprefetch(
     if not marks.marked:
         _finish(marks, ours)
         return _compile_plainly(inductor, module, example_inputs)
-    lowering = Lowering(marks.reports, ours.strict, _databases(ours), ours.allow_unmeasured)
+    lowering = Lowering(marks.reports, ours.strict, _databases(ours), ours.allow_unmeasured, ours.deterministic)
     try:
         compiled = _compile(inductor, lowering, module, example_inputs)
     except Exception as error:

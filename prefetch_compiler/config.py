@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from functools import cache
 from typing import Any
@@ -44,6 +44,16 @@ class Merge(str, Enum):
     INPLACE = "inplace"
 
 
+class Partition(str, Enum):
+    """How the valid keys of sequences are divided among splits (templates/split_plan.py): equal adjacent ranges; tiles
+    in turn; ranges of a fixed number of keys; or as many splits as each sequence of the batch asks for."""
+
+    EVEN = "even"
+    STRIDED = "strided"
+    CHUNKED = "chunked"
+    BALANCED = "balanced"
+
+
 def _power_of_two(value: int) -> bool:
     return value > 0 and value & (value - 1) == 0
 
@@ -59,6 +69,8 @@ class KernelConfig:
         num_stages: software pipelining depth of the KV loop, 1 to 8.
         prefetch_depth: KV tiles asked into L2 ahead of the one computed, 0 to 8.
         launch_overlap: programmatic dependent launch (sm_90 and later).
+        prologue_prefetch: ask L2 for the tile that a program probably begins with, before it waits for the kernel that
+            runs before it and knows its bounds.
 
     Raises:
         InvalidConfigError: a field is outside its range.
@@ -74,6 +86,8 @@ class KernelConfig:
     operand_order: OperandOrder = OperandOrder.QK
     launch_overlap: bool = False
     merge: Merge = Merge.SEPARATE
+    partition: Partition = Partition.EVEN
+    prologue_prefetch: bool = False
 
     def __post_init__(self) -> None:
         whole_tiles = _power_of_two(self.block_kv) and 16 <= self.block_kv <= 256
@@ -87,13 +101,25 @@ class KernelConfig:
         if not holds:
             raise InvalidConfigError(name, getattr(self, name), rule)
 
+    @property
+    def prefetches(self) -> bool:
+        """Whether the kernel has any L2 prefetch instruction."""
+        return self.prefetch_depth > 0 or self.prologue_prefetch
+
+    def without_prefetch(self) -> KernelConfig:
+        """The same kernel without any L2 prefetch instruction."""
+        return replace(self, prefetch_depth=0, prefetch_kind=PrefetchKind.LINE, prologue_prefetch=False)
+
     def encode(self) -> str:
-        """A short, reversible name, such as ``b128-s16-w4-st3-p0line-pointer-qk-pdl-separate``."""
+        """A short, reversible name, such as ``b128-s16-w4-st3-p0line-pointer-qk-pdl-separate-strided``. A prologue
+        prefetch adds ``-early``."""
         overlap = "pdl" if self.launch_overlap else "nopdl"
+        early = "-early" if self.prologue_prefetch else ""
         return (
             f"b{self.block_kv}-s{self.num_splits}-w{self.num_warps}-st{self.num_stages}"
             f"-p{self.prefetch_depth}{self.prefetch_kind.value}-{self.load_path.value}"
             f"-{self.operand_order.value}-{overlap}-{self.merge.value}"
+            f"-{self.partition.value}{early}"
         )
 
     @staticmethod
@@ -106,7 +132,7 @@ class KernelConfig:
         """
         match = _ENCODED.fullmatch(name)
         if match is None:
-            raise InvalidConfigError("encode()", name, "like b128-s16-w4-st3-p0line-pointer-qk-pdl-separate")
+            raise InvalidConfigError("encode()", name, "like b128-s16-w4-st3-p0line-pointer-qk-pdl-separate-strided")
         return KernelConfig(
             block_kv=int(match["block"]),
             num_splits=int(match["splits"]),
@@ -118,6 +144,8 @@ class KernelConfig:
             operand_order=OperandOrder(match["order"]),
             launch_overlap=match["overlap"] == "pdl",
             merge=Merge(match["merge"]),
+            partition=Partition(match["partition"]),
+            prologue_prefetch=match["early"] is not None,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,4 +156,5 @@ class KernelConfig:
 _ENCODED = re.compile(
     r"b(?P<block>\d+)-s(?P<splits>\d+)-w(?P<warps>\d+)-st(?P<stages>\d+)-p(?P<depth>\d+)(?P<kind>line|bulk)"
     r"-(?P<path>pointer|tma)-(?P<order>qk|kq)-(?P<overlap>pdl|nopdl)-(?P<merge>separate|inplace)"
+    r"-(?P<partition>even|strided|chunked|balanced)(?P<early>-early)?"
 )

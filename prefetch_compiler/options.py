@@ -22,6 +22,8 @@ class Options:
         mode: an Inductor mode ("reduce-overhead", ...), since torch.compile takes either ``mode=`` or ``options=``.
         tuning_db: tuning databases that go before all others: a path or a list of paths, each a file or a folder.
         allow_unmeasured: use records that were only ranked by a model where there is no measured one.
+        deterministic: a sequence's result has the same bits in every batch: configurations depend on no batch size and
+            come from no record, and keys are added up in chunks of a fixed number.
     """
 
     enabled: bool = True
@@ -29,6 +31,7 @@ class Options:
     mode: str | None = None
     tuning_db: tuple[str, ...] = ()
     allow_unmeasured: bool = False
+    deterministic: bool = False
 
 
 def split_options(options: Mapping[str, Any] | None) -> tuple[Options, dict[str, Any]]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .config import KernelConfig, LoadPath, Merge, OperandOrder, PrefetchKind
+from .config import KernelConfig, LoadPath, Merge, OperandOrder, Partition, PrefetchKind
 
 Point = dict[str, Any]
 
@@ -45,12 +45,25 @@ KNOBS: tuple[Knob, ...] = (
     Knob("operand_order", _values(OperandOrder), OperandOrder.QK.value),
     Knob("launch_overlap", (False, True), False),
     Knob("merge", _values(Merge), Merge.SEPARATE.value, active=lambda point: point["num_splits"] > 1),
+    # Chunks of a fixed size are for results that depend on no batch, not for speed.
+    Knob(
+        "partition",
+        (Partition.EVEN.value, Partition.STRIDED.value, Partition.BALANCED.value),
+        Partition.EVEN.value,
+        active=lambda point: point["num_splits"] > 1,
+    ),
+    Knob(
+        "prologue_prefetch",
+        (False, True),
+        False,
+        active=lambda point: point.get("partition") != Partition.BALANCED.value,
+    ),
     Knob("prefetch_depth", (0, 1, 2, 3, 4, 6, 8), 0, ordered=True),
     Knob(
         "prefetch_kind",
         _values(PrefetchKind),
         PrefetchKind.LINE.value,
-        active=lambda point: point["prefetch_depth"] > 0,
+        active=lambda point: point["prefetch_depth"] > 0 or point.get("prologue_prefetch"),
     ),
 )
 
@@ -71,6 +84,7 @@ def config_at(point: Point) -> KernelConfig:
             "load_path": LoadPath(chosen["load_path"]),
             "operand_order": OperandOrder(chosen["operand_order"]),
             "merge": Merge(chosen["merge"]),
+            "partition": Partition(chosen["partition"]),
         }
     )
 

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from prefetch_compiler.database.key import TuningKey
     from prefetch_compiler.spec import AttentionSpec
+
+
+@dataclass(frozen=True, eq=False)
+class OptionalFeature:
+    """What a template's kernels can do and many keys do without. Records of keys without it outlive its changes.
+
+    Attributes:
+        name: unique in its template.
+        absent: parameter -> what it is when the feature is not there. Of the kernels, these are the values that every
+            launch for a key without the feature has; helpers' parameters of these names must mean the same.
+        present: whether a key has it.
+    """
+
+    name: str
+    absent: Mapping[str, bool | int | float | str | None]
+    present: Callable[[TuningKey], bool]
 
 
 @dataclass(frozen=True)
@@ -17,13 +35,15 @@ class Template:
     """One kernel family.
 
     Attributes:
-        modules: names, in this package, of the modules that hold its kernels; also what its source hash covers.
+        entries: the kernels that are launched, each as ``module.function`` of this package.
         refusal: why a spec is not covered, or None when it is.
+        features: what its kernels need not have compiled in. A parameter belongs to one feature.
     """
 
     name: str
-    modules: tuple[str, ...]
+    entries: tuple[str, ...]
     refusal: Callable[[AttentionSpec], str | None]
+    features: tuple[OptionalFeature, ...] = ()
 
     def load(self, module: str) -> ModuleType:
         """Import one of the template's modules (and with it Triton).
@@ -32,6 +52,19 @@ class Template:
             ImportError: Triton is not installed.
         """
         return importlib.import_module(f"{__package__}.{module}")
+
+    @cached_property
+    def feature_names(self) -> frozenset[str]:
+        return frozenset(feature.name for feature in self.features)
+
+    def features_of(self, key: TuningKey) -> frozenset[str]:
+        """Names of the features that ``key`` has."""
+        return frozenset([feature.name for feature in self.features if feature.present(key)])
+
+    def absent_values(self, present: Collection[str]) -> dict[str, bool | int | float | str | None]:
+        """Parameters of all features but those ``present``."""
+        absent = [feature.absent for feature in self.features if feature.name not in present]
+        return {name: value for values in absent for name, value in values.items()}
 
 
 def _split_kv_refusal(spec: AttentionSpec) -> str | None:
@@ -58,18 +91,43 @@ def _quantised_refusal(spec: AttentionSpec) -> str | None:
     return None
 
 
+# Bounds are computed from the mask, and only from it.
+_MASK = OptionalFeature(
+    name="mask",
+    absent={"MASK": "none", "MASK_PER_ROW": False, "mask_ptr": None, "bounds_ptr": None, "HAS_BOUNDS": False},
+    present=lambda key: key.mask.value not in ("none", "causal"),
+)
+_CAUSAL = OptionalFeature("causal", absent={"CAUSAL": False}, present=lambda key: key.mask.value == "causal")
+
 SPLIT_KV = Template(
     name="split_kv_decode",
-    modules=("split_kv_decode", "merge_splits", "split_plan", "softmax", "rounding", "prefetch"),
+    entries=("split_kv_decode.split_kv_decode", "merge_splits.merge_splits"),
     refusal=_split_kv_refusal,
+    features=(_MASK, _CAUSAL),
+)
+
+# Where there is no mask, bounds may still say which keys there are.
+_MASK_BESIDE_BOUNDS = OptionalFeature(
+    name="mask",
+    absent={"MASK": "none", "MASK_PER_ROW": False, "mask_ptr": None},
+    present=_MASK.present,
+)
+_KEY_TOKEN_SCALES = OptionalFeature(
+    name="key_token_scales",
+    absent={"K_SCALE_STRIDE": 0},
+    present=lambda key: "key_token_scales" in {feature.value for feature in key.features},
+)
+_VALUE_TOKEN_SCALES = OptionalFeature(
+    name="value_token_scales",
+    absent={"V_SCALE_STRIDE": 0},
+    present=lambda key: "value_token_scales" in {feature.value for feature in key.features},
 )
 
 QUANTISED = Template(
     name="quantised_decode",
-    modules=(
-        "quantised_decode", "unpack", "masking", "merge_splits", "split_plan", "softmax", "rounding", "prefetch",
-    ),
+    entries=("quantised_decode.quantised_decode", "merge_splits.merge_splits"),
     refusal=_quantised_refusal,
-)  # fmt: skip
+    features=(_MASK_BESIDE_BOUNDS, _CAUSAL, _KEY_TOKEN_SCALES, _VALUE_TOKEN_SCALES),
+)
 
 TEMPLATES: tuple[Template, ...] = (SPLIT_KV, QUANTISED)

@@ -6,7 +6,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .rounding import round_to
 from .softmax import finite_maximum
-from .split_plan import keys_per_split, valid_keys
+from .split_plan import active_splits, balanced_counts, balanced_slots, valid_keys
 
 _RUNTIME_INTEGERS = [
     "q_len", "kv_len", "kv_heads", "num_splits", "bounds_stride",
@@ -49,6 +49,9 @@ def merge_splits(
     BLOCK_KV: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
     CHUNK: tl.constexpr,
+    PARTITION: tl.constexpr,
+    BLOCK_BATCH: tl.constexpr,
+    MOST_SPLITS: tl.constexpr,
     CAUSAL: tl.constexpr,
     LAUNCH_OVERLAP: tl.constexpr,
     EXP2_SCALE: tl.constexpr,
@@ -66,20 +69,29 @@ def merge_splits(
     kv_head = head_slot % kv_heads
     sequence = head_slot // kv_heads
 
-    first_key, end_key, _, _ = valid_keys(
-        bounds_ptr, bounds_stride, sequence, kv_len, q_len, bounds_ptr is not None, CAUSAL
-    )
-    _, active = keys_per_split(first_key, end_key, num_splits, BLOCK_KV)
+    if PARTITION == "balanced":
+        batch = tl.num_programs(0) // (kv_heads * rows)
+        counts, up_to = balanced_counts(
+            bounds_ptr, bounds_stride, batch, kv_len, q_len, num_splits, BLOCK_KV, BLOCK_BATCH, MOST_SPLITS,
+            bounds_ptr is not None, CAUSAL,
+        )  # fmt: skip
+        batch_slot, active = balanced_slots(counts, up_to, sequence, BLOCK_BATCH)
+        slot = kv_head.to(tl.int64) * batch * num_splits + batch_slot
+        slots = active
+    else:
+        first_key, end_key, _, _ = valid_keys(
+            bounds_ptr, bounds_stride, sequence, kv_len, q_len, bounds_ptr is not None, CAUSAL
+        )
+        active = active_splits(first_key, end_key, kv_len, num_splits, BLOCK_KV, PARTITION)
+        slot = head_slot.to(tl.int64) * num_splits
+        slots = num_splits
 
-    slot = head_slot.to(tl.int64) * num_splits
     columns = tl.arange(0, BLOCK_DV)
     if CHUNK == BLOCK_SPLITS:
         # All loads are issued before any is used, the bounds' among them: one memory latency instead of three. What
         # splits without keys hold is left over from other launches, and dropped here.
         split = tl.arange(0, BLOCK_SPLITS)
-        maxima, totals, partials = load_chunk(
-            partial_ptr, stats_ptr, slot, split, num_splits, rows, row, columns, VALUE_DIM
-        )
+        maxima, totals, partials = load_chunk(partial_ptr, stats_ptr, slot, split, slots, rows, row, columns, VALUE_DIM)
         maxima = tl.where(split < active, maxima, float("-inf"))
         reference = finite_maximum(tl.max(maxima, 0))
         weight = tl.exp2((maxima - reference) * EXP2_SCALE)

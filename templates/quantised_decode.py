@@ -17,11 +17,13 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .masking import mask_scores
+from .heads import head_start
+from .masking import apply_mask_by_row, key_bias
 from .prefetch import prefetch_tile_l2
+from .products import multiply
 from .rounding import round_to
 from .softmax import online_softmax
-from .split_plan import keys_per_split, valid_keys
+from .split_plan import active_splits, balanced_counts, balanced_split, guessed_begin, split_range, valid_keys
 from .unpack import unpack_byte
 
 # Probabilities reach the product in fp16, of which they use 39 binary orders of magnitude and not only 24.
@@ -70,18 +72,6 @@ def load_scales(head_ptr, keys, end, STRIDE: tl.constexpr, WHOLE: tl.constexpr):
 
 
 @triton.jit
-def multiply(a, b, accumulator, UPCAST: tl.constexpr):
-    """fp16 a @ b in fp32, added to ``accumulator`` unless it is None. UPCAST is for Triton's interpreter, in which the
-    products of narrow types are rounded to them."""
-    if UPCAST:
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
-    if accumulator is None:
-        return tl.dot(a, b, input_precision="ieee")
-    return tl.dot(a, b, accumulator, input_precision="ieee")
-
-
-@triton.jit
 def powers_of_two(q):
     """For fp32 rows (rows, columns): factors by which to multiply each so that its largest magnitude lies in
     [2**14, 2**15), and their inverses. Powers of two, so that a bf16 or fp16 query loses nothing in fp16 but what is
@@ -122,9 +112,14 @@ def attend_tile(
         scores *= load_scales(k_scale_ptr, keys, end, K_SCALE_STRIDE, WHOLE)[:, None]
     if MASK != "none":
         needed = ((keys < clean_first) | (keys >= clean_end)) & (keys < end)
-        scores = mask_scores(
-            scores, mask_ptr, mask_row_offsets, mask_key_stride, keys, needed, MASK == "additive", MASK_PER_ROW, 0
-        )
+        if MASK_PER_ROW:
+            scores = apply_mask_by_row(
+                scores, mask_ptr, mask_row_offsets, mask_key_stride, keys, needed, MASK == "additive", 0
+            )
+        else:
+            # Most masks hide nothing inside their bounds (a prefix, left padding): then nothing is loaded.
+            wanted = (first < clean_first) | (tl.minimum(first + BLOCK_KV, end) > clean_end)
+            scores += key_bias(mask_ptr, mask_key_stride, keys, needed, wanted, MASK == "additive")[:, None]
     if not WHOLE:
         scores = tl.where((keys < end)[:, None], scores, float("-inf"))
     if CAUSAL:
@@ -149,47 +144,39 @@ def attend_tile(
 def attend_range(
     q_even, q_odd, maximum, total, peak, even, odd,
     k_head_ptr, v_head_ptr, k_descriptor, v_descriptor, k_scale_ptr, v_scale_ptr,
-    mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, first, end, clean_first, clean_end,
+    mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, first, limit, step, end, clean_first, clean_end,
     row_query, row_scale, k_row_stride, v_row_stride,
     K_UNITS: tl.constexpr, V_UNITS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_KV: tl.constexpr,
     FORMAT: tl.constexpr, ASSEMBLY: tl.constexpr, K_SCALE_STRIDE: tl.constexpr, V_SCALE_STRIDE: tl.constexpr,
     MASK: tl.constexpr, MASK_PER_ROW: tl.constexpr, CAUSAL: tl.constexpr, TMA: tl.constexpr, UPCAST: tl.constexpr,
     EXP2_SCALE: tl.constexpr, PREFETCH_DEPTH: tl.constexpr, PREFETCH_BULK: tl.constexpr, ROWS_ADJACENT: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """Fold keys [first, end): whole tiles in a software-pipelined loop, the partial one after it."""
+    """Fold the tiles at ``first``, ``first + step``, ... below ``limit`` in a software-pipelined loop. WHOLE says that
+    none is partial."""
     for ahead in tl.static_range(1, PREFETCH_DEPTH):
-        target = first + ahead * BLOCK_KV
+        target = first + ahead * step
         prefetch_tile_l2(
-            k_head_ptr, target, end, k_row_stride, K_UNITS, BLOCK_K, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
+            k_head_ptr, target, limit, k_row_stride, K_UNITS, BLOCK_K, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
         )
         prefetch_tile_l2(
-            v_head_ptr, target, end, v_row_stride, V_UNITS, BLOCK_V, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
+            v_head_ptr, target, limit, v_row_stride, V_UNITS, BLOCK_V, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
         )
-    whole_end = first + tl.maximum(end - first, 0) // BLOCK_KV * BLOCK_KV
-    for tile_first in range(first, whole_end, BLOCK_KV):
+    for tile_first in range(first, limit, step):
         if PREFETCH_DEPTH > 0:
-            target = tile_first + PREFETCH_DEPTH * BLOCK_KV
+            target = tile_first + PREFETCH_DEPTH * step
             prefetch_tile_l2(
-                k_head_ptr, target, end, k_row_stride, K_UNITS, BLOCK_K, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
+                k_head_ptr, target, limit, k_row_stride, K_UNITS, BLOCK_K, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
             )
             prefetch_tile_l2(
-                v_head_ptr, target, end, v_row_stride, V_UNITS, BLOCK_V, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
+                v_head_ptr, target, limit, v_row_stride, V_UNITS, BLOCK_V, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
             )
         maximum, total, peak, even, odd = attend_tile(
             q_even, q_odd, maximum, total, peak, even, odd,
             k_head_ptr, v_head_ptr, k_descriptor, v_descriptor, k_scale_ptr, v_scale_ptr,
             mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, tile_first, end, clean_first, clean_end,
-            row_query, row_scale, k_row_stride, v_row_stride, K_UNITS, V_UNITS, BLOCK_K, BLOCK_V, BLOCK_KV,
-            FORMAT, ASSEMBLY, K_SCALE_STRIDE, V_SCALE_STRIDE, MASK, MASK_PER_ROW, CAUSAL, TMA, UPCAST, EXP2_SCALE, True,
-        )  # fmt: skip
-    if whole_end < end:
-        maximum, total, peak, even, odd = attend_tile(
-            q_even, q_odd, maximum, total, peak, even, odd,
-            k_head_ptr, v_head_ptr, k_descriptor, v_descriptor, k_scale_ptr, v_scale_ptr,
-            mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, whole_end, end, clean_first, clean_end,
-            row_query, row_scale, k_row_stride, v_row_stride, K_UNITS, V_UNITS, BLOCK_K, BLOCK_V, BLOCK_KV,
-            FORMAT, ASSEMBLY, K_SCALE_STRIDE, V_SCALE_STRIDE, MASK, MASK_PER_ROW, CAUSAL, TMA, UPCAST, EXP2_SCALE,
-            False,
+            row_query, row_scale, k_row_stride, v_row_stride, K_UNITS, V_UNITS, BLOCK_K, BLOCK_V, BLOCK_KV, FORMAT,
+            ASSEMBLY, K_SCALE_STRIDE, V_SCALE_STRIDE, MASK, MASK_PER_ROW, CAUSAL, TMA, UPCAST, EXP2_SCALE, WHOLE,
         )  # fmt: skip
     return maximum, total, peak, even, odd
 
@@ -285,6 +272,10 @@ def quantised_decode(
     PREFETCH_DEPTH: tl.constexpr,
     PREFETCH_BULK: tl.constexpr,
     ROWS_ADJACENT: tl.constexpr,
+    PARTITION: tl.constexpr,
+    BLOCK_BATCH: tl.constexpr,
+    MOST_SPLITS: tl.constexpr,
+    PROLOGUE_PREFETCH: tl.constexpr,
     LAUNCH_OVERLAP: tl.constexpr,
     EXP2_SCALE: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -296,31 +287,60 @@ def quantised_decode(
     K_SCALE_STRIDE and V_SCALE_STRIDE are the elements between two tokens' scales, 0 where tokens share one.
     ``score_scale``, ``EXP2_SCALE``, partial results and statistics are those of ``split_kv_decode``.
     """
+    K_UNITS: tl.constexpr = HEAD_DIM // 2
+    V_UNITS: tl.constexpr = VALUE_DIM // 2
+    BALANCED: tl.constexpr = PARTITION == "balanced"
+    flat = tl.program_id(0)
+    split = tl.program_id(1)
+    num_splits = tl.num_programs(1)
+    batch = tl.num_programs(0) // (kv_heads * row_tiles)
+    row_tile = flat % row_tiles
+    kv_head = flat // row_tiles % kv_heads
+    sequence = flat // (row_tiles * kv_heads)
+    k_row = tl.cast(k_row_stride, tl.int64) * KV_STRIDE_UNIT
+    v_row = tl.cast(v_row_stride, tl.int64) * KV_STRIDE_UNIT
+
+    if PROLOGUE_PREFETCH:
+        # As in split_kv_decode: before the kernel before this one is waited for, and so by a guess.
+        begin = guessed_begin(kv_len, split, num_splits, BLOCK_KV, PARTITION)
+        prefetch_tile_l2(
+            head_start(k_ptr, sequence, kv_head, k_batch_stride, k_head_stride, KV_STRIDE_UNIT), begin, kv_len, k_row,
+            K_UNITS, BLOCK_K, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
+        )  # fmt: skip
+        prefetch_tile_l2(
+            head_start(v_ptr, sequence, kv_head, v_batch_stride, v_head_stride, KV_STRIDE_UNIT), begin, kv_len, v_row,
+            V_UNITS, BLOCK_V, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
+        )  # fmt: skip
+
     # Before anything that an earlier kernel may have written is read, and in every program: a grid that ended without
     # waiting would let its successors overtake its predecessors.
     if LAUNCH_OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
-    K_UNITS: tl.constexpr = HEAD_DIM // 2
-    V_UNITS: tl.constexpr = VALUE_DIM // 2
 
-    flat = tl.program_id(0)
-    split = tl.program_id(1)
-    num_splits = tl.num_programs(1)
-    row_tile = flat % row_tiles
-    head_slot = flat // row_tiles
-    kv_head = head_slot % kv_heads
-    sequence = head_slot // kv_heads
-
+    if BALANCED:
+        counts, up_to = balanced_counts(
+            bounds_ptr, bounds_stride, batch, kv_len, q_len, num_splits, BLOCK_KV, BLOCK_BATCH, MOST_SPLITS,
+            bounds_ptr is not None, CAUSAL,
+        )  # fmt: skip
+        batch_split = (split * tl.num_programs(0) + flat) // (kv_heads * row_tiles)
+        sequence, split, splits = balanced_split(counts, up_to, batch_split, BLOCK_BATCH)
+        works = sequence < batch
+        sequence = tl.minimum(sequence, batch - 1)
+        slot = kv_head.to(tl.int64) * batch * num_splits + batch_split
+    else:
+        splits = num_splits
+        slot = (sequence.to(tl.int64) * kv_heads + kv_head) * num_splits + split
     first_key, end_key, clean_first, clean_end = valid_keys(
         bounds_ptr, bounds_stride, sequence, kv_len, q_len, bounds_ptr is not None, CAUSAL
     )
-    share, active = keys_per_split(first_key, end_key, num_splits, BLOCK_KV)
-    first = first_key + split * share
-    end = tl.minimum(first + share, end_key)
+    first, limit, step = split_range(first_key, end_key, kv_len, split, splits, BLOCK_KV, PARTITION)
+    if not BALANCED:
+        # Split 0 goes on even with no keys: it must write the zeros of rows that see nothing.
+        splits = tl.maximum(active_splits(first_key, end_key, kv_len, num_splits, BLOCK_KV, PARTITION), 1)
+        works = split < splits
 
-    # Split 0 goes on even with no keys: it must write the zeros of rows that see nothing.
-    if (split < active) | (split == 0):
+    if works:
         rows = GROUP * q_len
         row = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
         row_valid = row < rows
@@ -342,10 +362,8 @@ def quantised_decode(
         q_odd = tl.trans((q_odd * factor[:, None]).to(tl.float16))
         row_scale *= score_scale
 
-        k_head_ptr = k_ptr + (sequence_wide * k_batch_stride + kv_head_wide * k_head_stride) * KV_STRIDE_UNIT
-        v_head_ptr = v_ptr + (sequence_wide * v_batch_stride + kv_head_wide * v_head_stride) * KV_STRIDE_UNIT
-        k_row = tl.cast(k_row_stride, tl.int64) * KV_STRIDE_UNIT
-        v_row = tl.cast(v_row_stride, tl.int64) * KV_STRIDE_UNIT
+        k_head_ptr = head_start(k_ptr, sequence, kv_head, k_batch_stride, k_head_stride, KV_STRIDE_UNIT)
+        v_head_ptr = head_start(v_ptr, sequence, kv_head, v_batch_stride, v_head_stride, KV_STRIDE_UNIT)
         k_scales = k_scale_ptr
         v_scales = v_scale_ptr
         result_scale = 1.0 / PROBABILITY_UNIT
@@ -373,24 +391,28 @@ def quantised_decode(
         even = tl.zeros([BLOCK_V, BLOCK_M], tl.float32)
         odd = tl.zeros([BLOCK_V, BLOCK_M], tl.float32)
 
-        # Most masks hide nothing inside their bounds (a prefix, left padding): then the loop has no mask code at all.
-        if MASK == "none" or (clean_first <= first) & (end <= clean_end):
-            maximum, total, peak, even, odd = attend_range(
+        # Pointer loads check every row at no cost; TMA loads cannot: the last, partial tile is taken out of the loop.
+        PEEL: tl.constexpr = TMA
+        whole_end = first_key + tl.maximum(end_key - first_key, 0) // BLOCK_KV * BLOCK_KV
+        loop_end = limit
+        if PEEL:
+            loop_end = tl.minimum(limit, whole_end)
+        maximum, total, peak, even, odd = attend_range(
+            q_even, q_odd, maximum, total, peak, even, odd,
+            k_head_ptr, v_head_ptr, k_descriptor, v_descriptor, k_scales, v_scales, mask_base, mask_rows,
+            mask_key_stride, sequence, kv_head, first, loop_end, step, end_key, clean_first, clean_end,
+            row_query, row_scale, k_row, v_row, K_UNITS, V_UNITS, BLOCK_K, BLOCK_V, BLOCK_KV,
+            FORMAT, ASSEMBLY, K_SCALE_STRIDE, V_SCALE_STRIDE, MASK, MASK_PER_ROW, CAUSAL, TMA, UPCAST, EXP2_SCALE,
+            PREFETCH_DEPTH, PREFETCH_BULK, ROWS_ADJACENT, PEEL,
+        )  # fmt: skip
+        if PEEL and (whole_end < limit) & (whole_end >= first) & ((whole_end - first) % step == 0):
+            maximum, total, peak, even, odd = attend_tile(
                 q_even, q_odd, maximum, total, peak, even, odd,
-                k_head_ptr, v_head_ptr, k_descriptor, v_descriptor, k_scales, v_scales,
-                mask_base, mask_rows, mask_key_stride, sequence, kv_head, first, end, clean_first, clean_end,
-                row_query, row_scale, k_row, v_row, K_UNITS, V_UNITS, BLOCK_K, BLOCK_V, BLOCK_KV,
-                FORMAT, ASSEMBLY, K_SCALE_STRIDE, V_SCALE_STRIDE, "none", MASK_PER_ROW, CAUSAL, TMA, UPCAST, EXP2_SCALE,
-                PREFETCH_DEPTH, PREFETCH_BULK, ROWS_ADJACENT,
-            )  # fmt: skip
-        else:
-            maximum, total, peak, even, odd = attend_range(
-                q_even, q_odd, maximum, total, peak, even, odd,
-                k_head_ptr, v_head_ptr, k_descriptor, v_descriptor, k_scales, v_scales,
-                mask_base, mask_rows, mask_key_stride, sequence, kv_head, first, end, clean_first, clean_end,
+                k_head_ptr, v_head_ptr, k_descriptor, v_descriptor, k_scales, v_scales, mask_base, mask_rows,
+                mask_key_stride, sequence, kv_head, whole_end, end_key, clean_first, clean_end,
                 row_query, row_scale, k_row, v_row, K_UNITS, V_UNITS, BLOCK_K, BLOCK_V, BLOCK_KV,
                 FORMAT, ASSEMBLY, K_SCALE_STRIDE, V_SCALE_STRIDE, MASK, MASK_PER_ROW, CAUSAL, TMA, UPCAST, EXP2_SCALE,
-                PREFETCH_DEPTH, PREFETCH_BULK, ROWS_ADJACENT,
+                False,
             )  # fmt: skip
 
         if V_SCALE_STRIDE > 0:
@@ -398,15 +420,15 @@ def quantised_decode(
         out_rows = (
             sequence_wide * out_batch_stride + row_head.to(tl.int64) * out_head_stride + row_query * out_row_stride
         )
-        slot = (head_slot.to(tl.int64) * num_splits + split) * rows + row
+        partial_rows = slot * rows + row
         if SPLIT:
-            tl.store(stats_ptr + slot * 2, maximum, mask=row_valid)
-            tl.store(stats_ptr + slot * 2 + 1, total, mask=row_valid)
+            tl.store(stats_ptr + partial_rows * 2, maximum, mask=row_valid)
+            tl.store(stats_ptr + partial_rows * 2 + 1, total, mask=row_valid)
         store_columns(
-            out_ptr, partial_ptr, even * result_scale, total, out_rows, slot * VALUE_DIM, row_valid, 0,
+            out_ptr, partial_ptr, even * result_scale, total, out_rows, partial_rows * VALUE_DIM, row_valid, 0,
             V_UNITS, BLOCK_V, SPLIT, UPCAST,
         )  # fmt: skip
         store_columns(
-            out_ptr, partial_ptr, odd * result_scale, total, out_rows, slot * VALUE_DIM, row_valid, 1,
+            out_ptr, partial_ptr, odd * result_scale, total, out_rows, partial_rows * VALUE_DIM, row_valid, 1,
             V_UNITS, BLOCK_V, SPLIT, UPCAST,
         )  # fmt: skip

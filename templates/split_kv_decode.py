@@ -12,10 +12,13 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .heads import head_start
+from .masking import apply_mask_by_row, key_bias
 from .prefetch import prefetch_tile_l2
+from .products import multiply
 from .rounding import round_to
 from .softmax import along_keys, finite_maximum, online_softmax
-from .split_plan import keys_per_split, valid_keys
+from .split_plan import active_splits, balanced_counts, balanced_split, guessed_begin, split_range, valid_keys
 
 
 @triton.jit
@@ -55,43 +58,68 @@ def load_tile(
 
 
 @triton.jit
-def apply_mask(
-    scores,
+def fold_tile(
+    q,
+    maximum,
+    total,
+    accumulator,
+    k,
+    v,
     mask_ptr,
     mask_row_offsets,
     mask_key_stride,
-    keys,
-    needed,
-    ADDITIVE: tl.constexpr,
-    PER_ROW: tl.constexpr,
-    KEYS_AXIS: tl.constexpr,
+    first,
+    end,
+    clean_first,
+    clean_end,
+    row_query,
+    score_scale,
+    BLOCK_KV: tl.constexpr,
+    MASK: tl.constexpr,
+    MASK_PER_ROW: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    KEYS_FIRST: tl.constexpr,
+    UPCAST: tl.constexpr,
+    EXP2_SCALE: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
-    """Hide (bool) or shift (additive) scores. ``needed`` (BLOCK_KV,) is False where the mask is known to hide nothing,
-    so that nothing is loaded there. A mask equal for all rows is loaded once per key."""
-    key_offsets = tl.expand_dims(keys.to(tl.int64) * mask_key_stride, 1 - KEYS_AXIS)
-    wanted = tl.expand_dims(needed, 1 - KEYS_AXIS)
-    if PER_ROW:
-        pointers = mask_ptr + along_keys(mask_row_offsets, KEYS_AXIS) + key_offsets
-        wanted = wanted & (along_keys(mask_row_offsets, KEYS_AXIS) >= 0)
+    """Fold a tile of K and V, keys [first, first + BLOCK_KV), into the running softmax. KEYS_FIRST keeps scores as
+    (keys, rows) and the accumulator as (value columns, rows); otherwise both lead with rows."""
+    KEYS_AXIS: tl.constexpr = 0 if KEYS_FIRST else 1
+    keys = first + tl.arange(0, BLOCK_KV)
+    if KEYS_FIRST:
+        scores = multiply(k, tl.trans(q), None, UPCAST)
     else:
-        pointers = mask_ptr + key_offsets
-    if ADDITIVE:
-        scores += tl.load(pointers, mask=wanted, other=0.0).to(tl.float32)
+        scores = multiply(q, tl.trans(k), None, UPCAST)
+    valid = keys < end
+    if MASK == "none":
+        scores *= score_scale
     else:
-        scores = tl.where(tl.load(pointers, mask=wanted, other=1) != 0, scores, float("-inf"))
-    return scores
-
-
-@triton.jit
-def multiply(a, b, accumulator, UPCAST: tl.constexpr):
-    """a @ b in fp32, added to ``accumulator`` unless it is None. Triton's interpreter computes garbage for bf16
-    operands without saying so, hence UPCAST there. fp32 operands are not rounded to tf32, as in PyTorch's default."""
-    if UPCAST:
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
-    if accumulator is None:
-        return tl.dot(a, b, input_precision="ieee")
-    return tl.dot(a, b, accumulator, input_precision="ieee")
+        needed = ((keys < clean_first) | (keys >= clean_end)) & valid
+        if MASK_PER_ROW:
+            scores *= score_scale
+            scores = apply_mask_by_row(
+                scores, mask_ptr, mask_row_offsets, mask_key_stride, keys, needed, MASK == "additive", KEYS_AXIS
+            )  # fmt: skip
+        else:
+            # Most masks hide nothing inside their bounds (a prefix, left padding): then nothing is loaded. A vector,
+            # added in the multiplication by the scale, so that it costs no instruction where it is 0.
+            wanted = (first < clean_first) | (tl.minimum(first + BLOCK_KV, end) > clean_end)
+            bias = key_bias(mask_ptr, mask_key_stride, keys, needed, wanted, MASK == "additive")
+            scores = scores * score_scale + tl.expand_dims(bias, 1 - KEYS_AXIS)
+    if not WHOLE:
+        scores = tl.where(tl.expand_dims(valid, 1 - KEYS_AXIS), scores, float("-inf"))
+    if CAUSAL:
+        visible = tl.expand_dims(keys, 1 - KEYS_AXIS) <= along_keys(row_query, KEYS_AXIS)
+        scores = tl.where(visible, scores, float("-inf"))
+    probabilities, maximum, total, shrink = online_softmax(scores, maximum, total, EXP2_SCALE, KEYS_AXIS)
+    accumulator *= along_keys(shrink, KEYS_AXIS)
+    probabilities = round_to(probabilities, v.dtype, UPCAST)
+    if KEYS_FIRST:
+        accumulator = multiply(tl.trans(v), probabilities, accumulator, UPCAST)
+    else:
+        accumulator = multiply(probabilities, v, accumulator, UPCAST)
+    return maximum, total, accumulator
 
 
 @triton.jit
@@ -131,12 +159,9 @@ def attend_tile(
     EXP2_SCALE: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    """Fold keys [first, first + BLOCK_KV) into the running softmax. KEYS_FIRST keeps scores as (keys, rows) and the
-    accumulator as (value columns, rows); otherwise both lead with rows."""
-    KEYS_AXIS: tl.constexpr = 0 if KEYS_FIRST else 1
+    """Load keys [first, first + BLOCK_KV) and fold them into the running softmax."""
     # A partial tile by pointers reads only what is valid.
     BY_TMA: tl.constexpr = TMA and (WHOLE or KEYS_FIRST)
-    keys = first + tl.arange(0, BLOCK_KV)
     k = load_tile(
         k_head_ptr, k_descriptor, sequence, kv_head, first, end, k_row_stride,
         HEAD_DIM, BLOCK_D, BLOCK_KV, BY_TMA, WHOLE,
@@ -146,30 +171,11 @@ def attend_tile(
         v_head_ptr, v_descriptor, sequence, kv_head, first, end, v_row_stride,
         VALUE_DIM, BLOCK_DV, BLOCK_KV, BY_TMA, WHOLE,
     )  # fmt: skip
-    if KEYS_FIRST:
-        scores = multiply(k, tl.trans(q), None, UPCAST)
-    else:
-        scores = multiply(q, tl.trans(k), None, UPCAST)
-    scores *= score_scale
-    if MASK != "none":
-        needed = ((keys < clean_first) | (keys >= clean_end)) & (keys < end)
-        scores = apply_mask(
-            scores, mask_ptr, mask_row_offsets, mask_key_stride, keys, needed,
-            MASK == "additive", MASK_PER_ROW, KEYS_AXIS,
-        )  # fmt: skip
-    if not WHOLE:
-        scores = tl.where(tl.expand_dims(keys < end, 1 - KEYS_AXIS), scores, float("-inf"))
-    if CAUSAL:
-        visible = tl.expand_dims(keys, 1 - KEYS_AXIS) <= along_keys(row_query, KEYS_AXIS)
-        scores = tl.where(visible, scores, float("-inf"))
-    probabilities, maximum, total, shrink = online_softmax(scores, maximum, total, EXP2_SCALE, KEYS_AXIS)
-    accumulator *= along_keys(shrink, KEYS_AXIS)
-    probabilities = round_to(probabilities, v.dtype, UPCAST)
-    if KEYS_FIRST:
-        accumulator = multiply(tl.trans(v), probabilities, accumulator, UPCAST)
-    else:
-        accumulator = multiply(probabilities, v, accumulator, UPCAST)
-    return maximum, total, accumulator
+    return fold_tile(
+        q, maximum, total, accumulator, k, v, mask_ptr, mask_row_offsets, mask_key_stride, first, end,
+        clean_first, clean_end, row_query, score_scale, BLOCK_KV, MASK, MASK_PER_ROW, CAUSAL, KEYS_FIRST, UPCAST,
+        EXP2_SCALE, WHOLE,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -188,6 +194,8 @@ def attend_range(
     sequence,
     kv_head,
     first,
+    limit,
+    step,
     end,
     clean_first,
     clean_end,
@@ -210,44 +218,32 @@ def attend_range(
     PREFETCH_DEPTH: tl.constexpr,
     PREFETCH_BULK: tl.constexpr,
     ROWS_ADJACENT: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
-    """Fold keys [first, end) in a software-pipelined loop."""
+    """Fold the tiles at ``first``, ``first + step``, ... below ``limit`` in a software-pipelined loop. WHOLE says that
+    none is partial."""
     for ahead in tl.static_range(1, PREFETCH_DEPTH):
-        target = first + ahead * BLOCK_KV
+        target = first + ahead * step
         prefetch_tile_l2(
-            k_head_ptr, target, end, k_row_stride, HEAD_DIM, BLOCK_D, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
+            k_head_ptr, target, limit, k_row_stride, HEAD_DIM, BLOCK_D, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
         )
         prefetch_tile_l2(
-            v_head_ptr, target, end, v_row_stride, VALUE_DIM, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
+            v_head_ptr, target, limit, v_row_stride, VALUE_DIM, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
         )
-    # Pointer loads check every row at no cost; TMA loads cannot, so the last, partial tile is taken out of the loop.
-    # Not so with keys first: outside a pipelined loop Triton 3.6 gets that product wrong on sm_90 (admissible.py).
-    PEEL: tl.constexpr = TMA and not KEYS_FIRST
-    if PEEL:
-        loop_end = first + tl.maximum(end - first, 0) // BLOCK_KV * BLOCK_KV
-    else:
-        loop_end = end
-    for tile_first in range(first, loop_end, BLOCK_KV):
+    for tile_first in range(first, limit, step):
         if PREFETCH_DEPTH > 0:
-            target = tile_first + PREFETCH_DEPTH * BLOCK_KV
+            target = tile_first + PREFETCH_DEPTH * step
             prefetch_tile_l2(
-                k_head_ptr, target, end, k_row_stride, HEAD_DIM, BLOCK_D, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
+                k_head_ptr, target, limit, k_row_stride, HEAD_DIM, BLOCK_D, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
             )
             prefetch_tile_l2(
-                v_head_ptr, target, end, v_row_stride, VALUE_DIM, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
+                v_head_ptr, target, limit, v_row_stride, VALUE_DIM, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
             )
         maximum, total, accumulator = attend_tile(
             q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
             mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, tile_first, end, clean_first, clean_end,
             row_query, score_scale, k_row_stride, v_row_stride, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
-            MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, PEEL,
-        )  # fmt: skip
-    if PEEL and loop_end < end:
-        maximum, total, accumulator = attend_tile(
-            q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
-            mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, loop_end, end, clean_first, clean_end,
-            row_query, score_scale, k_row_stride, v_row_stride, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
-            MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, False,
+            MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, WHOLE,
         )  # fmt: skip
     return maximum, total, accumulator
 
@@ -267,31 +263,39 @@ def store_output(
 
 @triton.jit
 def merge_in_place(
-    partial_ptr, stats_ptr, out_ptr, first_slot, active, rows, row, row_valid, row_offsets,
-    VALUE_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_DV: tl.constexpr, EXP2_SCALE: tl.constexpr,
-    UPCAST: tl.constexpr,
+    partial_ptr, stats_ptr, out_ptr, first_slot, active, rows, first_row, kv_head, q_len, out_base, out_head_stride,
+    out_row_stride, GROUP: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_DV: tl.constexpr,
+    ROWS_AT_ONCE: tl.constexpr, SPLITS_AT_ONCE: tl.constexpr, EXP2_SCALE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Combine ``active`` partial results of one tile of rows, in split order, and write the output."""
+    """Combine ``active`` partial results of one tile of rows, in split order, and write the output. Some rows and
+    splits at a time: loads that are asked for together take one latency."""
     columns = tl.arange(0, BLOCK_DV)
-    inside = row_valid[:, None] & (columns < VALUE_DIM)[None, :]
-    maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    accumulator = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
-    for split in range(0, active):
-        slot = (first_slot + split) * rows + row
-        split_maximum = tl.load(stats_ptr + slot * 2, mask=row_valid, other=float("-inf"), cache_modifier=".cg")
-        split_total = tl.load(stats_ptr + slot * 2 + 1, mask=row_valid, other=0.0, cache_modifier=".cg")
-        partial = tl.load(
-            partial_ptr + (slot * VALUE_DIM)[:, None] + columns[None, :], mask=inside, other=0.0, cache_modifier=".cg"
-        )
-        new_maximum = tl.maximum(maximum, split_maximum)
-        reference = finite_maximum(new_maximum)
-        shrink = tl.exp2((maximum - reference) * EXP2_SCALE)
-        weight = tl.exp2((split_maximum - reference) * EXP2_SCALE)
-        accumulator = accumulator * shrink[:, None] + partial * weight[:, None]
-        total = total * shrink + split_total * weight
-        maximum = new_maximum
-    store_output(out_ptr, accumulator, total, row_offsets, row_valid, VALUE_DIM, BLOCK_DV, 1, UPCAST)
+    for group_first in range(first_row, tl.minimum(first_row + BLOCK_M, rows), ROWS_AT_ONCE):
+        row = group_first + tl.arange(0, ROWS_AT_ONCE)
+        row_valid = row < rows
+        maximum = tl.full([ROWS_AT_ONCE], float("-inf"), tl.float32)
+        total = tl.zeros([ROWS_AT_ONCE], tl.float32)
+        accumulator = tl.zeros([ROWS_AT_ONCE, BLOCK_DV], tl.float32)
+        for chunk_first in range(0, active, SPLITS_AT_ONCE):
+            split = chunk_first + tl.arange(0, SPLITS_AT_ONCE)
+            slot = (first_slot + split)[:, None] * rows + row[None, :]
+            inside = (split < active)[:, None] & row_valid[None, :]
+            maxima = tl.load(stats_ptr + slot * 2, mask=inside, other=float("-inf"), cache_modifier=".cg")
+            totals = tl.load(stats_ptr + slot * 2 + 1, mask=inside, other=0.0, cache_modifier=".cg")
+            partials = tl.load(
+                partial_ptr + (slot * VALUE_DIM)[:, :, None] + columns[None, None, :],
+                mask=inside[:, :, None] & (columns < VALUE_DIM)[None, None, :], other=0.0, cache_modifier=".cg",
+            )  # fmt: skip
+            new_maximum = tl.maximum(maximum, tl.max(maxima, 0))
+            reference = finite_maximum(new_maximum)
+            shrink = tl.exp2((maximum - reference) * EXP2_SCALE)
+            weight = tl.exp2((maxima - reference[None, :]) * EXP2_SCALE)
+            accumulator = accumulator * shrink[:, None] + tl.sum(partials * weight[:, :, None], 0)
+            total = total * shrink + tl.sum(totals * weight, 0)
+            maximum = new_maximum
+        head = kv_head * GROUP + row // q_len
+        out_rows = out_base + head.to(tl.int64) * out_head_stride + (row % q_len) * out_row_stride
+        store_output(out_ptr, accumulator, total, out_rows, row_valid, VALUE_DIM, BLOCK_DV, 1, UPCAST)
 
 
 _RUNTIME_INTEGERS = [
@@ -358,8 +362,14 @@ def split_kv_decode(
     PREFETCH_DEPTH: tl.constexpr,
     PREFETCH_BULK: tl.constexpr,
     ROWS_ADJACENT: tl.constexpr,
+    PARTITION: tl.constexpr,
+    BLOCK_BATCH: tl.constexpr,
+    MOST_SPLITS: tl.constexpr,
+    PROLOGUE_PREFETCH: tl.constexpr,
     LAUNCH_OVERLAP: tl.constexpr,
     MERGE_IN_PLACE: tl.constexpr,
+    ROWS_AT_ONCE: tl.constexpr,
+    SPLITS_AT_ONCE: tl.constexpr,
     EXP2_SCALE: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
@@ -367,39 +377,73 @@ def split_kv_decode(
 
     ``score_scale`` is the softmax scale, times log2(e) unless the mask is additive (EXP2_SCALE is 1 or log2(e)
     accordingly: scaling an additive finfo.min by log2(e) would overflow to -inf and change rows that hide everything).
-    partial fp32 (batch * kv_heads, num_splits, rows, VALUE_DIM), stats fp32 (..., rows, 2): maximum and total.
+    partial is fp32 (splits of the batch, rows, VALUE_DIM), stats fp32 (splits of the batch, rows, 2): maximum and
+    total. The splits of a sequence and head are adjacent: (batch * kv_heads, num_splits), or where they are balanced
+    (kv_heads, batch * num_splits).
     """
     KEYS_AXIS: tl.constexpr = 0 if KEYS_FIRST else 1
+    BALANCED: tl.constexpr = PARTITION == "balanced"
+    flat = tl.program_id(0)
+    split = tl.program_id(1)
+    num_splits = tl.num_programs(1)
+    batch = tl.num_programs(0) // (kv_heads * row_tiles)
+    row_tile = flat % row_tiles
+    kv_head = flat // row_tiles % kv_heads
+    sequence = flat // (row_tiles * kv_heads)
+    k_row = tl.cast(k_row_stride, tl.int64) * KV_STRIDE_UNIT
+    v_row = tl.cast(v_row_stride, tl.int64) * KV_STRIDE_UNIT
+
+    if PROLOGUE_PREFETCH:
+        # Keys of earlier steps do not depend on the kernel before this one. Harmless where the guess is wrong, and for
+        # the newest key too: L2 sees the write.
+        begin = guessed_begin(kv_len, split, num_splits, BLOCK_KV, PARTITION)
+        prefetch_tile_l2(
+            head_start(k_ptr, sequence, kv_head, k_batch_stride, k_head_stride, KV_STRIDE_UNIT), begin, kv_len, k_row,
+            HEAD_DIM, BLOCK_D, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
+        )  # fmt: skip
+        prefetch_tile_l2(
+            head_start(v_ptr, sequence, kv_head, v_batch_stride, v_head_stride, KV_STRIDE_UNIT), begin, kv_len, v_row,
+            VALUE_DIM, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
+        )  # fmt: skip
+
     # Before anything that an earlier kernel may have written is read, and in every program: a grid that ended without
     # waiting would let its successors overtake its predecessors.
     if LAUNCH_OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
 
-    flat = tl.program_id(0)
-    split = tl.program_id(1)
-    num_splits = tl.num_programs(1)
-    row_tile = flat % row_tiles
-    head_slot = flat // row_tiles
-    kv_head = head_slot % kv_heads
-    sequence = head_slot // kv_heads
-
+    if BALANCED:
+        counts, up_to = balanced_counts(
+            bounds_ptr, bounds_stride, batch, kv_len, q_len, num_splits, BLOCK_KV, BLOCK_BATCH, MOST_SPLITS,
+            bounds_ptr is not None, CAUSAL,
+        )  # fmt: skip
+        batch_split = (split * tl.num_programs(0) + flat) // (kv_heads * row_tiles)
+        sequence, split, splits = balanced_split(counts, up_to, batch_split, BLOCK_BATCH)
+        works = sequence < batch
+        sequence = tl.minimum(sequence, batch - 1)
+        slot = kv_head.to(tl.int64) * batch * num_splits + batch_split
+    else:
+        splits = num_splits
+        slot = (sequence.to(tl.int64) * kv_heads + kv_head) * num_splits + split
     first_key, end_key, clean_first, clean_end = valid_keys(
         bounds_ptr, bounds_stride, sequence, kv_len, q_len, bounds_ptr is not None, CAUSAL
     )
-    share, active = keys_per_split(first_key, end_key, num_splits, BLOCK_KV)
-    first = first_key + split * share
-    end = tl.minimum(first + share, end_key)
+    first, limit, step = split_range(first_key, end_key, kv_len, split, splits, BLOCK_KV, PARTITION)
+    if not BALANCED:
+        # Split 0 goes on even with no keys: it must write the zeros of rows that see nothing.
+        splits = tl.maximum(active_splits(first_key, end_key, kv_len, num_splits, BLOCK_KV, PARTITION), 1)
+        works = split < splits
 
-    # Split 0 goes on even with no keys: it must write the zeros of rows that see nothing.
-    if (split < active) | (split == 0):
+    if works:
+        sequence_wide = sequence.to(tl.int64)
+        k_head_ptr = head_start(k_ptr, sequence, kv_head, k_batch_stride, k_head_stride, KV_STRIDE_UNIT)
+        v_head_ptr = head_start(v_ptr, sequence, kv_head, v_batch_stride, v_head_stride, KV_STRIDE_UNIT)
         rows = GROUP * q_len
         row = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
         row_valid = row < rows
         row_head = kv_head * GROUP + row // q_len
         row_query = row % q_len
 
-        sequence_wide = sequence.to(tl.int64)
         columns = tl.arange(0, BLOCK_D)
         q_rows = (
             sequence_wide * q_batch_stride + row_head.to(tl.int64) * q_head_stride + row_query * q_row_stride
@@ -409,10 +453,6 @@ def split_kv_decode(
             mask=row_valid[:, None] & (columns < HEAD_DIM)[None, :],
             other=0.0,
         )
-        k_head_ptr = k_ptr + (sequence_wide * k_batch_stride + kv_head.to(tl.int64) * k_head_stride) * KV_STRIDE_UNIT
-        v_head_ptr = v_ptr + (sequence_wide * v_batch_stride + kv_head.to(tl.int64) * v_head_stride) * KV_STRIDE_UNIT
-        k_row = tl.cast(k_row_stride, tl.int64) * KV_STRIDE_UNIT
-        v_row = tl.cast(v_row_stride, tl.int64) * KV_STRIDE_UNIT
         mask_rows = (
             sequence_wide * mask_batch_stride + row_head.to(tl.int64) * mask_head_stride + row_query * mask_row_stride
         )
@@ -429,22 +469,27 @@ def split_kv_decode(
         else:
             accumulator = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
 
-        # Most masks hide nothing inside their bounds (a prefix, left padding): then the loop has no mask code at all.
-        if MASK == "none" or (clean_first <= first) & (end <= clean_end):
-            maximum, total, accumulator = attend_range(
+        # Pointer loads check every row at no cost; TMA loads cannot: the last, partial tile is taken out of the loop.
+        # Not so with keys first: outside a pipelined loop Triton 3.6 gets that product wrong on sm_90 (admissible.py).
+        PEEL: tl.constexpr = TMA and not KEYS_FIRST
+        whole_end = first_key + tl.maximum(end_key - first_key, 0) // BLOCK_KV * BLOCK_KV
+        loop_end = limit
+        if PEEL:
+            loop_end = tl.minimum(limit, whole_end)
+        maximum, total, accumulator = attend_range(
+            q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
+            mask_base, mask_rows, mask_key_stride, sequence, kv_head, first, loop_end, step, end_key, clean_first,
+            clean_end, row_query, score_scale, k_row, v_row, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
+            MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE,
+            PREFETCH_DEPTH, PREFETCH_BULK, ROWS_ADJACENT, PEEL,
+        )  # fmt: skip
+
+        if PEEL and (whole_end < limit) & (whole_end >= first) & ((whole_end - first) % step == 0):
+            maximum, total, accumulator = attend_tile(
                 q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
-                mask_base, mask_rows, mask_key_stride, sequence, kv_head, first, end, clean_first, clean_end,
+                mask_base, mask_rows, mask_key_stride, sequence, kv_head, whole_end, end_key, clean_first, clean_end,
                 row_query, score_scale, k_row, v_row, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
-                "none", MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE,
-                PREFETCH_DEPTH, PREFETCH_BULK, ROWS_ADJACENT,
-            )  # fmt: skip
-        else:
-            maximum, total, accumulator = attend_range(
-                q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
-                mask_base, mask_rows, mask_key_stride, sequence, kv_head, first, end, clean_first, clean_end,
-                row_query, score_scale, k_row, v_row, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
-                MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE,
-                PREFETCH_DEPTH, PREFETCH_BULK, ROWS_ADJACENT,
+                MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, False,
             )  # fmt: skip
 
         out_rows = (
@@ -453,21 +498,25 @@ def split_kv_decode(
         if not SPLIT:
             store_output(out_ptr, accumulator, total, out_rows, row_valid, VALUE_DIM, BLOCK_DV, KEYS_AXIS, UPCAST)
         else:
-            slot = (head_slot.to(tl.int64) * num_splits + split) * rows + row
             value_columns = tl.arange(0, BLOCK_DV)
-            tl.store(stats_ptr + slot * 2, maximum, mask=row_valid)
-            tl.store(stats_ptr + slot * 2 + 1, total, mask=row_valid)
+            partial_rows = slot * rows + row
+            tl.store(stats_ptr + partial_rows * 2, maximum, mask=row_valid)
+            tl.store(stats_ptr + partial_rows * 2 + 1, total, mask=row_valid)
             tl.store(
-                partial_ptr + along_keys(slot * VALUE_DIM, KEYS_AXIS) + tl.expand_dims(value_columns, 1 - KEYS_AXIS),
+                partial_ptr
+                + along_keys(partial_rows * VALUE_DIM, KEYS_AXIS)
+                + tl.expand_dims(value_columns, 1 - KEYS_AXIS),
                 accumulator,
                 mask=along_keys(row_valid, KEYS_AXIS) & tl.expand_dims(value_columns < VALUE_DIM, 1 - KEYS_AXIS),
             )
             if MERGE_IN_PLACE:
                 # Every thread's stores must be done before one of them announces the arrival.
                 tl.debug_barrier()
-                arrived = tl.atomic_add(arrivals_ptr + flat, 1, sem="acq_rel", scope="gpu")
-                if arrived == tl.maximum(active, 1) - 1:
+                counter = arrivals_ptr + (sequence * kv_heads + kv_head) * row_tiles + row_tile
+                arrived = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
+                if arrived == splits - 1:
                     merge_in_place(
-                        partial_ptr, stats_ptr, out_ptr, head_slot.to(tl.int64) * num_splits, tl.maximum(active, 1),
-                        rows, row, row_valid, out_rows, VALUE_DIM, BLOCK_M, BLOCK_DV, EXP2_SCALE, UPCAST,
+                        partial_ptr, stats_ptr, out_ptr, slot - split, splits, rows, row_tile * BLOCK_M, kv_head, q_len,
+                        sequence_wide * out_batch_stride, out_head_stride, out_row_stride, GROUP, VALUE_DIM, BLOCK_M,
+                        BLOCK_DV, ROWS_AT_ONCE, SPLITS_AT_ONCE, EXP2_SCALE, UPCAST,
                     )  # fmt: skip

@@ -16,7 +16,10 @@ from ..demo.errors import MissingExtraError
 from ..errors import KVPrefetchError
 from .cache_cli import cache
 from .case import RANDOM_LLAMA, parse_cases
+from .ceiling_cli import ceiling
 from .errors import NoGpuError
+from .kernel.cli import kernel
+from .paper.cli import paper
 from .rounds import Rounds
 from .search_cli import search
 from .selection_cli import selection
@@ -37,9 +40,12 @@ def bench() -> None:
     """Measure on your own GPU."""
 
 
+app.command()(kernel)
+app.command()(ceiling)
 app.command()(cache)
 app.command()(search)
 app.command()(selection)
+app.command()(paper)
 
 
 @app.command()

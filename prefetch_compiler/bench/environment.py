@@ -10,7 +10,7 @@ from importlib import metadata
 
 import torch
 
-from ..database.template_hash import template_hashes
+from ..database.template_hash import whole_hashes
 
 
 def describe_environment(device: torch.device) -> dict[str, str | None]:
@@ -20,11 +20,11 @@ def describe_environment(device: torch.device) -> dict[str, str | None]:
         "driver": driver_version() if device.type == "cuda" else None,
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "triton": _version("triton"),
         "transformers": _version("transformers"),
         "kvprefetch": _version("kvprefetch"),
-        "templates_sha256": " ".join(template_hashes().values()),
+        "templates_sha256": " ".join(whole_hashes().values()),
         "command": " ".join(sys.argv),
     }
 

@@ -10,10 +10,8 @@ from ..errors import KVPrefetchError
 class NoGpuError(KVPrefetchError):
     """A measurement was asked for where there is no GPU."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            "this measures on a GPU, and torch sees none here; bench e2e --dry-run lists the cases and their bytes."
-        )
+    def __init__(self, command: str = "bench e2e", instead: str = "--dry-run lists the cases and their bytes") -> None:
+        super().__init__(f"{command} measures on a GPU, and torch sees none here; {instead}.")
 
 
 class NoRoomError(KVPrefetchError, ValueError):
@@ -58,3 +56,17 @@ class NothingToReplayError(KVPrefetchError, ValueError):
 
     def __init__(self) -> None:
         super().__init__("bench search replays recorded tables: give their file, or --record to measure some on a GPU.")
+
+
+class InvalidResultError(KVPrefetchError, ValueError):
+    """A file of results that is none."""
+
+    def __init__(self, path: object, command: str, problem: str) -> None:
+        super().__init__(f"{path}: no results of {command}: {problem}; `kvprefetch {command} --out FILE` writes them.")
+
+
+class DeviceLostError(KVPrefetchError):
+    """A kernel broke the CUDA context; nothing more can run in this process."""
+
+    def __init__(self, peer: str, reason: str) -> None:
+        super().__init__(f"{peer} left the GPU unusable to this process: {reason}")

@@ -16,6 +16,7 @@ from .table import WIDTH_WITHOUT_TERMINAL
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ..database.key import TuningKey
     from .search_replay import SamplerScore
     from .search_table import SearchTable
 
@@ -82,11 +83,12 @@ def _record(which: str, out: Path, seconds: float, seed: int, jobs: int | None) 
 
     profile = target_profile(None, compile_only=False)
     keys = _keys(which)
-    origin: dict[str, Any] = {
-        **vars(present_toolchain(measured=True)),
-        "seed": seed,
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-    }
+    toolchain = present_toolchain(measured=True)
+    date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    def origin(key: TuningKey) -> dict[str, Any]:
+        return {**vars(toolchain(key)), "seed": seed, "date": date}
+
     compiler = CompilePool(profile, jobs)
     measurer = GpuMeasurer()
     done: list[SearchTable] = []

@@ -19,7 +19,7 @@ from optuna.trial import BaseTrial
 from ..config import KernelConfig
 from ..database.key import TuningKey
 from ..device import DeviceProfile
-from ..space import KNOBS, config_at
+from ..space import KNOBS, Knob, config_at
 from ..tuning.distributions import SearchSpace
 from ..tuning.feasible import programs_before_splitting
 
@@ -40,6 +40,8 @@ def grid_values(key: TuningKey, profile: DeviceProfile) -> Values:
         "num_stages": (1, 2, 3, 4),
         "launch_overlap": (profile.has_launch_overlap,),
         "merge": ("separate",),
+        "partition": ("strided",),
+        "prologue_prefetch": (False,),
         "prefetch_depth": (0, 2),
     }
 
@@ -47,8 +49,13 @@ def grid_values(key: TuningKey, profile: DeviceProfile) -> Values:
 def grid_points(values: Mapping[str, Sequence[Any]]) -> list[KernelConfig]:
     """Every point of the sub-space once, in a fixed order."""
     names = [knob.name for knob in KNOBS]
-    points = itertools.product(*(values[name] for name in names))
+    points = itertools.product(*(_values(knob, values) for knob in KNOBS))
     return list(dict.fromkeys(config_at(dict(zip(names, point, strict=True))) for point in points))
+
+
+def _values(knob: Knob, values: Mapping[str, Sequence[Any]]) -> tuple[Any, ...]:
+    """A table that was recorded before a knob came to be holds its default."""
+    return tuple(values.get(knob.name, (knob.default,)))
 
 
 class GridSpace(SearchSpace):
@@ -68,7 +75,7 @@ class GridSpace(SearchSpace):
         """The grid's point nearest to ``config``, knob by knob; distances between numbers are ratios."""
         point = config.to_dict()
         for knob in KNOBS:
-            values = self._grid[knob.name]
+            values = _values(knob, self._grid)
             if knob.ordered:
                 point[knob.name] = min(values, key=lambda value: _apart(value, point[knob.name]))
             elif point[knob.name] not in values:

@@ -52,7 +52,7 @@ def record_tables(
     *,
     seconds_per_key: float,
     seed: int,
-    origin: dict[str, Any],
+    origin: Callable[[TuningKey], dict[str, Any]],
     progress: Progress,
 ) -> Iterator[SearchTable]:
     """One table a key, as it is done. While a key is measured the next one's kernels are compiled; keys of one head
@@ -65,7 +65,7 @@ def record_tables(
         following = _submit(keys[number + 1], compiler, profile, seed) if number + 1 < len(keys) else None
         start = time.monotonic()
         times = _measure(current, measurer, profile, seconds_per_key, seed)
-        table = SearchTable(key, profile, current.values, tuple(times), origin)
+        table = SearchTable(key, profile, current.values, tuple(times), origin(key))
         left = sum(code == UNMEASURED for code in times)
         progress(f"{key.name}: {table.feasible} of {len(times)} points, {left} left, {time.monotonic() - start:.0f} s")
         yield table

@@ -14,13 +14,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from prefetch_compiler.templates.manifest import SPLIT_KV
+
 from ..config import KernelConfig
 from ..database import overlay
 from ..database.device_identity import identity_of
 from ..database.document import Database, encode
 from ..database.key import Alignment, Layout, MaskClass, TuningKey
 from ..database.record import Evidence, FillTiming, Measurement, Rival, Timing, Toolchain, TuningRecord
-from ..database.template_hash import template_hashes
+from ..database.template_hash import hash_for
 from ..device import REFERENCE_DEVICES
 from ..report import Verdict
 from ..select.candidates import candidates_for, triton_minor
@@ -77,13 +79,13 @@ def measure(records: int = 2000) -> SelectionCost:
 
 def _records() -> Iterator[TuningRecord]:
     timing = Timing(20.0, 19.0, 21.0)
-    toolchain = Toolchain(*next(iter(template_hashes().items())), "2.11.0", f"{triton_minor()}.0", "none")
     for capacity, batch, dtype, mask, (heads, kv_heads, dim) in itertools.product(
         CAPACITIES, BATCHES, DTYPES, MASKS, SHAPES
     ):
         key = TuningKey(
             dtype, dtype, heads // kv_heads, kv_heads, dim, dim, 1, batch, capacity, Layout.BHSD, Alignment.TMA, mask
         )
+        toolchain = Toolchain(SPLIT_KV.name, hash_for(SPLIT_KV, key), "2.11.0", f"{triton_minor()}.0", "none")
         config = KernelConfig(32, max(1, 128 // batch), 4, 2)
         fills = (FillTiming(capacity, 1 << 20, 20.0, 18.0),)
         measurement = Measurement(timing, Rival(config, timing), Rival(config, timing), fills, 0.9, 0.5)

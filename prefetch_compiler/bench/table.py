@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
+import re
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .case import Case
 from .compile_time import CompileComparison
@@ -14,16 +15,21 @@ from .samples import Samples
 
 MISSING = "-"
 WIDTH_WITHOUT_TERMINAL = 170
+_LEAST_LAST_CELL = 12
+# Figures, with units of one character, quantiles and shares; or none.
+_NUMBERS = re.compile(r"[-+\d.,%×e–() ]*")
 
 
 @dataclass(frozen=True)
 class Table:
-    """A title, column names, rows of as many strings, and lines to print below."""
+    """A title, column names, rows of as many strings, and lines to print below. ``one_line``: a last cell that does not
+    fit is cut off, and takes no second line."""
 
     title: str
     columns: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
     notes: Sequence[str] = ()
+    one_line: bool = False
 
 
 def show(table: Table) -> None:
@@ -35,16 +41,32 @@ def show(table: Table) -> None:
     except ImportError:
         print(plain_text(table))
         return
-    shown = rich.table.Table(title=table.title, box=rich.box.SIMPLE_HEAD, title_justify="left")
+    width = shutil.get_terminal_size((WIDTH_WITHOUT_TERMINAL, 50)).columns
+    if table.one_line:
+        table = cut_to(table, width)
+    shown = rich.table.Table(title=table.title, box=rich.box.SIMPLE_HEAD, title_justify="left", collapse_padding=True)
     for index, column in enumerate(table.columns):
-        shown.add_column(column, justify="left" if index < 2 else "right", overflow="fold")
+        cells = [row[index] for row in table.rows]
+        number = index > 0 and all(_NUMBERS.fullmatch(cell) for cell in cells)
+        # Text gives way before numbers do, and no word of a heading is broken.
+        whole = [*column.split(), *(cells if number else ())]
+        least = max(len(text) for text in whole) if whole else None
+        shown.add_column(column, justify="right" if number else "left", overflow="fold", min_width=least)
     for row in table.rows:
         shown.add_row(*row)
-    width = None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL
     console = rich.console.Console(width=width, highlight=False, markup=False)
     console.print(shown)
     for note in table.notes:
         console.print(note, soft_wrap=True)
+
+
+def cut_to(table: Table, width: int) -> Table:
+    """``table`` with its last cells cut off where a line would be longer than ``width``."""
+    rows = [table.columns, *table.rows]
+    others = sum(max(len(row[index]) for row in rows) + 3 for index in range(len(table.columns) - 1))
+    room = max(_LEAST_LAST_CELL, width - others - 4)
+    cut = [(*row[:-1], row[-1] if len(row[-1]) <= room else row[-1][: room - 1] + "…") for row in table.rows]
+    return replace(table, rows=cut)
 
 
 def plain_text(table: Table) -> str:

@@ -115,3 +115,13 @@ class DatabaseLockedError(DatabaseError):
 def describe(device: DeviceIdentity) -> str:
     """One line for people: ``NVIDIA H200 (cuda, arch 90, 132 SMs)``."""
     return f"{device.name} ({device.backend}, arch {device.arch}, {device.sm_count} SMs)"
+
+
+class TemplateSourceError(KVPrefetchError):
+    """The sources of a template cannot be read as its manifest and their imports name them."""
+
+    def __init__(self, path: object, problem: str) -> None:
+        super().__init__(
+            f"{path}: {problem}. Name kernels in templates/manifest.py as module.function, import helpers from the "
+            "modules that define them, or install the package again."
+        )

@@ -14,7 +14,7 @@ As the order is total and ``merge`` takes the greatest of each identity, it is a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from .canonical import record_bytes
@@ -131,23 +131,18 @@ def keep(database: Database, wanted: Callable[[TuningRecord], bool]) -> Database
 def prune(
     database: Database,
     *,
-    template_hashes: Mapping[str, str] | None = None,
-    triton_minor: str | None = None,
+    stale: Callable[[TuningRecord], bool] | None = None,
     unmeasured: bool = False,
 ) -> Database:
     """Drop what is stale or unmeasured.
 
     Args:
-        template_hashes: present source hash of each template; records of other sources, or of other templates, go.
-        triton_minor: such as "3.6"; records of other minor versions go.
+        stale: says of a record whether it was made with other kernels or another Triton; None keeps such records.
         unmeasured: whether records that never ran on the device go.
     """
 
     def stays(record: TuningRecord) -> bool:
-        toolchain = record.evidence.toolchain
-        if template_hashes is not None and template_hashes.get(toolchain.template) != toolchain.template_hash:
-            return False
-        if triton_minor is not None and toolchain.triton_minor != triton_minor:
+        if stale is not None and stale(record):
             return False
         return record.measured or not unmeasured
 

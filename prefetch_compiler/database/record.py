@@ -24,8 +24,8 @@ class Timing:
 
 @dataclass(frozen=True)
 class FillTiming:
-    """One fill level: keys held by each sequence, KV bytes that a launch must read, its median time, and the time of a
-    read-only kernel over as many bytes (0 where the ceiling was not measured)."""
+    """One fill level: keys held by a sequence on average, KV bytes that a launch must read, its median time, and the
+    time of a read-only kernel over as many bytes (0 where the ceiling was not measured)."""
 
     held: int
     kv_bytes: int
@@ -57,7 +57,8 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Toolchain:
-    """What a record depends on beside the device. ``template_hash`` covers the sources of all of its kernels."""
+    """What a record depends on beside the device. ``template_hash`` covers all of its kernels, as the
+    record's key uses them (database/template_hash.py)."""
 
     template: str
     template_hash: str

@@ -52,8 +52,8 @@ def _measurement_problems(measurement: Measurement, key: TuningKey) -> Iterator[
     yield from _timing_problems("timing", measurement.timing)
     for name, rival in rivals:
         yield from _timing_problems(f"{name}.timing", rival.timing)
-    if measurement.best_depth0.config.prefetch_depth:
-        yield f"best_depth0 has prefetch depth {measurement.best_depth0.config.prefetch_depth}"
+    if measurement.best_depth0.config.prefetches:
+        yield f"best_depth0 prefetches: {measurement.best_depth0.config.encode()}"
     for value in (measurement.ceiling_share, measurement.error, *(fill.ceiling_us for fill in measurement.fills)):
         # Equal to zero, but written otherwise: equal records are equal bytes.
         if value == 0 and math.copysign(1, value) < 0:

@@ -1,4 +1,9 @@
-"""What a record's kernels were: a hash over the sources of a template, which changes when any of its modules does."""
+"""What a record's kernels were: a hash of what a template's kernels do for the record's key.
+
+A feature that a key does not have is specialised away first: its parameters have their absent values, and what these
+rule out is not hashed. So a template can learn something new, and the records of all keys that do without stay fresh.
+What the hash covers otherwise is said in ``kernel_source.program``.
+"""
 
 from __future__ import annotations
 
@@ -8,27 +13,42 @@ from importlib import resources
 
 from prefetch_compiler.templates.manifest import TEMPLATES, Template
 
-_PACKAGE = "prefetch_compiler.templates"
+from .kernel_source.modules import PACKAGE, Sources
+from .kernel_source.program import Program
+from .key import TuningKey
+
+_BY_NAME = {template.name: template for template in TEMPLATES}
 
 
 @cache
-def template_hash(template: Template) -> str:
-    """Hex SHA-256 over the names and sources of ``template.modules``; the order of the modules does not matter.
+def template_hash(template: Template, present: frozenset[str]) -> str:
+    """Hex SHA-256 of the template's kernels as they are with the features ``present`` and without its others.
 
     Sources are read, not imported: Triton need not be there.
 
     Raises:
-        FileNotFoundError: the manifest names a module that is not installed.
+        TemplateSourceError: the manifest, or an import, names what is not installed.
     """
-    folder = resources.files(_PACKAGE)
-    digest = hashlib.sha256()
-    for module in sorted(template.modules):
-        source = folder.joinpath(f"{module}.py").read_bytes()
-        digest.update(f"{module} {len(source)}\n".encode())
-        digest.update(source)
-    return digest.hexdigest()
+    text = Program(_sources(), template.entries, template.absent_values(present)).text()
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def template_hashes() -> dict[str, str]:
-    """Of every template, by name."""
-    return {template.name: template_hash(template) for template in TEMPLATES}
+@cache
+def _sources() -> Sources:
+    return Sources(resources.files(PACKAGE))
+
+
+def hash_for(template: Template, key: TuningKey) -> str:
+    """Of the kernels that ``key`` is served by."""
+    return template_hash(template, template.features_of(key))
+
+
+def present_hash(name: str, key: TuningKey) -> str | None:
+    """Of the kernels that the template called ``name`` serves ``key`` with here; None where there is none."""
+    template = _BY_NAME.get(name)
+    return None if template is None else hash_for(template, key)
+
+
+def whole_hashes() -> dict[str, str]:
+    """Of every template with all of its features, by name: all sources that the hash of some key covers."""
+    return {template.name: template_hash(template, template.feature_names) for template in TEMPLATES}

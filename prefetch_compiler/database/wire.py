@@ -1,4 +1,4 @@
-"""The file format, version 1, as types: what may stand where in a database file. The JSON schema is made of these.
+"""The file format, version 2, as types: what may stand where in a database file. The JSON schema is made of these.
 
 They repeat the fields of ``record.py`` and ``key.py`` on purpose: a field that is renamed there does not change the
 files that are out there. Everything is required, and nothing else is allowed. What a type cannot say (buckets are
@@ -12,10 +12,10 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from ..config import LoadPath, Merge, OperandOrder, PrefetchKind
+from ..config import LoadPath, Merge, OperandOrder, Partition, PrefetchKind
 from .key import Alignment, Feature, Layout, MaskClass
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_RECORDS = 100_000
 
 # A "$" also matches before a final line break, in Python and not in JSON schema's dialect: the look-ahead refuses it.
@@ -70,6 +70,8 @@ class WireConfig(Struct, frozen=True, forbid_unknown_fields=True):
     operand_order: OperandOrder
     launch_overlap: bool
     merge: Merge
+    partition: Partition
+    prologue_prefetch: bool
 
 
 class WireTiming(Struct, frozen=True, forbid_unknown_fields=True):
@@ -133,7 +135,7 @@ class WireDevice(Struct, frozen=True, forbid_unknown_fields=True):
 class WireDatabase(Struct, frozen=True, forbid_unknown_fields=True):
     """A tuning database: the best known kernel configurations of one GPU model, with the evidence for each."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     device: WireDevice
     family_fallback: Annotated[
         bool, Meta(description="Whether GPUs of the same family may use these records, and say so.")

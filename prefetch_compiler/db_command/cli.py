@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -149,10 +149,9 @@ def prune(
 
     if not (stale or unmeasured):
         raise typer.BadParameter("say what to drop: --stale, --unmeasured, or both")
-    options = {**(_present_kernels() if stale else {}), "unmeasured": unmeasured}
 
     def drop(database: Database) -> Database:
-        return pruned(database, **options)
+        return pruned(database, stale=_is_stale if stale else None, unmeasured=unmeasured)
 
     if out is None:
         kept = rewrite(file, drop)
@@ -179,7 +178,6 @@ def verify(
 
     Exits with 1 if a record fails.
     """
-    from ..database.merge import prune as pruned
     from ..database.store import read
     from .verify import problems
     from .verify import verify as verified
@@ -189,8 +187,7 @@ def verify(
     with _means(file, database, compiling, timing, tolerance, jobs) as means, _progress(len(database.records)) as step:
         checked = verified(database, means, step)
     failed = sum(1 for _ in problems(checked))
-    fresh = pruned(database, **_present_kernels())
-    stale = len(database.records) - len(fresh.records)
+    stale = sum(map(_is_stale, database.records))
     if as_json:
         counts = {"records": len(checked), "failed": failed, "stale": stale}
         steps = {"compiled": means.compiler is not None, "measured": means.measurer is not None}
@@ -287,11 +284,10 @@ def _admissibility(file: Path, database: Database) -> Callable[[TuningRecord], s
     return lambda record: why_inadmissible(record.key.spec(), record.config, profile)
 
 
-def _present_kernels() -> dict[str, Any]:
-    from ..database.template_hash import template_hashes
-    from ..select.candidates import triton_minor
+def _is_stale(record: TuningRecord) -> bool:
+    from ..select.candidates import why_stale
 
-    return {"template_hashes": template_hashes(), "triton_minor": triton_minor()}
+    return bool(why_stale(record))
 
 
 @contextmanager

@@ -21,8 +21,10 @@ from .specialise import (
     KernelCall,
     bounds_stride,
     descriptor,
+    differing_strides,
     mask_mode,
     overlap_option,
+    partition_constants,
     stride_unit,
     strides,
 )
@@ -44,12 +46,12 @@ def quantised_call(
     block_m = quantised_row_tile(group * q_len)
     tiles = -(-group * q_len // block_m)
     mode = mask_mode(t.mask)
-    mask_strides = t.mask.stride() if t.mask is not None else (0, 0, 0, 0)
+    mask_strides = differing_strides(t.mask)
     k, v = t.k.view(torch.int16), t.v.view(torch.int16)
     q_unit, kv_unit = stride_unit(t.q), stride_unit(k, v)
     use_tma = config.load_path is LoadPath.TMA
     emulated = interpreting()
-    k_scale, v_scale = _scale_strides(t.k_scale), _scale_strides(t.v_scale)
+    k_scale, v_scale = differing_strides(t.k_scale), differing_strides(t.v_scale)
     arguments: dict[str, Any] = {
         "q_ptr": t.q,
         "k_ptr": k,
@@ -105,6 +107,8 @@ def quantised_call(
         "PREFETCH_DEPTH": 0 if emulated else config.prefetch_depth,
         "PREFETCH_BULK": config.prefetch_kind is PrefetchKind.BULK,
         "ROWS_ADJACENT": t.k.stride(2) == head_dim and t.v.stride(2) == value_dim,
+        **partition_constants(batch, config),
+        "PROLOGUE_PREFETCH": config.prologue_prefetch and not emulated,
         "LAUNCH_OVERLAP": config.launch_overlap and not emulated,
         "EXP2_SCALE": LOG2_E if mode == "additive" else 1.0,
         "UPCAST": emulated,
@@ -112,11 +116,3 @@ def quantised_call(
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, **overlap_option(config)}
     kernel = QUANTISED.load("quantised_decode").quantised_decode
     return KernelCall(kernel, (batch * kv_heads * tiles, config.num_splits), arguments, constants, options)
-
-
-def _scale_strides(scale: torch.Tensor | None) -> tuple[int, int, int]:
-    """In elements, between sequences, heads and tokens; 0 where one is shared."""
-    if scale is None:
-        return 0, 0, 0
-    batch, head, token = scale.stride()
-    return batch, head, token

@@ -50,13 +50,14 @@ class Lowering:
     (not refusals), kept for ``strict``.
 
     Kernels compile in threads of their own while Inductor compiles the rest; ``settle`` waits for them.
-    ``databases`` and ``allow_unmeasured`` are what configurations are selected from.
+    ``databases`` and ``allow_unmeasured`` are what configurations are selected from, unless ``deterministic``.
     """
 
     reports: dict[int, SiteReport]
     strict: bool
     databases: Overlays = NO_DATABASES
     allow_unmeasured: bool = False
+    deterministic: bool = False
     failures: list[Exception] = field(default_factory=list)
     _bounds: dict[Any, Node] = field(default_factory=dict)
     _selected: dict[SpecOnDevice, Selection] = field(default_factory=dict)
@@ -95,7 +96,13 @@ class Lowering:
     def selection_digests(self) -> tuple[str, ...]:
         """What configurations depend on, for every GPU model in sight, besides the sources."""
         return tuple(
-            digest_of(seen, self.databases, allow_unmeasured=self.allow_unmeasured, strict=self.strict)
+            digest_of(
+                seen,
+                self.databases,
+                allow_unmeasured=self.allow_unmeasured,
+                deterministic=self.deterministic,
+                strict=self.strict,
+            )
             for seen in visible_profiles()
         )
 
@@ -149,6 +156,7 @@ class Lowering:
                 profile(device),
                 self.databases,
                 allow_unmeasured=self.allow_unmeasured,
+                deterministic=self.deterministic,
                 objection=self._objection(key),
             )
             self._compiling[key] = self._compilers.submit(precompile, site.spec, selection.config, device)

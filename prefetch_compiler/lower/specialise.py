@@ -14,14 +14,17 @@ import torch
 
 from prefetch_compiler.templates.manifest import SPLIT_KV
 
-from ..config import KernelConfig, LoadPath, Merge, OperandOrder, PrefetchKind
+from ..config import KernelConfig, LoadPath, Merge, OperandOrder, Partition, PrefetchKind
 from ..device import interpreting
 from ..select.footprint import padded_dim, row_tile, row_tiles
 
 LOG2_E = math.log2(math.e)
-# fp32 values of partial results that a merge program holds at once: 32 splits of head_dim 128.
-MERGE_TILE_ELEMENTS = 4096
-MERGE_WARPS = 4
+# fp32 values of partial results that a merge program holds at once, at most: all splits, mostly, since going through
+# them in parts costs a memory latency each. Up to 128 a thread pay; more threads wait for one another.
+MERGE_TILE_ELEMENTS = 32768
+MERGE_WARPS, WIDE_MERGE_WARPS = 4, 8
+# Of balanced splits a sequence gets this many times its even share at most.
+BALANCED_LIMIT = 4
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,14 @@ def mask_mode(mask: torch.Tensor | None) -> str:
     return "bool" if mask.dtype == torch.bool else "additive"
 
 
+def differing_strides(tensor: torch.Tensor | None) -> tuple[int, ...]:
+    """Strides by which elements of a mask or scale differ: a dimension of one element keeps whatever stride it was
+    given. Zeros, four of them, where there is none."""
+    if tensor is None:
+        return 0, 0, 0, 0
+    return tuple(stride if size > 1 else 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
 def descriptor(tensor: torch.Tensor, block_kv: int) -> Any:
     """Of (1, 1, block_kv, padded dim) tiles."""
     from triton.tools.tensor_descriptor import TensorDescriptor
@@ -117,7 +128,7 @@ def decode_call(t: DecodeTensors, *, is_causal: bool, scale: float, config: Kern
     group = query_heads // kv_heads
     tiles = row_tiles(group * q_len)
     mode = mask_mode(t.mask)
-    mask_strides = t.mask.stride() if t.mask is not None else (0, 0, 0, 0)
+    mask_strides = differing_strides(t.mask)
     q_unit, kv_unit = stride_unit(t.q), stride_unit(t.k, t.v)
     use_tma = config.load_path is LoadPath.TMA
     emulated = interpreting()
@@ -168,14 +179,41 @@ def decode_call(t: DecodeTensors, *, is_causal: bool, scale: float, config: Kern
         "PREFETCH_DEPTH": 0 if emulated else config.prefetch_depth,
         "PREFETCH_BULK": config.prefetch_kind is PrefetchKind.BULK,
         "ROWS_ADJACENT": t.k.stride(2) == head_dim and t.v.stride(2) == value_dim,
+        **partition_constants(batch, config),
+        "PROLOGUE_PREFETCH": config.prologue_prefetch and not emulated,
         "LAUNCH_OVERLAP": config.launch_overlap and not emulated,
         "MERGE_IN_PLACE": config.merge is Merge.INPLACE,
+        **_merge_tile(group * q_len, padded_dim(value_dim), config),
         "EXP2_SCALE": LOG2_E if mode == "additive" else 1.0,
         "UPCAST": emulated,
     }
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, **overlap_option(config)}
     kernel = SPLIT_KV.load("split_kv_decode").split_kv_decode
     return KernelCall(kernel, (batch * kv_heads * tiles, config.num_splits), arguments, constants, options)
+
+
+def partition_constants(batch: int, config: KernelConfig) -> dict[str, Any]:
+    """Constants by which the kernels plan alike. A batch is known to them by its power of two."""
+    if config.partition is not Partition.BALANCED:
+        return {"PARTITION": config.partition.value, "BLOCK_BATCH": 1, "MOST_SPLITS": 0}
+    block_batch = 1 << (batch - 1).bit_length()
+    return {"PARTITION": config.partition.value, "BLOCK_BATCH": block_batch, "MOST_SPLITS": most_splits(config)}
+
+
+def most_splits(config: KernelConfig) -> int:
+    """Splits that one sequence may have, as a power of two."""
+    even_share = 1 << (config.num_splits - 1).bit_length()
+    return BALANCED_LIMIT * even_share if config.partition is Partition.BALANCED else even_share
+
+
+def _merge_tile(rows: int, block_dv: int, config: KernelConfig) -> dict[str, int]:
+    """Rows and splits that a merge in place holds at once: 64 values a thread, rows first."""
+    if config.merge is not Merge.INPLACE or config.num_splits == 1:
+        return {"ROWS_AT_ONCE": 1, "SPLITS_AT_ONCE": 1}
+    values = 64 * 32 * config.num_warps // block_dv
+    at_once = max(1, min(16, 1 << (rows - 1).bit_length(), values))
+    splits = max(1, min(most_splits(config), values // at_once))
+    return {"ROWS_AT_ONCE": at_once, "SPLITS_AT_ONCE": splits}
 
 
 def merge_call(t: DecodeTensors, *, is_causal: bool, config: KernelConfig) -> KernelCall | None:
@@ -185,7 +223,8 @@ def merge_call(t: DecodeTensors, *, is_causal: bool, config: KernelConfig) -> Ke
     batch, query_heads, q_len, _ = t.q.shape
     kv_heads, value_dim = t.k.shape[1], t.v.shape[3]
     out_strides = t.out.stride()
-    block_splits = 1 << (config.num_splits - 1).bit_length()
+    block_splits = most_splits(config)
+    chunk = min(block_splits, MERGE_TILE_ELEMENTS // padded_dim(value_dim))
     arguments: dict[str, Any] = {
         "partial_ptr": t.partial,
         "stats_ptr": t.stats,
@@ -206,14 +245,20 @@ def merge_call(t: DecodeTensors, *, is_causal: bool, config: KernelConfig) -> Ke
         "BLOCK_DV": padded_dim(value_dim),
         "BLOCK_KV": config.block_kv,
         "BLOCK_SPLITS": block_splits,
-        "CHUNK": min(block_splits, MERGE_TILE_ELEMENTS // padded_dim(value_dim)),
+        "CHUNK": chunk,
+        **partition_constants(batch, config),
         "CAUSAL": is_causal,
         "LAUNCH_OVERLAP": config.launch_overlap and not interpreting(),
         "EXP2_SCALE": LOG2_E if mask_mode(t.mask) == "additive" else 1.0,
         "UPCAST": interpreting(),
     }
     kernel = SPLIT_KV.load("merge_splits").merge_splits
-    options = {"num_warps": MERGE_WARPS, "num_stages": 1, **overlap_option(config)}
+    wide = chunk * padded_dim(value_dim) > MERGE_TILE_ELEMENTS // 2
+    options = {
+        "num_warps": WIDE_MERGE_WARPS if wide else MERGE_WARPS,
+        "num_stages": 1,
+        **overlap_option(config),
+    }
     return KernelCall(kernel, (batch * query_heads * q_len,), arguments, constants, options)
 
 

@@ -35,7 +35,7 @@ def why_inadmissible(spec: AttentionSpec, config: KernelConfig, profile: DeviceP
             return "keys-first products of rows that are not 16-byte aligned are miscompiled for sm_90 and later"
     if config.launch_overlap and not (profile.has_launch_overlap or emulated):
         return f"launch overlap needs sm_90 or later, not {profile.name}"
-    if config.prefetch_depth > 0 and not emulated:
+    if config.prefetches and not emulated:
         if config.prefetch_kind is PrefetchKind.BULK and not profile.has_bulk_prefetch:
             return f"bulk prefetch needs sm_90 or later, not {profile.name}"
         if config.prefetch_kind is PrefetchKind.BULK and not spec.tma_loadable:

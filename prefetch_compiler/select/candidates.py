@@ -11,7 +11,7 @@ from ..database.key import TuningKey
 from ..database.merge import evidence_rank
 from ..database.overlay import Overlays
 from ..database.record import DeviceIdentity, TuningRecord
-from ..database.template_hash import template_hashes
+from ..database.template_hash import present_hash
 
 # A key without its batch and capacity buckets, and the template.
 Kind = tuple[object, ...]
@@ -65,11 +65,10 @@ def candidates_for(device: DeviceIdentity, overlays: Overlays) -> Candidates:
 
 def _of(device: DeviceIdentity, records: Iterable[TuningRecord], layer: int) -> list[Candidate]:
     """One for each record of a template that is here."""
-    known = template_hashes()
     return [
         Candidate(record, device, why_stale(record), layer)
         for record in records
-        if record.evidence.toolchain.template in known
+        if present_hash(record.evidence.toolchain.template, record.key) is not None
     ]
 
 
@@ -79,7 +78,7 @@ def why_stale(record: TuningRecord) -> str:
     reasons = []
     if toolchain.triton_minor != triton_minor():
         reasons.append(f"Triton {toolchain.triton_minor}, here is {triton_minor() or 'none'}")
-    present = template_hashes().get(toolchain.template, "none")
+    present = present_hash(toolchain.template, record.key) or "none"
     if toolchain.template_hash != present:
         reasons.append(f"other sources of {toolchain.template} ({toolchain.template_hash[:8]}, here {present[:8]})")
     return "stale: tuned with " + " and ".join(reasons) if reasons else ""

@@ -19,7 +19,7 @@ import torch
 from ..database.canonical import record_bytes
 from ..database.device_identity import identity_of
 from ..database.overlay import Overlays, load
-from ..database.template_hash import template_hashes
+from ..database.template_hash import whole_hashes
 from ..device import DeviceProfile, current_device, profile
 from ..options import split_options
 from .candidates import candidates_for, triton_minor
@@ -44,22 +44,33 @@ def selection_digest(options: Mapping[str, Any] | None = None, device: torch.dev
         described: DeviceProfile | None = profile(target)
     except ValueError:
         described = None
-    return digest_of(described, databases, allow_unmeasured=ours.allow_unmeasured, strict=ours.strict)
+    return digest_of(
+        described,
+        databases,
+        allow_unmeasured=ours.allow_unmeasured,
+        deterministic=ours.deterministic,
+        strict=ours.strict,
+    )
 
 
 @lru_cache(maxsize=32)
 def digest_of(
-    described: DeviceProfile | None, databases: Overlays, *, allow_unmeasured: bool = False, strict: bool = False
+    described: DeviceProfile | None,
+    databases: Overlays,
+    *,
+    allow_unmeasured: bool = False,
+    deterministic: bool = False,
+    strict: bool = False,
 ) -> str:
     """The digest for one device; None where there is none to lower for."""
     from .. import __version__
 
     head = {
         "device": None if described is None else asdict(described),
-        "templates": template_hashes(),
+        "templates": whole_hashes(),
         "kvprefetch": __version__,
         "triton": triton_minor(),
-        "options": {"allow_unmeasured": allow_unmeasured, "strict": strict},
+        "options": {"allow_unmeasured": allow_unmeasured, "deterministic": deterministic, "strict": strict},
     }
     digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
     for line in [] if described is None else _records(described, databases):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from ..config import KernelConfig, LoadPath
-from ..spec import AttentionSpec, MaskKind
+from ..config import KernelConfig, OperandOrder
+from ..spec import AttentionSpec
 
 MAX_ROW_TILE = 128
 MIN_DOT_ROWS = 16
 WARPGROUP_ROWS = 64
 MIN_QUANTISED_ROWS, MAX_QUANTISED_ROWS = 8, 16
+BARRIERS_BYTES = 256
 
 
 def padded_dim(dim: int) -> int:
@@ -58,17 +59,18 @@ def kv_tile_bytes(spec: AttentionSpec, block_kv: int) -> int:
 
 
 def shared_memory_estimate_bytes(spec: AttentionSpec, config: KernelConfig) -> int:
-    """Tiles in flight and the query tile. Compiling tells the exact figure; this one prunes.
+    """Tiles in flight, the query tile, and what a mask by row or keys-first scores pass through on their way from one
+    register layout to another. Compiling tells the exact figure; this one prunes, and is not below it (Triton 3.6, as
+    compiled for sm_80 and sm_90).
 
-    A mask makes two loops, one for what it leaves clean. With enough query rows for warpgroup products Triton 3.6 gives
-    each loop of asynchronous copies buffers of its own.
+    Warpgroup products (64 query rows, or keys first) and fp32 ones read K and V from shared memory until they are done,
+    so that all stages are in use at a time; others load their operands into registers, which frees a stage early.
     """
     rows = row_tile_of(spec)
-    separate_loops = (
-        spec.mask is not MaskKind.NONE
-        and config.load_path is LoadPath.POINTER
-        and config.num_stages > 1
-        and rows >= WARPGROUP_ROWS
-    )
-    tiles_bytes = config.num_stages * kv_tile_bytes(spec, config.block_kv) * (2 if separate_loops else 1)
-    return tiles_bytes + rows * padded_dim(spec.head_dim) * spec.element_bytes
+    keys_first = config.operand_order is OperandOrder.KQ
+    from_shared = rows >= WARPGROUP_ROWS or keys_first or spec.element_bytes > 2
+    stages = config.num_stages if from_shared else max(1, config.num_stages - 1)
+    # One stage leaves its tiles' memory to what comes after them.
+    scores_bytes = rows * config.block_kv * 4 if config.num_stages > 1 else 0
+    tiles_bytes = stages * kv_tile_bytes(spec, config.block_kv)
+    return tiles_bytes + rows * padded_dim(spec.head_dim) * spec.element_bytes + scores_bytes + BARRIERS_BYTES

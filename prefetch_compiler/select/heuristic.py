@@ -1,13 +1,17 @@
 """A configuration that needs no database, from compute capability, SM count and the shape of the site.
 
 Three regimes, by how many programs there are before splitting (one per sequence, KV head and tile of query rows), as
-measured on an H200 over batch 1 to 128 and 1,000 to 65,536 keys:
+measured on an H200 over batch 1 to 256 and 512 to 131,072 keys:
 
-- *few* (fewer than half the SMs): small tiles, two warps, and splits until every SM has two programs. A program's
-  latency is what counts, so it gets little to do.
-- *fitting* (half to one and a half times the SMs): one program per SM, unsplit where it can be: larger tiles and the
-  deepest pipeline keep enough bytes in flight, and nothing is spent on merging.
-- *many*: small programs again, several on each SM, and the hardware's own scheduling hides latency.
+- *few* (fewer than half the SMs): small tiles, two warps, and splits until every SM has two programs, as far as merging
+  them pays. A program's latency is what counts, so it gets little to do. Heads wider than 128 keep larger tiles: their
+  accumulator alone asks for four warps.
+- *fitting* (half to one and a half times the SMs): one program per SM, unsplit: larger tiles and the deepest pipeline
+  keep enough bytes in flight, and nothing is spent on merging.
+- *many*: several programs on each SM, and the hardware's own scheduling hides latency.
+
+Tiles come by pointers where latency counts, by TMA where bandwidth does, and by TMA wherever head_dim is no power of
+two, which pointers would fetch lines for and throw away.
 
 How full a cache is, is known on the device only, so splits come from the capacity's side: surplus programs leave at
 once.
@@ -17,7 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..config import MAX_SPLITS, KernelConfig, LoadPath, OperandOrder
+from ..config import MAX_SPLITS, KernelConfig, LoadPath, OperandOrder, Partition
 from ..device import DeviceProfile
 from ..errors import InadmissibleConfigError
 from ..spec import AttentionSpec
@@ -28,6 +32,11 @@ from .footprint import kv_tile_bytes, padded_dim, row_tile, row_tile_of, row_til
 PLANNED_SYMBOLIC_KV_LEN = 8192
 # The merge holds a power of two of splits at once: 32 are merged faster than 33.
 SPLIT_ROUNDING = 8
+# More splits than these are merged at a cost that only long shares repay.
+EASILY_MERGED_SPLITS = 64
+KEYS_OF_A_LONG_SHARE = 1024
+# 512 KB of bf16 K and V of head_dim 256: a memory latency is a small part of reading them.
+FIXED_CHUNK_KEYS = 512
 _KIB = 1024
 # Of the 255 that a thread may have. Compiled for sm_80 to sm_120, what needs more spills (Triton 3.6).
 MAX_TILE_REGISTERS = 150
@@ -52,7 +61,16 @@ class Family:
     """The regimes of one GPU family."""
 
     few: Regime
+    few_wide: Regime
     fitting: Regime
+    many: Regime
+
+
+@dataclass(frozen=True)
+class QuantisedFamily:
+    """The regimes of quantised caches: ``few`` with fewer than three programs an SM."""
+
+    few: Regime
     many: Regime
 
 
@@ -60,41 +78,47 @@ _POINTER, _TMA = LoadPath.POINTER, LoadPath.TMA
 # sm_90 as measured on an H200; sm_100 has the same shared memory and follows it.
 _LARGE_SHARED_MEMORY = Family(
     few=Regime(16 * _KIB, 2, 4, _POINTER, 2),
-    fitting=Regime(32 * _KIB, 4, 4, _POINTER, 1),
-    many=Regime(32 * _KIB, 2, 2, _TMA, 0),
+    few_wide=Regime(32 * _KIB, 4, 3, _POINTER, 2),
+    fitting=Regime(32 * _KIB, 4, 4, _TMA, 1),
+    many=Regime(32 * _KIB, 4, 3, _TMA, 0),
 )
 # sm_80 (163 KiB per program): the same reasoning, not measured.
 _MEDIUM_SHARED_MEMORY = Family(
     few=Regime(16 * _KIB, 2, 3, _POINTER, 2),
+    few_wide=Regime(32 * _KIB, 4, 3, _POINTER, 2),
     fitting=Regime(32 * _KIB, 4, 3, _POINTER, 1),
     many=Regime(16 * _KIB, 2, 3, _POINTER, 0),
 )
 # sm_86, sm_89, sm_120 (99 KiB): not measured.
 _SMALL_SHARED_MEMORY = Family(
     few=Regime(16 * _KIB, 2, 3, _POINTER, 2),
+    few_wide=Regime(16 * _KIB, 4, 3, _POINTER, 2),
     fitting=Regime(16 * _KIB, 4, 4, _POINTER, 1),
     many=Regime(16 * _KIB, 2, 2, _POINTER, 0),
 )
 # Anything else, AMD included (64 KiB): not measured.
 _CAUTIOUS = Family(
     few=Regime(8 * _KIB, 4, 2, _POINTER, 2),
+    few_wide=Regime(8 * _KIB, 4, 2, _POINTER, 2),
     fitting=Regime(8 * _KIB, 4, 2, _POINTER, 1),
     many=Regime(8 * _KIB, 4, 2, _POINTER, 0),
 )
 # Each tile is one round of NumPy calls: large tiles, and splits so that merging runs too.
 _INTERPRETED_REGIME = Regime(64 * _KIB, 1, 1, _POINTER, 2)
-_INTERPRETED = Family(_INTERPRETED_REGIME, _INTERPRETED_REGIME, replace(_INTERPRETED_REGIME, programs_per_sm=0))
+_INTERPRETED = Family(
+    few=_INTERPRETED_REGIME,
+    few_wide=_INTERPRETED_REGIME,
+    fitting=_INTERPRETED_REGIME,
+    many=replace(_INTERPRETED_REGIME, programs_per_sm=0),
+)
 
 # Quantised caches on sm_90, as measured on an H200 at 1 to 256 sequences of 1,024 to 32,768 keys. Other architectures
 # with as much shared memory follow.
-_QUANTISED_FEW = Regime(16 * _KIB, 2, 4, _TMA, 2)
-_QUANTISED_LARGE_SHARED_MEMORY = Family(
-    few=_QUANTISED_FEW, fitting=_QUANTISED_FEW, many=Regime(32 * _KIB, 2, 2, _TMA, 0)
+_QUANTISED_LARGE_SHARED_MEMORY = QuantisedFamily(
+    few=Regime(16 * _KIB, 2, 4, _TMA, 2), many=Regime(32 * _KIB, 2, 2, _TMA, 0)
 )
 # sm_86, sm_89, sm_120 and anything else: not measured.
-_QUANTISED_SMALL = Family(
-    few=Regime(8 * _KIB, 2, 3, _TMA, 2), fitting=Regime(8 * _KIB, 2, 3, _TMA, 2), many=Regime(16 * _KIB, 2, 2, _TMA, 0)
-)
+_QUANTISED_SMALL = QuantisedFamily(few=Regime(8 * _KIB, 2, 3, _TMA, 2), many=Regime(16 * _KIB, 2, 2, _TMA, 0))
 
 
 def family_of(profile: DeviceProfile) -> Family:
@@ -135,16 +159,17 @@ def _warps(spec: AttentionSpec, preferred: int, block_kv: int) -> int:
     return 8
 
 
-def _regime(family: Family, programs: int, profile: DeviceProfile) -> Regime:
+def _regime(family: Family, programs: int, spec: AttentionSpec, profile: DeviceProfile) -> Regime:
     if programs * 2 < profile.sm_count:
-        return family.few
+        return family.few_wide if max(spec.head_dim, spec.value_dim) > 128 else family.few
     return family.fitting if programs * 2 <= 3 * profile.sm_count else family.many
 
 
 def _splits(regime: Regime, programs: int, spec: AttentionSpec, profile: DeviceProfile, block_kv: int) -> int:
     kv_len = max(spec.kv_len, PLANNED_SYMBOLIC_KV_LEN) if "kv_len" in spec.symbolic else spec.kv_len
     tiles = max(1, -(-kv_len // block_kv))
-    wanted = regime.programs_per_sm * profile.sm_count // programs
+    most = max(EASILY_MERGED_SPLITS, kv_len // KEYS_OF_A_LONG_SHARE)
+    wanted = min(regime.programs_per_sm * profile.sm_count // programs, most)
     if wanted > SPLIT_ROUNDING:
         wanted -= wanted % SPLIT_ROUNDING
     return max(1, min(wanted, tiles, MAX_SPLITS))
@@ -160,18 +185,20 @@ def choose(spec: AttentionSpec, profile: DeviceProfile) -> KernelConfig:
     programs = max(1, spec.batch * spec.kv_heads * row_tiles_of(spec))
     if spec.cache is not None:
         return _choose_quantised(spec, programs, profile)
-    regime = _regime(family_of(profile), programs, profile)
+    regime = _regime(family_of(profile), programs, spec, profile)
     block_kv = _block_kv(spec, regime.tile_bytes)
     # fp32 is multiplied outside the tensor cores, from registers; tiles that come by TMA then spill 20 KB a thread.
-    by_tma = regime.load_path is LoadPath.TMA and spec.element_bytes < 4
+    by_tma = (regime.load_path is LoadPath.TMA or padded_dim(spec.head_dim) != spec.head_dim) and spec.element_bytes < 4
     use_tma = by_tma and profile.has_tma and spec.tma_loadable
+    splits = _splits(regime, programs, spec, profile, block_kv)
     config = KernelConfig(
         block_kv=block_kv,
-        num_splits=_splits(regime, programs, spec, profile, block_kv),
+        num_splits=splits,
         num_warps=_warps(spec, regime.warps, block_kv),
         num_stages=regime.stages,
         load_path=LoadPath.TMA if use_tma else LoadPath.POINTER,
         launch_overlap=profile.has_launch_overlap,
+        partition=Partition.STRIDED if splits > 1 else Partition.EVEN,
     )
     return _shrink_to_fit(spec, config, profile)
 
@@ -187,16 +214,37 @@ def _choose_quantised(spec: AttentionSpec, programs: int, profile: DeviceProfile
     crowded = spec.mask_per_row or not use_tma
     most_scores = MAX_QUANTISED_SCORES // 2 if crowded else MAX_QUANTISED_SCORES
     block_kv = min(_block_kv(spec, regime.tile_bytes), max(16, most_scores // row_tile_of(spec)))
+    splits = _splits(regime, programs, spec, profile, block_kv)
     config = KernelConfig(
         block_kv=block_kv,
-        num_splits=_splits(regime, programs, spec, profile, block_kv),
+        num_splits=splits,
         num_warps=warps,
         num_stages=regime.stages,
         load_path=LoadPath.TMA if use_tma else LoadPath.POINTER,
         operand_order=OperandOrder.KQ,
         launch_overlap=profile.has_launch_overlap,
+        partition=Partition.STRIDED if splits > 1 else Partition.EVEN,
     )
     return _shrink_to_fit(spec, config, profile)
+
+
+def choose_for_any_batch(spec: AttentionSpec, profile: DeviceProfile) -> KernelConfig:
+    """A configuration that does not depend on the batch, so that neither does a sequence's result, bit for bit.
+
+    Keys are added up in chunks of FIXED_CHUNK_KEYS (more where a cache has more chunks than a sequence may have splits;
+    in a growing cache, the sixteenth part of it), merged in their order.
+
+    The tiles are those of a launch with few programs. Chunks are small enough to keep a GPU busy at batch 1.
+
+    Raises:
+        InadmissibleConfigError: not even the most cautious configuration fits the device.
+    """
+    one = replace(spec, batch=1)
+    config = choose(one, profile)
+    kv_len = PLANNED_SYMBOLIC_KV_LEN if "kv_len" in spec.symbolic else spec.kv_len
+    chunks = min(-(-kv_len // FIXED_CHUNK_KEYS), MAX_SPLITS)
+    partition = Partition.CHUNKED if chunks > 1 else Partition.EVEN
+    return replace(config, num_splits=chunks, partition=partition)
 
 
 def _shrink_to_fit(spec: AttentionSpec, config: KernelConfig, profile: DeviceProfile) -> KernelConfig:

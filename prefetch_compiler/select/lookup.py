@@ -3,9 +3,10 @@
 Measured records, in this order:
 
 1. ``exact``: of the spec's own key, on this GPU model.
-2. ``bucket``: of a key that differs by one power of two in batch, in capacity or in both, on this GPU model. The same
+2. ``bucket``: of a key that differs in the 16-bit dtype only (float16 for bfloat16 or the other way: as many bytes, and
+   products of the same speed), or by one power of two in batch, in capacity or in both, on this GPU model. The same
    batch first, because the batch decides how many programs there are; then the same capacity; a larger neighbour
-   before a smaller one. ``NEIGHBOURS`` is the order.
+   before a smaller one (``NEIGHBOURS`` is the order); neighbours in the own dtype before those in the other.
 3. ``family``: of the spec's own key, on another GPU model of the same backend and compute capability whose database
    declares it.
 
@@ -19,7 +20,7 @@ the spec itself; one that is not is passed over, with the reason.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..config import KernelConfig
 from ..database.device_identity import identity_of
@@ -31,11 +32,14 @@ from ..device import DeviceProfile
 from ..report import Verdict
 from ..spec import AttentionSpec
 from .admissible import why_inadmissible
-from .candidates import Candidate, Candidates, candidates_for, kind_of
+from .candidates import BySizes, Candidate, Candidates, candidates_for, kind_of
 from .transfer import transferred
 
 # Steps in powers of two of (batch, capacity), in the order in which they are tried.
 NEIGHBOURS = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1))
+
+# Dtypes that kernels treat alike: as many bytes, and tensor cores as fast.
+TWINS = {"float16": "bfloat16", "bfloat16": "float16"}
 
 # Asked before a recorded configuration is used: why it is not to be, or None. The second argument is what is stale
 # about its record, empty where nothing is.
@@ -89,11 +93,26 @@ def _in_order(candidates: Candidates, key: TuningKey, template: str) -> Iterator
     batch, capacity = key.batch_bucket, key.capacity_bucket
     exact = own.get((batch, capacity), ())
     yield from ((Verdict.EXACT, one) for one in exact if one.record.measured)
-    near = [one for step in NEIGHBOURS for one in own.get(_stepped(batch, capacity, step), ())] if own else []
-    yield from ((Verdict.BUCKET, one) for one in near if one.record.measured)
+    twins = candidates.own.get(kind_of(twin, template), {}) if (twin := _twin(key)) is not None else {}
+    in_twin = twins.get((batch, capacity), ())
+    near = [one for of_kind in (own, twins) for one in _near(of_kind, batch, capacity)]
+    yield from ((Verdict.BUCKET, one) for one in (*in_twin, *near) if one.record.measured)
     yield from ((Verdict.FAMILY, one) for one in donors.get((batch, capacity), ()) if one.record.measured)
     yield from ((Verdict.EXACT, one) for one in exact if not one.record.measured)
-    yield from ((Verdict.BUCKET, one) for one in near if not one.record.measured)
+    yield from ((Verdict.BUCKET, one) for one in (*in_twin, *near) if not one.record.measured)
+
+
+def _near(of_kind: BySizes, batch: int, capacity: int) -> Iterator[Candidate]:
+    for step in NEIGHBOURS if of_kind else ():
+        yield from of_kind.get(_stepped(batch, capacity, step), ())
+
+
+def _twin(key: TuningKey) -> TuningKey | None:
+    """The key in the other 16-bit dtype."""
+    if key.dtype not in TWINS:
+        return None
+    names = ("dtype", "kv_dtype", "mask_dtype")
+    return replace(key, **{name: TWINS.get(getattr(key, name), getattr(key, name)) for name in names})
 
 
 def _stepped(batch: int, capacity: int, step: tuple[int, int]) -> tuple[int, int]:
@@ -127,7 +146,7 @@ def _why_not(
 def _reason(verdict: Verdict, candidate: Candidate, config: KernelConfig) -> str:
     """``tuned for NVIDIA H200: bfloat16 32q/8kv d128 q1 b16 s4096 ..., 33.1 us, 1.08x over the heuristic``."""
     record = candidate.record
-    where = {Verdict.BUCKET: ", a neighbouring bucket", Verdict.FAMILY: ", a GPU of the same family"}.get(verdict, "")
+    where = {Verdict.BUCKET: ", a neighbouring key", Verdict.FAMILY: ", a GPU of the same family"}.get(verdict, "")
     words = [f"tuned for {candidate.device.name}{where}: {record.key.name}", _evidence(record)]
     if config.num_splits != record.config.num_splits:
         words.append(f"{record.config.num_splits} splits there, {config.num_splits} here")

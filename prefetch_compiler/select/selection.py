@@ -14,7 +14,7 @@ from ..device import DeviceProfile
 from ..errors import Refused
 from ..report import Verdict
 from ..spec import AttentionSpec
-from .heuristic import choose
+from .heuristic import choose, choose_for_any_batch
 from .lookup import Found, Missed, Objection, lookup
 
 # Records that were passed over, of which a reason tells.
@@ -39,12 +39,14 @@ def select(
     databases: Overlays = NO_DATABASES,
     *,
     allow_unmeasured: bool = False,
+    deterministic: bool = False,
     objection: Objection | None = None,
 ) -> Selection:
     """Choose for ``spec`` on ``profile``: what is on record, else the heuristic's.
 
     Args:
         allow_unmeasured: use records that were never measured where there is no other.
+        deterministic: use no record, and nothing that depends on the batch.
         objection: the last word on every recorded configuration before it is used.
 
     Raises:
@@ -54,6 +56,9 @@ def select(
     refusals = []
     for template in TEMPLATES:
         refusal = template.refusal(spec)
+        if refusal is None and deterministic:
+            reason = f"the same for every batch (deterministic), heuristic for {profile.name}"
+            return Selection(template, choose_for_any_batch(spec, profile), Verdict.HEURISTIC, reason)
         if refusal is None:
             found = lookup(
                 spec, profile, template.name, databases, allow_unmeasured=allow_unmeasured, objection=objection

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..config import MAX_SPLITS, KernelConfig, Merge
+from ..config import MAX_SPLITS, KernelConfig, Merge, Partition
 from ..database.key import TuningKey
 from .footprint import row_tiles_of
 
@@ -25,7 +25,9 @@ def transferred(
     splits = _splits(config, tuned_at, tuned_sms, wanted, sm_count)
     if splits == config.num_splits:
         return config
-    return replace(config, num_splits=splits, merge=config.merge if splits > 1 else Merge.SEPARATE)
+    if splits == 1:
+        return replace(config, num_splits=1, merge=Merge.SEPARATE, partition=Partition.EVEN)
+    return replace(config, num_splits=splits)
 
 
 def _splits(config: KernelConfig, tuned_at: TuningKey, tuned_sms: int, wanted: TuningKey, sm_count: int) -> int:

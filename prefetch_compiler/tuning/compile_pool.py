@@ -64,7 +64,11 @@ class CompilePool:
         return len(self._kernels)
 
     def submit(self, key: TuningKey, config: KernelConfig) -> Future[CompileOutcome]:
-        return gather(self._kernel_futures(key.spec(), config), self._timeout_s)
+        return self.submit_spec(key.spec(), config)
+
+    def submit_spec(self, spec: AttentionSpec, config: KernelConfig) -> Future[CompileOutcome]:
+        """As :meth:`submit`, for a spec that need not be the largest of its key."""
+        return gather(self._kernel_futures(spec, config), self._timeout_s)
 
     def _kernel_futures(self, spec: AttentionSpec, config: KernelConfig) -> list[Future[Any]]:
         calls = kernel_calls(spec, config, example_tensors(spec, config, "meta"), self._profile)

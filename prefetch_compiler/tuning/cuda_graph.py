@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 
@@ -19,8 +20,12 @@ def graph_of(work: Callable[[], None], device: torch.device) -> torch.cuda.CUDAG
         graph.capture_begin(capture_error_mode="thread_local")
         try:
             work()
-        finally:
-            graph.capture_end()
+        except BaseException:
+            # What broke a capture is raised again, as something less telling, where the capture ends.
+            with suppress(RuntimeError):
+                graph.capture_end()
+            raise
+        graph.capture_end()
     torch.cuda.current_stream(device).wait_stream(stream)
     graph.replay()
     torch.cuda.synchronize(device)

@@ -15,7 +15,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import BaseTrial
 
-from ..config import MAX_SPLITS, KernelConfig, LoadPath, Merge, OperandOrder, PrefetchKind
+from ..config import MAX_SPLITS, KernelConfig, LoadPath, Merge, OperandOrder, Partition, PrefetchKind
 from ..database.key import TuningKey, bucket
 from ..device import DeviceProfile
 from ..select.admissible import why_inadmissible
@@ -30,7 +30,13 @@ _PROBES = tuple(
     for stages in (1, 2)
 )
 _LOG2 = "log2_"
-_ENUMS = {"load_path": LoadPath, "operand_order": OperandOrder, "merge": Merge, "prefetch_kind": PrefetchKind}
+_ENUMS = {
+    "load_path": LoadPath,
+    "operand_order": OperandOrder,
+    "merge": Merge,
+    "partition": Partition,
+    "prefetch_kind": PrefetchKind,
+}
 
 
 # Knobs whose values are powers of two.
@@ -54,7 +60,7 @@ class SearchSpace:
     ) -> None:
         spec = key.spec()
         included = tuple(included)
-        self._knobs = [replace(knob, values=values[knob.name]) for knob in KNOBS] if values is not None else KNOBS
+        self._knobs = KNOBS if values is None else [_limited(knob, values) for knob in KNOBS]
         self._values = {knob.name: _allowed(knob, spec, profile) for knob in self._knobs}
         self.distributions: dict[str, BaseDistribution] = {}
         for knob in self._knobs:
@@ -133,6 +139,11 @@ class SearchSpace:
         below = [other for other in knob.values if other < value]
         above = [other for other in knob.values if other > value]
         return [*below[-1:], *above[:1]]
+
+
+def _limited(knob: Knob, values: Mapping[str, tuple[Any, ...]]) -> Knob:
+    """To ``values``; to its default where they do not name it."""
+    return replace(knob, values=values.get(knob.name, (knob.default,)))
 
 
 def parameter_name(knob: Knob) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-from ..config import KernelConfig
+from ..config import KernelConfig, Partition
 from ..database.key import TuningKey
 from ..device import DeviceProfile
 from ..errors import InadmissibleConfigError
@@ -75,6 +75,8 @@ def _why_useless(spec: AttentionSpec, config: KernelConfig, profile: DeviceProfi
             f"{programs} programs in {splits} splits each are more than {MAX_SPLIT_PROGRAMS_PER_SM} for each of "
             f"{profile.sm_count} SMs"
         )
+    if config.partition is Partition.BALANCED and spec.batch == 1:
+        return "there is nothing to balance in a batch of one sequence"
     share = -(-tiles // splits)
     if config.prefetch_depth >= share and config.prefetch_depth > 0:
         return f"nothing lies {config.prefetch_depth} tiles ahead in a share of {share}"

@@ -62,7 +62,7 @@ def judge(
         failures = [outcome for outcome in outcomes if isinstance(outcome, TrialFailure)]
         first = f"{failures[0].kind.value}: {failures[0].detail}" if failures else "none was measured"
         return Verdict(default, None, False, f"all {len(configs)} finalists failed; the default: {first}")
-    bare = [config for config in results if config.prefetch_depth == 0]
+    bare = [config for config in results if not config.prefetches]
     if not bare:
         return Verdict(default, None, False, "no finalist without prefetch ran, so there is nothing to compare with")
     winner, beat, reason = _winner(default, results, min_gain)

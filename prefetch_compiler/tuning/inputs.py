@@ -120,6 +120,13 @@ def prefix_mask(spec: AttentionSpec, held: int, device: torch.device) -> Tensor 
     return mask_of(spec, visible.expand(spec.batch, spec.kv_len))
 
 
+def ragged_mask(spec: AttentionSpec, device: torch.device) -> Tensor | None:
+    """Prefixes of every length in equal steps up to the capacity, half of it on average, in a fixed random order."""
+    order = torch.randperm(spec.batch, generator=torch.Generator().manual_seed(0)).to(device)
+    held = torch.ceil((order + 0.5) * (spec.kv_len / spec.batch))
+    return mask_of(spec, torch.arange(spec.kv_len, device=device) < held[:, None])
+
+
 def mask_of(spec: AttentionSpec, visible: Tensor, hidden_value: float = -math.inf) -> Tensor | None:
     """The spec's kind of mask, showing ``visible`` keys: bool (batch, keys), or (batch, heads, q_len, keys)."""
     if spec.mask is MaskKind.NONE:

@@ -9,7 +9,7 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -37,7 +37,6 @@ from .sampler import DEFAULT_SAMPLER, sampler_choice
 from .seeds import seeds_for
 from .study import KeyStudy
 from .study_store import mark_published, mark_settling, open_study, published, settled_elsewhere
-from .toolchain import toolchain_of
 
 DEFAULT_TRIALS = 64
 DEFAULT_TIMEOUT_S = 300.0
@@ -63,7 +62,7 @@ class JobSettings:
     sampler: str = DEFAULT_SAMPLER
     timeout_s: float = DEFAULT_TIMEOUT_S
     finalists: int = FINALISTS
-    window: int = 8
+    window: int = 16
     retune: bool = False
     shared: bool = False
     modelled: bool = False
@@ -92,7 +91,7 @@ def tune_keys(
     measurer: Measurer,
     *,
     profile: DeviceProfile,
-    toolchain: Toolchain,
+    toolchain: Callable[[TuningKey], Toolchain],
     storage: BaseStorage,
     out: Path,
     settings: JobSettings | None = None,
@@ -104,6 +103,7 @@ def tune_keys(
 
     Args:
         measurer: of the device that ``profile`` describes. It is not closed here, nor is ``compiler``.
+        toolchain: what a record of a key will depend on.
         records: of earlier jobs, whose configurations are tried first.
 
     Raises:
@@ -135,7 +135,7 @@ class _Open:
 @dataclass
 class _Job:
     profile: DeviceProfile
-    toolchain: Toolchain
+    toolchain: Callable[[TuningKey], Toolchain]
     measurer: Measurer
     compiler: Compiler | None
     storage: BaseStorage
@@ -180,7 +180,7 @@ class _Job:
         study = open_study(
             key,
             self.profile,
-            toolchain_of(key, self.toolchain),
+            self.toolchain(key),
             self.storage,
             seeds,
             trials=settings.trials,
@@ -206,15 +206,16 @@ class _Job:
         return _Open(key, study, run, study.counted)
 
     def _run_trials(self, current: _Open, queue: deque[TuningKey]) -> _Open | None:
-        """All trials of ``current`` that fall to this worker. Once nothing more is to be asked for, the next key's
-        first configurations are compiled beside its last measurements; that key is returned."""
+        """All trials of ``current`` that fall to this worker. Meanwhile the next key's first configurations, which
+        depend on no trial, are compiled; that key is returned."""
         key, upcoming = current.key, None
         current.started = time.monotonic()
         default = current.study.default.encode()
         self.report(KeyStarted(key.name, self.numbers[key], len(self.numbers), default, current.known))
+        current.run.fill()
         while (trial := current.run.step()) is not None:
             self._report_trial(current, *trial)
-            if current.run.asked_out and upcoming is None:
+            if upcoming is None and queue:
                 upcoming = self._next(queue)
                 if upcoming is not None:
                     upcoming.run.fill()
@@ -265,7 +266,7 @@ class _Job:
     def _record(self, opened: _Open, config: KernelConfig, measurement: Measurement) -> TuningRecord:
         modelled = self.settings.modelled
         evidence = Evidence(
-            toolchain=toolchain_of(opened.key, self.toolchain),
+            toolchain=self.toolchain(opened.key),
             trials=opened.study.counted,
             seed=self.settings.seed,
             date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -279,7 +280,7 @@ class _Job:
 
     def _recorded(self, key: TuningKey) -> TuningRecord | None:
         """What the database holds for ``key`` from these kernels and this compiler."""
-        toolchain = toolchain_of(key, self.toolchain)
+        toolchain = self.toolchain(key)
         wanted = (key, toolchain.template, toolchain.template_hash, toolchain.triton_minor)
         try:
             return next((record for record in read(self.path).records if record.identity == wanted), None)

@@ -27,7 +27,8 @@ class KeyRun:
     """Runs a study's trials. Without a compiler, compiling is the measurer's business.
 
     Args:
-        window: configurations that are compiled ahead.
+        window: configurations that are compiled ahead. Beyond the study's first ones, which depend on nothing, no more
+            than a share of its trials.
         timeout_s: after which nothing more is asked for, counted from the first measurement.
     """
 
@@ -44,7 +45,8 @@ class KeyRun:
         self.study = study
         self._compiler, self._measurer = compiler, measurer
         self._seed, self._timeout_s = seed, timeout_s
-        self._window = max(1, min(window, study.trials // _LOOKAHEAD))
+        self._window = max(1, window)
+        self._lookahead = max(1, min(window, study.trials // _LOOKAHEAD))
         self._pending: list[_Pending] = []
         self._started: float | None = None
         self._spill_limit: int | None = None
@@ -57,7 +59,7 @@ class KeyRun:
 
     def fill(self) -> None:
         """Ask for configurations, and have them compiled, until the window is full."""
-        while not self.timed_out and len(self._pending) < self._window:
+        while not self.timed_out and len(self._pending) < (self._window if self.study.enqueued else self._lookahead):
             candidate = self.study.ask()
             self.asked_out = candidate is None
             if candidate is None:

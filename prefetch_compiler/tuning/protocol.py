@@ -15,8 +15,9 @@ from ..database.key import MaskClass, TuningKey
 from ..database.record import FillTiming
 
 # How full a static cache is, is known on the device only: the objective is the mean time over these shares of the
-# capacity, each equally likely.
+# capacity, each equally likely. At RAGGED_FILL the sequences of a batch differ in length.
 STATIC_FILLS = (0.125, 0.5, 1.0)
+RAGGED_FILL = 0.5
 
 
 def fills_of(key: TuningKey) -> tuple[float, ...]:

@@ -1,5 +1,5 @@
-"""Configurations that a study tries first: the heuristic's, what is recorded for similar keys, and the heuristic's
-settings for other regimes, all of them without prefetch."""
+"""Configurations that a study tries first: the heuristic's, what is recorded for similar keys, and the heuristic's with
+one decision taken the other way."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
-from ..config import KernelConfig, LoadPath, OperandOrder
+from ..config import KernelConfig, LoadPath, OperandOrder, Partition
 from ..database.key import TuningKey
 from ..database.record import TuningRecord
 from ..device import DeviceProfile
@@ -58,14 +58,30 @@ def _recorded(key: TuningKey, records: Sequence[TuningRecord]) -> Iterable[Seed]
         if record.config not in configs and len(configs) < MAX_NEIGHBOURS:
             configs.append(record.config)
             yield Seed(record.config, f"recorded for {record.key.name}")
+            if len(configs) == 1:
+                yield from (
+                    Seed(config, "the nearest record's, divided otherwise") for config in _divided(record.config)
+                )
+
+
+def _divided(config: KernelConfig) -> Iterable[KernelConfig]:
+    """The same tiles in other partitions."""
+    for partition in (Partition.EVEN, Partition.STRIDED, Partition.BALANCED):
+        more = partition is Partition.BALANCED
+        splits = max(3, config.num_splits + 1) if more else config.num_splits
+        if partition is not config.partition and (more or splits > 1) and not (more and config.prologue_prefetch):
+            yield replace(config, num_splits=splits, partition=partition)
 
 
 def _variants(default: KernelConfig) -> Iterable[Seed]:
     """The default with one decision taken the other way; most of them change what limits a program."""
     other_path = LoadPath.POINTER if default.load_path is LoadPath.TMA else LoadPath.TMA
+    splits = default.num_splits
     changed = [
+        replace(default, num_splits=max(3, splits + 1), partition=Partition.BALANCED),
+        replace(default, prologue_prefetch=True),
         replace(default, load_path=other_path),
-        replace(default, num_splits=max(1, default.num_splits // 2)),
+        replace(default, num_splits=max(1, splits // 2), partition=default.partition if splits > 2 else Partition.EVEN),
         replace(default, block_kv=min(256, default.block_kv * 2), num_warps=4, num_stages=3),
         replace(default, operand_order=OperandOrder.KQ, num_stages=max(2, default.num_stages), num_warps=4),
     ]

@@ -29,8 +29,8 @@ from ..recognize.bounds import mask_bounds
 from .ceilings import Ceilings
 from .cuda_graph import graph_of
 from .errors import KeyTooLargeError
-from .inputs import prefix_mask, random_cache, random_queries
-from .protocol import TrialResult, fills_of
+from .inputs import prefix_mask, ragged_mask, random_cache, random_queries
+from .protocol import RAGGED_FILL, TrialResult, fills_of
 
 # What is read between two replays, in multiples of L2.
 FLUSH_L2_MULTIPLE = 4
@@ -98,7 +98,8 @@ class Session:
     def _fill(self, share: float) -> Fill:
         spec = self.spec
         held = max(1, round(share * spec.kv_len))
-        mask = prefix_mask(spec, held, self.device)
+        ragged = share == RAGGED_FILL and spec.batch > 1
+        mask = ragged_mask(spec, self.device) if ragged else prefix_mask(spec, held, self.device)
         read = min(spec.q_len, held) if spec.is_causal else held
         bounds = None if mask is None else mask_bounds(mask, spec.kv_len)
         return Fill(held, spec.kv_bytes_per_key * read, mask, bounds)

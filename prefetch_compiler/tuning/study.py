@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import optuna
@@ -117,6 +117,11 @@ class KeyStudy:
         return sum(trial.counts for trial in self._known.values())
 
     @property
+    def enqueued(self) -> bool:
+        """Whether the next proposal was decided on before: it depends on no trial under way."""
+        return any(trial.state is TrialState.WAITING for trial in self.study.get_trials(deepcopy=False))
+
+    @property
     def finished(self) -> bool:
         self.sync()
         return self.exhausted or self.counted >= self.trials
@@ -137,7 +142,7 @@ class KeyStudy:
 
     def best_depth0(self) -> RememberedTrial | None:
         """The best without any prefetch."""
-        return next((trial for trial in self.ranked() if trial.config.prefetch_depth == 0), None)
+        return next((trial for trial in self.ranked() if not trial.config.prefetches), None)
 
     # What to try next
 
@@ -237,8 +242,8 @@ class KeyStudy:
         best = self.best()
         if best is None:
             return
-        bare = replace(best.config, prefetch_depth=0)
-        if best.config.prefetch_depth and bare not in self._depth0_tried and self._fresh(bare):
+        bare = best.config.without_prefetch()
+        if best.config.prefetches and bare not in self._depth0_tried and self._fresh(bare):
             self._depth0_tried.add(bare)
             self._enqueue(bare, "the best without prefetch")
         elif self._choice.local and self.counted >= LOCAL_FROM * self.trials and self._asked % 2:

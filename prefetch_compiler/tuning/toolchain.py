@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 
 import torch
 
@@ -10,25 +10,24 @@ from prefetch_compiler.templates.manifest import QUANTISED, SPLIT_KV
 
 from ..database.key import TuningKey, is_quantised
 from ..database.record import Toolchain
-from ..database.template_hash import template_hash
+from ..database.template_hash import hash_for
 
 # Of records that were never measured.
 NO_DRIVER = "none"
 
 
-def present_toolchain(measured: bool) -> Toolchain:
-    """The versions at hand, with the template of caches that are not quantised; the driver's only where something is
-    measured."""
+def present_toolchain(measured: bool) -> Callable[[TuningKey], Toolchain]:
+    """What a record of a key depends on here: the versions at hand, and the kernels as that key uses them. The driver
+    counts only where something is measured."""
     import triton
 
     from ..bench.environment import driver_version
 
     driver = (driver_version() or "unknown") if measured else NO_DRIVER
-    return Toolchain(SPLIT_KV.name, template_hash(SPLIT_KV), str(torch.__version__), str(triton.__version__), driver)
+    versions = (str(torch.__version__), str(triton.__version__), driver)
 
+    def toolchain(key: TuningKey) -> Toolchain:
+        template = QUANTISED if is_quantised(key) else SPLIT_KV
+        return Toolchain(template.name, hash_for(template, key), *versions)
 
-def toolchain_of(key: TuningKey, present: Toolchain) -> Toolchain:
-    """``present`` with the template that serves ``key``."""
-    if not is_quantised(key):
-        return present
-    return replace(present, template=QUANTISED.name, template_hash=template_hash(QUANTISED))
+    return toolchain

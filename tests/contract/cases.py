@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefetch_compiler.config import KernelConfig, LoadPath, Merge, OperandOrder, PrefetchKind
+from prefetch_compiler.config import KernelConfig, LoadPath, Merge, OperandOrder, Partition, PrefetchKind
 from prefetch_compiler.device import DeviceProfile, profile
 from prefetch_compiler.lower.launch import launch_decode
 from prefetch_compiler.recognize.bounds import mask_bounds
@@ -62,6 +62,8 @@ class Case:
     operand_order: OperandOrder = OperandOrder.QK
     launch_overlap: bool = False
     merge: Merge = Merge.SEPARATE
+    partition: Partition = Partition.EVEN
+    prologue_prefetch: bool = False
 
     @property
     def valid_keys(self) -> int:
@@ -84,7 +86,7 @@ _SHORT = {
     "tiles": "t", "extra_keys": "x", "spare_keys": "spare", "mask": "", "scale": "scale", "kv_layout": "kv_",
     "q_layout": "q_", "heads_first": "hf", "block_kv": "b", "num_splits": "s", "num_warps": "w", "num_stages": "st",
     "prefetch_depth": "p", "prefetch_kind": "", "load_path": "", "operand_order": "", "launch_overlap": "pdl",
-    "merge": "",
+    "merge": "", "partition": "", "prologue_prefetch": "early",
 }  # fmt: skip
 
 
@@ -184,7 +186,7 @@ CONCESSIONS: list[Concession] = [
     lambda c: replace(c, prefetch_kind=PrefetchKind.LINE),
     lambda c: replace(c, load_path=LoadPath.POINTER),
     lambda c: replace(c, launch_overlap=False),
-    lambda c: replace(c, prefetch_depth=0),
+    lambda c: c.without_prefetch(),
     lambda c: replace(c, num_stages=2),
     lambda c: replace(c, operand_order=OperandOrder.QK),
     *[lambda c: replace(c, block_kv=max(16, c.block_kv // 2))] * 4,
@@ -274,6 +276,8 @@ FACTORS: dict[str, list[Any]] = {
     "operand_order": list(OperandOrder),
     "launch_overlap": [False, True],
     "merge": list(Merge),
+    "partition": list(Partition),
+    "prologue_prefetch": [False, True],
     "heads_first": [True, False],
 }
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from prefetch_compiler.config import LoadPath, Merge, OperandOrder
+from prefetch_compiler.config import LoadPath, Merge, OperandOrder, Partition
 
 from .cases import Case, build, solve
 from .error_bounds import assert_within_bound
@@ -17,6 +17,12 @@ KERNELS = {
     "one split": SMALL,
     "3 splits": replace(SMALL, num_splits=3),
     "4 splits in place": replace(SMALL, num_splits=4, merge=Merge.INPLACE, operand_order=OperandOrder.KQ),
+    "4 strided splits": replace(SMALL, num_splits=4, partition=Partition.STRIDED),
+    "3 chunks": replace(SMALL, num_splits=3, partition=Partition.CHUNKED),
+    "3 balanced splits": replace(SMALL, num_splits=3, partition=Partition.BALANCED),
+    "strided TMA": replace(
+        SMALL, num_splits=2, load_path=LoadPath.TMA, dtype=torch.float16, partition=Partition.STRIDED
+    ),
     "TMA": replace(SMALL, num_splits=2, load_path=LoadPath.TMA, dtype=torch.float16),
 }
 

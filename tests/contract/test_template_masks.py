@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from prefetch_compiler.config import Merge, OperandOrder
+from prefetch_compiler.config import Merge, OperandOrder, Partition
 from prefetch_compiler.device import profile
 from prefetch_compiler.error_bound import exact
 from prefetch_compiler.lower.launch import launch_decode
@@ -21,6 +21,10 @@ NEG_INF = float("-inf")
 MERGES = {
     "one split": {"num_splits": 1},
     "separate": {"num_splits": 3, "merge": Merge.SEPARATE},
+    "strided": {"num_splits": 3, "partition": Partition.STRIDED},
+    "chunked": {"num_splits": 3, "partition": Partition.CHUNKED},
+    "balanced": {"num_splits": 3, "partition": Partition.BALANCED},
+    "balanced in place": {"num_splits": 2, "partition": Partition.BALANCED, "merge": Merge.INPLACE},
     "in place": {"num_splits": 3, "merge": Merge.INPLACE, "operand_order": OperandOrder.KQ},
 }
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from prefetch_compiler.config import MAX_SPLITS, Merge
+from prefetch_compiler.config import MAX_SPLITS, Merge, Partition
 
 from .cases import DEVICE, Case, build, solve
 from .error_bounds import assert_within_bound
@@ -17,10 +17,11 @@ RAGGED = Case(mask="ragged", q_len=2, tiles=4)
 REPEATS = 2 if DEVICE.type == "cpu" else 50
 
 
+@pytest.mark.parametrize("partition", Partition)
 @pytest.mark.parametrize("merge", Merge)
 @pytest.mark.parametrize("num_splits", [2, 4, 5, 8, 9, 33])
-def test_fewer_and_more_splits_than_tiles(num_splits: int, merge: Merge) -> None:
-    case = replace(RAGGED, num_splits=num_splits, merge=merge)
+def test_fewer_and_more_splits_than_tiles(num_splits: int, merge: Merge, partition: Partition) -> None:
+    case = replace(RAGGED, num_splits=num_splits, merge=merge, partition=partition)
     operands = build(case)
     assert_within_bound(solve(case, operands), operands)
 
@@ -41,20 +42,22 @@ def test_more_partial_results_than_one_chunk_of_the_merge(merge: Merge) -> None:
     assert_within_bound(solve(case, operands), operands)
 
 
+@pytest.mark.parametrize("partition", Partition)
 @pytest.mark.parametrize("merge", Merge)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
-def test_the_same_launch_gives_the_same_bits(dtype: torch.dtype, merge: Merge) -> None:
+def test_the_same_launch_gives_the_same_bits(dtype: torch.dtype, merge: Merge, partition: Partition) -> None:
     """Whichever program finishes last."""
-    case = replace(RAGGED, num_splits=4, merge=merge, dtype=dtype)
+    case = replace(RAGGED, num_splits=4, merge=merge, dtype=dtype, partition=partition)
     operands = build(case)
     first = solve(case, operands)
     assert all(torch.equal(solve(case, operands), first) for _ in range(REPEATS - 1))
 
 
+@pytest.mark.parametrize("partition", [Partition.EVEN, Partition.STRIDED, Partition.CHUNKED])
 @pytest.mark.parametrize("merge", Merge)
-def test_a_sequence_does_not_depend_on_its_batch(merge: Merge) -> None:
+def test_a_sequence_does_not_depend_on_its_batch(merge: Merge, partition: Partition) -> None:
     """With the number of splits given, each sequence's bits are the same alone and in company."""
-    case = replace(RAGGED, num_splits=3, merge=merge, mask="left_padding")
+    case = replace(RAGGED, num_splits=3, merge=merge, mask="left_padding", partition=partition)
     operands = build(case)
     together = solve(case, operands)
     assert operands.mask is not None
@@ -67,3 +70,24 @@ def test_a_sequence_does_not_depend_on_its_batch(merge: Merge) -> None:
             },
         )
         assert torch.equal(solve(replace(case, batch=1), alone)[0], together[sequence])
+
+
+@pytest.mark.parametrize("merge", Merge)
+@pytest.mark.parametrize("num_splits", [2, 3, 6])
+@pytest.mark.parametrize(
+    "lengths",
+    [(100, 1, 1, 1, 1), (1, 0, 0, 97, 0), (0, 0, 0, 0, 0), (33, 34, 35, 36, 37), (16, 32, 48, 64, 80)],
+    ids=str,
+)
+def test_balanced_splits_of_very_different_lengths(lengths: tuple[int, ...], num_splits: int, merge: Merge) -> None:
+    """One sequence may take nearly all splits, up to its limit; those that hold nothing still write their zeros."""
+    case = Case(
+        batch=5, tiles=6, extra_keys=4, spare_keys=0, mask="prefix", num_splits=num_splits, merge=merge,
+        partition=Partition.BALANCED,
+    )  # fmt: skip
+    held = torch.tensor(lengths, device=DEVICE)[:, None]
+    mask = (torch.arange(case.capacity, device=DEVICE) < held)[:, None, None, :]
+    operands = replace(build(case), mask=mask)
+    out = solve(case, operands)
+    assert_within_bound(out, operands)
+    assert all(out[sequence].count_nonzero() == 0 for sequence, length in enumerate(lengths) if length == 0)

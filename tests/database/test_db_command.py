@@ -22,7 +22,7 @@ from prefetch_compiler.database.key import Alignment, TuningKey
 from prefetch_compiler.database.record import DeviceIdentity, Toolchain, TuningRecord
 from prefetch_compiler.database.schema import schema_bytes
 from prefetch_compiler.database.store import publish, read
-from prefetch_compiler.database.template_hash import template_hashes
+from prefetch_compiler.database.template_hash import present_hash
 from prefetch_compiler.db_command import verify as verification
 from prefetch_compiler.db_command.filters import for_sites
 from prefetch_compiler.db_command.summary import summarise
@@ -255,7 +255,9 @@ def test_prune_drops_stale_and_unmeasured_records(run: Run, tmp_path: Path) -> N
 
 def _present_toolchain() -> Toolchain:
     triton = pytest.importorskip("triton")
-    return replace(TOOLCHAIN, template_hash=template_hashes()[TOOLCHAIN.template], triton=triton.__version__)
+    present = present_hash(TOOLCHAIN.template, SMALL)
+    assert present is not None
+    return replace(TOOLCHAIN, template_hash=present, triton=triton.__version__)
 
 
 def test_a_family_fallback_is_declared_and_taken_back(run: Run, first: Path) -> None:

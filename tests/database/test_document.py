@@ -162,13 +162,13 @@ def test_a_record_that_was_edited_is_named() -> None:
 # Versions and sizes
 
 
-@pytest.mark.parametrize("version", [0, 2, 17, -1])
+@pytest.mark.parametrize("version", [0, 1, 3, 17, -1])
 def test_another_version_is_told_from_a_corrupt_file(version: int) -> None:
     for data in (
         json.dumps({"schema_version": version, "anything": [1, 2]}).encode(),
         rewritten(lambda plain: plain.update(schema_version=version)),
     ):
-        with pytest.raises(UnsupportedVersionError, match=f"^some.json: .*{version} is not supported, only 1"):
+        with pytest.raises(UnsupportedVersionError, match=f"^some.json: .*{version} is not supported, only 2"):
             decode(data, "some.json")
 
 
@@ -317,7 +317,8 @@ def _with_measurement(**changes: Any) -> TuningRecord:
         (measured(trials=-1), "trials"),
         (_with_measurement(error=1.5), "error"),
         (_with_measurement(fills=()), "fills"),
-        (_with_measurement(best_depth0=Rival(replace(CONFIG, prefetch_depth=2), timing(1.0))), "prefetch depth 2"),
+        (_with_measurement(best_depth0=Rival(replace(CONFIG, prefetch_depth=2), timing(1.0))), "prefetches"),
+        (_with_measurement(best_depth0=Rival(replace(CONFIG, prologue_prefetch=True), timing(1.0))), "prefetches"),
         (TuningRecord(KEY, CONFIG, Evidence(TOOLCHAIN, 1, 0, "2026-02-03")), "neither"),
         (TuningRecord(KEY, CONFIG, Evidence(TOOLCHAIN, 1, 0, None)), "date"),  # type: ignore[arg-type]
         (TuningRecord(KEY, object(), Evidence(TOOLCHAIN, 1, 0, "2026-02-03")), "object"),  # type: ignore[arg-type]

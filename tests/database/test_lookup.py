@@ -16,7 +16,7 @@ from prefetch_compiler.database.document import Database
 from prefetch_compiler.database.key import Alignment, Feature, Layout, MaskClass, TuningKey, key_of
 from prefetch_compiler.database.overlay import NO_DATABASES, Overlays
 from prefetch_compiler.database.record import DeviceIdentity, Toolchain, TuningRecord
-from prefetch_compiler.database.template_hash import template_hash
+from prefetch_compiler.database.template_hash import hash_for
 from prefetch_compiler.device import REFERENCE_DEVICES, DeviceProfile
 from prefetch_compiler.report import Verdict
 from prefetch_compiler.select.admissible import why_inadmissible
@@ -30,20 +30,24 @@ from .examples import H100, H200, KEY, configs, measured, modelled
 from .specs import specs
 
 ON_H200 = REFERENCE_DEVICES[90]
-FRESH = Toolchain(SPLIT_KV.name, template_hash(SPLIT_KV), "2.11.0", f"{triton_minor()}.0", "580")
+FRESH = Toolchain(SPLIT_KV.name, hash_for(SPLIT_KV, KEY), "2.11.0", f"{triton_minor()}.0", "580")
 OLD_TRITON = replace(FRESH, triton="2.1.0")
 OTHER_SOURCE = replace(FRESH, template_hash="0" * 64)
 # Not what the heuristic would say, and no two alike.
 CONFIG, SECOND, THIRD = (KernelConfig(64, splits, 4, 3) for splits in (4, 6, 8))
 
 
+def fresh(key: TuningKey) -> Toolchain:
+    return replace(FRESH, template_hash=hash_for(SPLIT_KV, key))
+
+
 def record(key: TuningKey = KEY, config: KernelConfig = CONFIG, **values: Any) -> TuningRecord:
-    return measured(key, config=config, **{"toolchain": FRESH, **values})
+    return measured(key, config=config, **{"toolchain": fresh(key), **values})
 
 
 def unmeasured(key: TuningKey = KEY, config: KernelConfig = CONFIG) -> TuningRecord:
     made = modelled(key)
-    return replace(made, config=config, evidence=replace(made.evidence, toolchain=FRESH))
+    return replace(made, config=config, evidence=replace(made.evidence, toolchain=fresh(key)))
 
 
 def overlays(*layers: Any, device: DeviceIdentity = H200, family_fallback: bool = False) -> Overlays:
@@ -140,7 +144,7 @@ def test_a_neighbour_is_one_power_of_two_away(batch_step: int, capacity_step: in
     far = max(abs(batch_step), abs(capacity_step))
     assert found.verdict is (Verdict.EXACT, Verdict.BUCKET, Verdict.HEURISTIC)[far]
     if far == 1:
-        assert found.reason.startswith("tuned for NVIDIA H200, a neighbouring bucket: ")
+        assert found.reason.startswith("tuned for NVIDIA H200, a neighbouring key: ")
         assert at(batch_step, capacity_step).name in found.reason
 
 
@@ -158,6 +162,36 @@ def test_neighbours_are_tried_in_their_order() -> None:
 def test_the_own_key_goes_before_its_neighbours() -> None:
     found = selected(overlays((record(config=SECOND), *(record(at(*step)) for step in NEIGHBOURS))))
     assert (found.verdict, found.config) == (Verdict.EXACT, SECOND)
+
+
+def in_other_dtype(key: TuningKey) -> TuningKey:
+    """float16 for bfloat16, throughout."""
+    assert key.dtype == key.kv_dtype == "bfloat16"
+    assert not key.mask_dtype
+    return replace(key, dtype="float16", kv_dtype="float16")
+
+
+def test_the_two_16_bit_dtypes_serve_one_another() -> None:
+    other = in_other_dtype(KEY)
+    for recorded, wanted in ((KEY, other), (other, KEY)):
+        found = selected(overlays(record(recorded)), wanted)
+        assert (found.verdict, found.config, found.tuned_at) == (Verdict.BUCKET, CONFIG, recorded)
+        assert recorded.name in found.reason
+    additive = [replace(key, mask=MaskClass.ADDITIVE, mask_dtype=key.dtype) for key in (KEY, other)]
+    assert selected(overlays(record(additive[0])), additive[1]).tuned_at == additive[0]
+
+
+def test_float32_serves_no_16_bit_dtype() -> None:
+    single = replace(KEY, dtype="float32", kv_dtype="float32")
+    assert selected(overlays(record(single))).verdict is Verdict.HEURISTIC
+    assert selected(overlays(record()), single).verdict is Verdict.HEURISTIC
+
+
+def test_the_other_dtype_at_the_same_sizes_goes_before_neighbours() -> None:
+    neighbours = [at(*step) for step in NEIGHBOURS]
+    everyone = [KEY, in_other_dtype(KEY), *neighbours, *map(in_other_dtype, neighbours)]
+    for tried in range(len(everyone)):
+        assert selected(overlays(tuple(map(record, reversed(everyone[tried:]))))).tuned_at == everyone[tried]
 
 
 SMALLEST = KEY.at(batch=1, capacity=1)

@@ -154,17 +154,16 @@ OTHER_TRITON = measured(toolchain=replace(TOOLCHAIN, triton="3.7.1"))
 OTHER_TEMPLATE = measured(toolchain=replace(TOOLCHAIN, template="gone"))
 MODELLED = modelled(OTHER_KEY)
 ALL = {FRESH, OTHER_SOURCE, OTHER_TRITON, OTHER_TEMPLATE, MODELLED}
-HASHES = {TOOLCHAIN.template: TOOLCHAIN.template_hash}
+STALE = {OTHER_SOURCE, OTHER_TRITON, OTHER_TEMPLATE}
 
 
 @pytest.mark.parametrize(
     ("options", "dropped"),
     [
         ({}, set()),
-        ({"template_hashes": HASHES}, {OTHER_SOURCE, OTHER_TEMPLATE}),
-        ({"triton_minor": "3.6"}, {OTHER_TRITON}),
+        ({"stale": STALE.__contains__}, STALE),
         ({"unmeasured": True}, {MODELLED}),
-        ({"template_hashes": HASHES, "triton_minor": "3.6", "unmeasured": True}, ALL - {FRESH}),
+        ({"stale": STALE.__contains__, "unmeasured": True}, ALL - {FRESH}),
     ],
 )
 def test_pruning_drops_what_it_is_told(options: dict[str, object], dropped: set[TuningRecord]) -> None:

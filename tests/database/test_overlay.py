@@ -143,7 +143,7 @@ GOOD = encode(SOME)
 
 def _other_version() -> bytes:
     plain = json.loads(GOOD)
-    plain["schema_version"] = 2
+    plain["schema_version"] = 3
     return json.dumps(plain).encode()
 
 

@@ -109,7 +109,7 @@ def test_every_field_of_the_device_counts(name: str) -> None:
     assert digest_of(changed, NO_DATABASES) != digest_of(ON_H200, NO_DATABASES)
 
 
-@pytest.mark.parametrize("option", ["allow_unmeasured", "strict"])
+@pytest.mark.parametrize("option", ["allow_unmeasured", "deterministic", "strict"])
 def test_options_count(option: str) -> None:
     assert digest_of(ON_H200, NO_DATABASES, **{option: True}) != digest_of(ON_H200, NO_DATABASES)
     assert selection_digest({f"kvprefetch.{option}": True}, "cpu") != selection_digest(device="cpu")
@@ -118,7 +118,7 @@ def test_options_count(option: str) -> None:
 OTHER_VERSIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "this package": lambda patch: patch.setattr(prefetch_compiler, "__version__", "99.0"),
     "Triton": lambda patch: patch.setattr(digest, "triton_minor", lambda: "99.0"),
-    "templates": lambda patch: patch.setattr(digest, "template_hashes", lambda: {"split_kv_decode": "0" * 64}),
+    "templates": lambda patch: patch.setattr(digest, "whole_hashes", lambda: {"split_kv_decode": "0" * 64}),
 }
 
 

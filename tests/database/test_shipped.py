@@ -9,6 +9,7 @@ import pytest
 from prefetch_compiler.database.overlay import shipped_folder
 from prefetch_compiler.database.record import TuningRecord
 from prefetch_compiler.database.store import database_files, file_name, read
+from prefetch_compiler.database.template_hash import present_hash
 from prefetch_compiler.device import REFERENCE_DEVICES
 from prefetch_compiler.select.admissible import why_inadmissible
 from prefetch_compiler.tuning.acceptance import MIN_GAIN
@@ -48,3 +49,9 @@ def test_no_record_loses_to_the_default(record: TuningRecord, arch: int) -> None
         assert measured.timing == measured.default.timing
     else:
         assert measured.timing.median_us < measured.default.timing.median_us * (1 - MIN_GAIN) + 0.001
+
+
+@pytest.mark.parametrize(("record", "arch"), RECORDS)
+def test_no_record_is_of_other_kernels(record: TuningRecord, arch: int) -> None:
+    toolchain = record.evidence.toolchain
+    assert toolchain.template_hash == present_hash(toolchain.template, record.key)

@@ -139,10 +139,10 @@ def test_another_device_is_left_alone(path: Path) -> None:
 
 
 def test_another_version_is_left_alone(path: Path) -> None:
-    path.write_text('{"schema_version": 2}')
+    path.write_text('{"schema_version": 3}')
     with pytest.raises(UnsupportedVersionError, match=path.name):
         publish(path, FIRST)
-    assert path.read_text() == '{"schema_version": 2}'
+    assert path.read_text() == '{"schema_version": 3}'
 
 
 def test_a_corrupt_file_is_moved_aside_with_a_warning(path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,8 +12,8 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from prefetch_compiler.templates.products import multiply
 from prefetch_compiler.templates.rounding import round_to
-from prefetch_compiler.templates.split_kv_decode import multiply
 
 from prefetch_compiler.config import Merge, OperandOrder
 from prefetch_compiler.device import interpreting

@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
-from prefetch_compiler.templates.manifest import SPLIT_KV
-
 from prefetch_compiler import templates
 from prefetch_compiler.config import KernelConfig
 from prefetch_compiler.lower.specialise import DecodeTensors, decode_call, merge_call
@@ -34,13 +32,13 @@ def mutated_templates(bugs: tuple[Bug, ...], folder: Path) -> Iterator[Launch]:
     package.mkdir()
     (package / "__init__.py").touch()
     source_folder = Path(str(templates.__file__)).parent
-    for module in SPLIT_KV.modules:
-        source = (source_folder / f"{module}.py").read_text()
+    for path in source_folder.glob("[!_]*.py"):
+        module, source = path.stem, path.read_text()
         for bug in bugs:
             if bug.module == module:
                 assert bug.old in source, f"{module}.py has no {bug.old!r} any more"
                 source = source.replace(bug.old, bug.new)
-        (package / f"{module}.py").write_text(source)
+        (package / path.name).write_text(source)
     sys.path.insert(0, str(folder))
     try:
         modules = [importlib.import_module(f"{name}.{kernel}") for kernel in ("split_kv_decode", "merge_splits")]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from prefetch_compiler.config import KernelConfig, LoadPath, Merge, OperandOrder
+from prefetch_compiler.config import KernelConfig, LoadPath, Merge, OperandOrder, Partition
 from prefetch_compiler.database.key import Alignment, Layout, MaskClass, TuningKey
 
 from .mutants import Bug
@@ -22,11 +22,16 @@ BOOL = TuningKey(
 ROWS = replace(BOOL, mask=MaskClass.BOOL_ROWS, q_len_bucket=2)
 ADDITIVE = replace(BOOL, mask=MaskClass.ADDITIVE, mask_dtype="float16")
 PLAIN = replace(BOOL, mask=MaskClass.NONE)
+# More tiles than splits.
+LONGER = replace(BOOL, capacity_bucket=max(64, CAPACITY))
 CAUSAL = replace(BOOL, mask=MaskClass.CAUSAL, q_len_bucket=4)
 
 ONE_SPLIT = KernelConfig(block_kv=16, num_splits=1, num_warps=4, num_stages=2)
 SPLIT = replace(ONE_SPLIT, num_splits=3)
 IN_PLACE = replace(SPLIT, merge=Merge.INPLACE)
+STRIDED = replace(SPLIT, partition=Partition.STRIDED)
+CHUNKED = replace(SPLIT, partition=Partition.CHUNKED)
+BALANCED = replace(SPLIT, partition=Partition.BALANCED)
 TMA = replace(ONE_SPLIT, load_path=LoadPath.TMA)
 KEYS_FIRST = replace(SPLIT, num_splits=2, operand_order=OperandOrder.KQ)
 KEYS_FIRST_TMA = replace(KEYS_FIRST, load_path=LoadPath.TMA)
@@ -34,6 +39,10 @@ RIGHT = {
     "bool, one split": (BOOL, ONE_SPLIT),
     "bool, split": (BOOL, SPLIT),
     "bool, in place": (BOOL, IN_PLACE),
+    "bool, strided": (BOOL, STRIDED),
+    "bool, chunked": (BOOL, CHUNKED),
+    "bool, balanced": (BOOL, BALANCED),
+    "bool, balanced in place": (BOOL, replace(BALANCED, merge=Merge.INPLACE)),
     "bool, TMA": (BOOL, TMA),
     "bool, keys first": (BOOL, KEYS_FIRST),
     "rows": (ROWS, ONE_SPLIT),
@@ -58,6 +67,14 @@ def merge(key: TuningKey, config: KernelConfig, old: str, new: str) -> SeededBug
     return SeededBug(key, config, (Bug("merge_splits", old, new),))
 
 
+def masking(key: TuningKey, config: KernelConfig, old: str, new: str) -> SeededBug:
+    return SeededBug(key, config, (Bug("masking", old, new),))
+
+
+def heads(key: TuningKey, config: KernelConfig, old: str, new: str) -> SeededBug:
+    return SeededBug(key, config, (Bug("heads", old, new),))
+
+
 def softmax(key: TuningKey, config: KernelConfig, old: str, new: str) -> SeededBug:
     return SeededBug(key, config, (Bug("softmax", old, new),))
 
@@ -67,10 +84,11 @@ def plan(key: TuningKey, config: KernelConfig, old: str, new: str) -> SeededBug:
 
 
 SEEDED_BUGS: dict[str, SeededBug] = {
-    "dropped mask": decode(
-        BOOL, ONE_SPLIT, '    if MASK != "none":\n        needed', '    if MASK == "":\n        needed'
+    "dropped mask": masking(
+        BOOL, ONE_SPLIT, 'bias = tl.where(tl.load(pointers, mask=needed, other=1) != 0, 0.0, float("-inf"))', "pass"
     ),
-    "dropped bias": decode(ADDITIVE, ONE_SPLIT, "scores += tl.load(", "scores += 0 * tl.load("),
+    "dropped bias": masking(ADDITIVE, ONE_SPLIT, "bias = tl.load(pointers", "bias = 0 * tl.load(pointers"),
+    "dropped mask by row": masking(ROWS, ONE_SPLIT, "tl.load(pointers, mask=wanted, other=1) != 0", "rows >= -1"),
     "one mask for all queries": decode(
         ROWS, ONE_SPLIT, "row_query * mask_row_stride", "0 * mask_row_stride"
     ),
@@ -84,10 +102,24 @@ SEEDED_BUGS: dict[str, SeededBug] = {
     "tail too short by one": plan(BOOL, ONE_SPLIT, "tl.load(row + 1)", "tl.load(row + 1) - 1"),
     "head late by one": plan(BOOL, ONE_SPLIT, "tl.load(row), 0)", "tl.load(row) + 1, 0)"),
     "last tile dropped": plan(PLAIN, ONE_SPLIT, "end - first + BLOCK_KV - 1, 0)", "end - first, 0)"),
-    "last tile dropped by TMA": decode(BOOL, TMA, "if PEEL and loop_end < end:", "if PEEL and loop_end < 0:"),
-    "last split dropped": merge(BOOL, SPLIT, "num_splits, BLOCK_KV)\n", "num_splits, BLOCK_KV)\n    active -= 1\n"),
+    "last tile dropped by TMA": decode(BOOL, TMA, "if PEEL and (whole_end < limit)", "if PEEL and (whole_end < 0)"),
+    "last split dropped": merge(
+        BOOL, SPLIT, "num_splits, BLOCK_KV, PARTITION)\n", "num_splits, BLOCK_KV, PARTITION) - 1\n"
+    ),
+    "strided splits that skip tiles": plan(
+        LONGER, STRIDED, "step = num_splits * BLOCK_KV", "step = (num_splits + 1) * BLOCK_KV"
+    ),
+    "chunks that overlap": plan(BOOL, CHUNKED, "begin = first + split * share", "begin = first + split * (share - 1)"),
+    "balanced splits beyond those of the batch": plan(
+        LONGER, replace(BALANCED, num_splits=2), "full_splits = tl.maximum(batch * (num_splits - 1), 1)",
+        "full_splits = 8 * batch * num_splits"
+    ),
+    "balanced splits counted from the next sequence's": plan(
+        BOOL, BALANCED, "return tl.sum(tl.where(own, up_to, 0), 0) - count, count",
+        "return tl.sum(tl.where(own, up_to, 0), 0), count",
+    ),
     "keys of no split": plan(
-        replace(BOOL, capacity_bucket=max(64, CAPACITY)), SPLIT,
+        LONGER, SPLIT,
         "(tiles + num_splits - 1) // num_splits", "tl.maximum(tiles // num_splits, 1)",
     ),
     "stale accumulator": decode(BOOL, ONE_SPLIT, "    accumulator *= along_keys(shrink, KEYS_AXIS)\n", ""),
@@ -95,21 +127,23 @@ SEEDED_BUGS: dict[str, SeededBug] = {
     "rescaled by a little too little": softmax(
         BOOL, ONE_SPLIT, "shrink = tl.exp2(maximum - reference)", "shrink = tl.exp2((maximum - reference) * 0.97)"
     ),
-    "wrong scale": decode(BOOL, ONE_SPLIT, "scores *= score_scale", "scores *= score_scale * 1.02"),
+    "wrong scale": decode(BOOL, ONE_SPLIT, "scores = scores * score_scale", "scores = scores * score_scale * 1.02"),
     "scale of another base when merging": merge(ADDITIVE, SPLIT, "* EXP2_SCALE)", "* 1.0)"),
     "query heads interleaved": decode(
         BOOL, ONE_SPLIT, "row_head = kv_head * GROUP + row // q_len", "row_head = kv_head + row // q_len * kv_heads"
     ),
-    "one KV head for all": decode(BOOL, ONE_SPLIT, "kv_head.to(tl.int64) * k_head_stride", "0 * k_head_stride"),
-    "K of the first sequence": decode(BOOL, ONE_SPLIT, "sequence_wide * k_batch_stride", "0 * k_batch_stride"),
+    "one KV head for all": heads(BOOL, ONE_SPLIT, "kv_head.to(tl.int64) * head_stride", "0 * head_stride"),
+    "K of the first sequence": decode(
+        BOOL, ONE_SPLIT, "k_head_ptr = head_start(k_ptr, sequence,", "k_head_ptr = head_start(k_ptr, sequence * 0,"
+    ),
     "merge reads what nobody wrote": merge(
         BOOL, SPLIT, "tl.where((split < active)[:, None], partials, 0.0)", "partials"
     ),
     "merge without the others' arrival": decode(
-        BOOL, IN_PLACE, "arrived == tl.maximum(active, 1) - 1", "arrived == 0"
+        BOOL, IN_PLACE, "arrived == splits - 1", "arrived == 0"
     ),
     "merge in place forgets one": decode(
-        BOOL, IN_PLACE, "for split in range(0, active)", "for split in range(1, active)"
+        BOOL, IN_PLACE, "inside = (split < active)", "inside = (split < active - 1)"
     ),
     "writes past the output": decode(
         BOOL, ONE_SPLIT, "inside = along_keys(row_valid, KEYS_AXIS) & tl.expand",
@@ -144,8 +178,8 @@ _NO_WAIT = "    if LAUNCH_OVERLAP:\n"
 # What takes programs that run at the same time, or more keys than the interpreter gets through.
 GPU_BUGS: dict[str, SeededBug] = {
     "merge by the last split, not the last to finish": decode(
-        BOOL, replace(IN_PLACE, num_splits=8), "arrived == tl.maximum(active, 1) - 1",
-        "split == tl.maximum(active, 1) - 1",
+        BOOL, replace(IN_PLACE, num_splits=8), "arrived == splits - 1",
+        "split == splits - 1",
     ),
     "merge that does not wait for the splits": merge(
         BOOL, replace(SPLIT, num_splits=8, launch_overlap=True), _WAIT, _NO_WAIT

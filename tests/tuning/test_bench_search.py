@@ -119,7 +119,7 @@ class FakeCompiler:
 def record(seconds: float, measurer: FakeMeasurer) -> SearchTable:
     (table,) = record_tables(
         [MANY], measurer, FakeCompiler(), H200,
-        seconds_per_key=seconds, seed=3, origin={}, progress=lambda line: None,
+        seconds_per_key=seconds, seed=3, origin=lambda key: {"of": key.name}, progress=lambda line: None,
     )  # fmt: skip
     return table
 
@@ -145,6 +145,7 @@ def test_recording_keeps_to_its_time() -> None:
 
     measurer = FakeMeasurer(pause=lambda: time.sleep(0.01))
     table = record(0.5, measurer)
+    assert table.origin == {"of": MANY.name}
     assert 5 < len(measurer.trials) < 60
     assert sum(code == UNMEASURED for code in table.times) > 100
 

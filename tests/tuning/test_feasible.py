@@ -125,7 +125,7 @@ def test_conditional_parameters_exist_only_where_they_mean_something() -> None:
         trial = study.ask()
         config = space.suggest(trial)
         assert ("merge" in trial.params) == (config.num_splits > 1)
-        assert ("prefetch_kind" in trial.params) == (config.prefetch_depth > 0)
+        assert ("prefetch_kind" in trial.params) == config.prefetches
         assert space.params(config) == trial.params
 
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from prefetch_compiler.config import KernelConfig, LoadPath, OperandOrder
 from prefetch_compiler.database.key import Alignment, Feature, MaskClass, TuningKey, key_of, parse_key
-from prefetch_compiler.database.record import Toolchain
-from prefetch_compiler.database.template_hash import template_hash
+from prefetch_compiler.database.template_hash import hash_for
 from prefetch_compiler.device import REFERENCE_DEVICES, profile
 from prefetch_compiler.lower.launch import launch_kernels
 from prefetch_compiler.lower.specialise import DecodeTensors
@@ -24,7 +23,7 @@ from prefetch_compiler.tuning.distributions import SearchSpace
 from prefetch_compiler.tuning.errors import InvalidCacheError, WrongResultError
 from prefetch_compiler.tuning.keys_wanted import keys_wanted
 from prefetch_compiler.tuning.seeds import seeds_for
-from prefetch_compiler.tuning.toolchain import toolchain_of
+from prefetch_compiler.tuning.toolchain import present_toolchain
 from prefetch_compiler.tuning.verification import verify
 
 from .seeded_bugs import BOOL, CAUSAL, DEVICE, PLAIN, ROWS
@@ -91,11 +90,12 @@ def test_the_command_line_names_formats_and_scales() -> None:
 
 
 def test_records_name_the_template_that_serves_them() -> None:
-    present = Toolchain(SPLIT_KV.name, template_hash(SPLIT_KV), "2.11.0", "3.6.0", "580")
-    assert toolchain_of(LLAMA, present) == present
-    theirs = toolchain_of(quantised_key(LLAMA, "e4m3", "head"), present)
-    assert (theirs.template, theirs.template_hash) == (QUANTISED.name, template_hash(QUANTISED))
-    assert replace(theirs, template=present.template, template_hash=present.template_hash) == present
+    toolchain = present_toolchain(measured=False)
+    quantised = quantised_key(LLAMA, "e4m3", "head")
+    plain, theirs = toolchain(LLAMA), toolchain(quantised)
+    assert (plain.template, plain.template_hash) == (SPLIT_KV.name, hash_for(SPLIT_KV, LLAMA))
+    assert (theirs.template, theirs.template_hash) == (QUANTISED.name, hash_for(QUANTISED, quantised))
+    assert replace(theirs, template=plain.template, template_hash=plain.template_hash) == plain
 
 
 def test_the_search_space_holds_what_the_template_takes_and_little_else() -> None:

@@ -35,6 +35,8 @@ COMMANDS = (
     "db verify",
     "bench",
     "bench e2e",
+    "bench kernel",
+    "bench ceiling",
     "bench search",
     "bench cache",
 )
@@ -48,7 +50,9 @@ def test_every_command_has_help(
     assert "Usage:" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [("demo",), ("explain",), ("capture",), ("bench", "e2e")])
+@pytest.mark.parametrize(
+    "command", [("demo",), ("explain",), ("capture",), ("bench", "e2e"), ("bench", "kernel"), ("bench", "ceiling")]
+)
 def test_every_table_has_json_beside_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
 ) -> None:

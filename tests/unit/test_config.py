@@ -17,6 +17,7 @@ from prefetch_compiler.config import (
     LoadPath,
     Merge,
     OperandOrder,
+    Partition,
     PrefetchKind,
 )
 from prefetch_compiler.errors import InvalidConfigError
@@ -61,6 +62,7 @@ def test_to_dict_is_json_and_rebuilds_the_config(config: KernelConfig) -> None:
                 "load_path": LoadPath(plain["load_path"]),
                 "operand_order": OperandOrder(plain["operand_order"]),
                 "merge": Merge(plain["merge"]),
+                "partition": Partition(plain["partition"]),
             }
         )
         == config
@@ -68,9 +70,21 @@ def test_to_dict_is_json_and_rebuilds_the_config(config: KernelConfig) -> None:
 
 
 def test_the_documented_name_is_understood() -> None:
-    assert KernelConfig.decode("b128-s16-w4-st3-p0line-pointer-qk-pdl-separate") == KernelConfig(
-        128, 16, 4, 3, prefetch_depth=0, launch_overlap=True
-    )
+    documented = KernelConfig(128, 16, 4, 3, prefetch_depth=0, launch_overlap=True, partition=Partition.STRIDED)
+    assert KernelConfig.decode("b128-s16-w4-st3-p0line-pointer-qk-pdl-separate-strided") == documented
+    early = dataclasses.replace(documented, prologue_prefetch=True)
+    assert KernelConfig.decode("b128-s16-w4-st3-p0line-pointer-qk-pdl-separate-strided-early") == early
+
+
+def test_without_prefetch_there_is_none_of_any_kind() -> None:
+    plain = KernelConfig(128, 16, 4, 3)
+    assert not plain.prefetches
+    for prefetching in (
+        dataclasses.replace(plain, prefetch_depth=2, prefetch_kind=PrefetchKind.BULK),
+        dataclasses.replace(plain, prologue_prefetch=True),
+    ):
+        assert prefetching.prefetches
+        assert prefetching.without_prefetch() == plain
 
 
 @pytest.mark.parametrize(
@@ -103,10 +117,11 @@ def test_a_field_outside_its_range_is_named_with_its_value(field: str, value: in
     [
         "",
         "b128",
-        "b128-s16-w4-st3-p0line-pointer-qk-pdl-separate ",
-        "b128-s16-w4-st3-p0sector-pointer-qk-pdl-separate",
-        "b-128-s16-w4-st3-p0line-pointer-qk-pdl-separate",
-        "b128-s16-w4-st3-p0line-pointer-qk-pdl-separate-more",
+        "b128-s16-w4-st3-p0line-pointer-qk-pdl-separate",
+        "b128-s16-w4-st3-p0line-pointer-qk-pdl-separate-even ",
+        "b128-s16-w4-st3-p0sector-pointer-qk-pdl-separate-even",
+        "b-128-s16-w4-st3-p0line-pointer-qk-pdl-separate-even",
+        "b128-s16-w4-st3-p0line-pointer-qk-pdl-separate-even-more",
     ],
 )
 def test_decode_refuses_what_encode_never_says(name: str) -> None:
@@ -116,7 +131,7 @@ def test_decode_refuses_what_encode_never_says(name: str) -> None:
 
 def test_decode_enforces_the_ranges_too() -> None:
     with pytest.raises(InvalidConfigError, match="block_kv is 100"):
-        KernelConfig.decode("b100-s16-w4-st3-p0line-pointer-qk-pdl-separate")
+        KernelConfig.decode("b100-s16-w4-st3-p0line-pointer-qk-pdl-separate-even")
 
 
 def test_a_config_is_hashable_and_immutable() -> None:

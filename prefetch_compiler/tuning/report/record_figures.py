@@ -212,7 +212,7 @@ def _gain_points(rows: Sequence[Row]) -> go.Figure:
 def prefetch_worth(rows: Sequence[Row]) -> go.Figure | None:
     """For each depth that won, what it gained over the best without prefetch; None where few winners prefetch."""
     depths = sorted({row.config.prefetch_depth for row in rows} - {0})
-    if sum(row.config.prefetch_depth > 0 for row in rows) < MIN_STRIPS:
+    if sum(row.config.prefetches for row in rows) < MIN_STRIPS:
         return None
     figure = go.Figure()
     for depth in depths:
@@ -239,10 +239,12 @@ def prefetch_worth(rows: Sequence[Row]) -> go.Figure | None:
 
 _CHOICES: tuple[tuple[str, Callable[[KernelConfig], str]], ...] = (
     ("prefetch depth", lambda c: str(c.prefetch_depth)),
-    ("prefetch kind", lambda c: c.prefetch_kind.value if c.prefetch_depth else "none"),
+    ("prefetch kind", lambda c: c.prefetch_kind.value if c.prefetches else "none"),
     ("load path", lambda c: c.load_path.value),
     ("keys per tile", lambda c: str(c.block_kv)),
     ("splits", lambda c: _range_of(c.num_splits)),
+    ("partition", lambda c: c.partition.value if c.num_splits > 1 else "one split"),
+    ("prologue prefetch", lambda c: "yes" if c.prologue_prefetch else "no"),
     ("merge", lambda c: c.merge.value if c.num_splits > 1 else "one split"),
     ("pipeline stages", lambda c: str(c.num_stages)),
     ("warps", lambda c: str(c.num_warps)),

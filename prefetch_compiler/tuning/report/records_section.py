@@ -38,9 +38,7 @@ def records_section(source: RecordsSource, figures: Figures) -> dict[str, Any]:
         "gain_lines": _gain_lines(rows),
         "prefetch": figures.add(record_figures.prefetch_worth(rows)),
         "prefetch_lines": [
-            f"{row.key.name}: {times(row.depth0_gain)}, {row.config.encode()}"
-            for row in rows
-            if row.config.prefetch_depth
+            f"{row.key.name}: {times(row.depth0_gain)}, {row.config.encode()}" for row in rows if row.config.prefetches
         ],
         "winners": [(name, figures.add(figure)) for name, figure in record_figures.winners(rows)],
         "grids": covered,
@@ -66,7 +64,7 @@ def _tiles(summary: Summary, rows: Sequence[Row], covered: Sequence[Grid]) -> li
         spread = f"median; {min(shares):.0%} to {max(shares):.0%}"
         tiles.append(Tile(f"{statistics.median(shares):.0%}", "of the read ceiling", spread))
     if rows:
-        prefetching = sum(row.config.prefetch_depth > 0 for row in rows)
+        prefetching = sum(row.config.prefetches for row in rows)
         tiles.append(Tile(f"{prefetching / len(rows):.0%}", "of winners prefetch", f"{prefetching} of {len(rows)}"))
     cells, served = sum(grid.cells for grid in covered), sum(grid.served for grid in covered)
     if cells:
@@ -100,7 +98,7 @@ def _table_row(record: TuningRecord) -> dict[str, Any]:
         "row": rows[0] if rows else None,
         "heads": heads_of(record.key),
         "config": record.config.encode(),
-        "kind": record.config.prefetch_kind.value if record.config.prefetch_depth else "",
+        "kind": record.config.prefetch_kind.value if record.config.prefetches else "",
         "modelled_us": record.evidence.modelled_us,
     }
 

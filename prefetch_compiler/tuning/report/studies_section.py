@@ -48,7 +48,7 @@ def _tiles(found: Sequence[StudyFacts]) -> list[Tile]:
         tiles.append(Tile(times(statistics.geometric_mean(bare)), "the speed of the best without prefetch", mean))
     best = [facts.best for facts in found if facts.best is not None]
     if best and len(found) > 1:
-        prefetching = sum(trial.config.prefetch_depth > 0 for trial in best)
+        prefetching = sum(trial.config.prefetches for trial in best)
         of = f"{prefetching} of {len(best)} studies"
         tiles.append(Tile(f"{prefetching / len(best):.0%}", "of the best prefetch", of))
     failed: Counter[str] = sum((facts.failures for facts in found), Counter())

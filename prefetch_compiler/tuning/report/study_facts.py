@@ -44,7 +44,7 @@ class StudyFacts:
 
     @property
     def best_depth0(self) -> RememberedTrial | None:
-        return next((trial for trial in self.measured if trial.config.prefetch_depth == 0), None)
+        return next((trial for trial in self.measured if not trial.config.prefetches), None)
 
     @property
     def default_us(self) -> float | None:

@@ -1,0 +1,80 @@
+"""Our own kernels as four peers: the heuristic's configuration, the one that users get, and the best of a small search
+without prefetch and with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...config import KernelConfig
+from ...database import overlay
+from ...device import DeviceProfile
+from ...errors import KVPrefetchError
+from ...lower.launch import launch_decode
+from ...select.heuristic import choose
+from ...select.selection import select
+from ...spec import AttentionSpec
+from .cases import Case
+from .operands import Operands
+from .peers.peer import Attend
+from .result import HEURISTIC, SHIPPED
+
+PAGED_REASON = "paged caches are not supported yet"
+
+
+@dataclass(frozen=True)
+class OurChoice:
+    """A configuration under the name of one of our peers, and how it was chosen."""
+
+    name: str
+    config: KernelConfig
+    verdict: str
+
+
+@dataclass(frozen=True)
+class NoChoice:
+    """One of our peers that has no configuration, and why."""
+
+    name: str
+    reason: str
+
+
+def standing_choices(spec: AttentionSpec, profile: DeviceProfile) -> list[OurChoice | NoChoice]:
+    """What we would choose for ``spec`` without measuring: from the databases in effect, and by the heuristic alone."""
+    found: list[OurChoice | NoChoice] = []
+    try:
+        selection = select(spec, profile, overlay.load())
+        found.append(OurChoice(SHIPPED, selection.config, f"{selection.verdict.value}: {selection.reason}"))
+    except KVPrefetchError as error:
+        found.append(NoChoice(SHIPPED, str(error)))
+    try:
+        found.append(OurChoice(HEURISTIC, choose(spec, profile), "heuristic"))
+    except KVPrefetchError as error:
+        found.append(NoChoice(HEURISTIC, str(error)))
+    return found
+
+
+def attend_with(operands: Operands, config: KernelConfig) -> Attend:
+    """Launch our kernels with ``config``. Bounds were computed before, as compiled code does once for all layers."""
+    mask, bounds, scale = operands.expanded_mask(), operands.bounds, operands.case.scale
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out: torch.Tensor = launch_decode(
+            q, k, v, mask, bounds, is_causal=False, scale=scale, heads_first=True, config=config
+        )
+        return out.squeeze(2)
+
+    return attend
+
+
+def why_not_ours(case: Case) -> str | None:
+    """Why our kernels do not take ``case``, or None."""
+    return PAGED_REASON if case.layout.page_size is not None else None
+
+
+def configs_of(choices: Iterable[OurChoice | NoChoice]) -> list[KernelConfig]:
+    """The distinct configurations among ``choices``."""
+    return list(dict.fromkeys(choice.config for choice in choices if isinstance(choice, OurChoice)))

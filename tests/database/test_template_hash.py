@@ -1,0 +1,157 @@
+"""Hashes of our own templates: what the manifest says of features is so, and whatever can matter to a key counts."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import torch
+from prefetch_compiler.templates.manifest import QUANTISED, SPLIT_KV, TEMPLATES, OptionalFeature, Template
+
+from prefetch_compiler.config import KernelConfig, Merge
+from prefetch_compiler.database.kernel_source.modules import PACKAGE, Sources
+from prefetch_compiler.database.kernel_source.program import Program
+from prefetch_compiler.database.key import MaskClass, TuningKey
+from prefetch_compiler.database.template_hash import hash_for, present_hash, template_hash, whole_hashes
+from prefetch_compiler.lower.precompile import example_tensors
+from prefetch_compiler.lower.specialise import decode_call, merge_call
+from prefetch_compiler.select.candidates import why_stale
+from prefetch_compiler.tuning.toolchain import present_toolchain
+
+from ..tuning.seeded_bugs import GPU_BUGS, SEEDED_BUGS, SeededBug
+from .examples import KEY, measured
+
+FOLDER = resources.files(PACKAGE)
+FEATURES = [
+    pytest.param(template, feature, id=f"{template.name}-{feature.name}")
+    for template in TEMPLATES
+    for feature in template.features
+]
+KEYS = [replace(KEY, mask=mask, mask_dtype="float16" if "additive" in mask.value else "") for mask in MaskClass]
+
+
+def parameters_of(template: Template) -> dict[str, list[str]]:
+    """Of every function that its kernels reach with all features."""
+    nodes = Program(Sources(FOLDER), template.entries, {}).definitions()
+    return {
+        name: [one.arg for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+        for name, node in nodes.items()
+        if isinstance(node, ast.FunctionDef)
+    }
+
+
+@pytest.mark.parametrize(("template", "feature"), FEATURES)
+def test_a_features_parameters_are_its_own_and_exist(template: Template, feature: OptionalFeature) -> None:
+    others = {name for one in template.features if one is not feature for name in one.absent}
+    assert not others & feature.absent.keys()
+    known = {name for names in parameters_of(template).values() for name in names}
+    assert feature.absent.keys() <= known
+
+
+@pytest.mark.parametrize(("template", "feature"), FEATURES)
+def test_without_a_feature_its_parameters_are_gone(template: Template, feature: OptionalFeature) -> None:
+    absent = template.absent_values(template.feature_names - {feature.name})
+    left = Program(Sources(FOLDER), template.entries, absent).definitions()
+    names = {one.arg for node in left.values() for one in ast.walk(node) if isinstance(one, ast.arg)}
+    assert not names & feature.absent.keys()
+
+
+@pytest.mark.parametrize(("template", "feature"), FEATURES)
+def test_a_feature_makes_another_hash(template: Template, feature: OptionalFeature) -> None:
+    everything = template.feature_names
+    assert template_hash(template, everything) != template_hash(template, everything - {feature.name})
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: key.mask.value)
+def test_launches_without_a_feature_pass_what_the_manifest_says(key: TuningKey) -> None:
+    key = key.at(batch=2, capacity=256)
+    spec, config = key.spec(), KernelConfig(16, 2, 4, 2, merge=Merge.SEPARATE)
+    tensors = example_tensors(spec, config, torch.device("meta"))
+    calls = [decode_call(tensors, is_causal=spec.is_causal, scale=spec.scale, config=config)]
+    merging = merge_call(tensors, is_causal=spec.is_causal, config=config)
+    assert merging is not None
+    absent = SPLIT_KV.absent_values(SPLIT_KV.features_of(key))
+    for call in (*calls, merging):
+        passed = {**call.arguments, **call.constants}
+        shared = passed.keys() & absent.keys()
+        assert {name: passed[name] for name in shared} == {name: absent[name] for name in shared}
+
+
+def test_each_mask_class_has_its_features() -> None:
+    features = {key.mask.value: SPLIT_KV.features_of(key) for key in KEYS}
+    masks = {"bool", "bool_rows", "additive", "additive_rows"}
+    assert features == {"none": set(), "causal": {"causal"}, **{mask: {"mask"} for mask in masks}}
+
+
+def test_hashes_are_of_the_keys_features() -> None:
+    plain, bool_mask, causal = (replace(KEY, mask=mask) for mask in (MaskClass.NONE, MaskClass.BOOL, MaskClass.CAUSAL))
+    hashes = [hash_for(SPLIT_KV, key) for key in (plain, bool_mask, causal)]
+    assert len(set(hashes)) == 3
+    assert hashes == [present_hash(SPLIT_KV.name, key) for key in (plain, bool_mask, causal)]
+    assert present_hash("gone", KEY) is None
+    masks = {"mask", "causal"}
+    assert whole_hashes() == {
+        SPLIT_KV.name: template_hash(SPLIT_KV, frozenset(masks)),
+        QUANTISED.name: template_hash(QUANTISED, frozenset({*masks, "key_token_scales", "value_token_scales"})),
+    }
+    assert all(re.fullmatch("[0-9a-f]{64}", one) for one in (*hashes, *whole_hashes().values()))
+
+
+def test_what_is_tuned_here_is_not_stale_here() -> None:
+    pytest.importorskip("triton")
+    toolchain = present_toolchain(measured=False)
+    records = [measured(key, toolchain=toolchain(key)) for key in KEYS]
+    assert [why_stale(record) for record in records] == [""] * len(KEYS)
+    swapped = replace(records[0], key=records[-1].key)
+    assert "other sources of split_kv_decode" in why_stale(swapped)
+
+
+# Edits of the sources
+
+
+def text_of(folder: Path, key: TuningKey) -> str:
+    return Program(Sources(folder), SPLIT_KV.entries, SPLIT_KV.absent_values(SPLIT_KV.features_of(key))).text()
+
+
+def edited(folder: Path, edit: Callable[[str, str], str]) -> Path:
+    for path in FOLDER.iterdir():
+        if path.name.endswith(".py"):
+            (folder / path.name).write_text(edit(path.name.removesuffix(".py"), path.read_text()))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unchanged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return edited(tmp_path_factory.mktemp("templates"), lambda module, source: source)
+
+
+@pytest.mark.parametrize("name", [*SEEDED_BUGS, *GPU_BUGS])
+def test_whatever_makes_a_kernel_wrong_for_a_key_changes_its_hash(name: str, tmp_path: Path, unchanged: Path) -> None:
+    seeded: SeededBug = {**SEEDED_BUGS, **GPU_BUGS}[name]
+
+    def sow(module: str, source: str) -> str:
+        for bug in seeded.bugs:
+            source = source.replace(bug.old, bug.new) if bug.module == module else source
+        return source
+
+    assert text_of(edited(tmp_path, sow), seeded.key) != text_of(unchanged, seeded.key)
+
+
+def test_comments_and_formatting_do_not_count(tmp_path: Path, unchanged: Path) -> None:
+    tidied = edited(tmp_path, lambda module, source: ast.unparse(ast.parse(source)))
+    assert "# " not in (tidied / "split_kv_decode.py").read_text()
+    for key in KEYS:
+        assert text_of(tidied, key) == text_of(unchanged, key)
+
+
+def test_masks_do_not_count_where_there_is_none(tmp_path: Path, unchanged: Path) -> None:
+    old = "tl.load(pointers, mask=wanted, other=1) != 0"
+    changed = edited(tmp_path, lambda module, source: source.replace(old, old + " + 0"))
+    assert (changed / "masking.py").read_text() != (unchanged / "masking.py").read_text()
+    same = {key.mask.value for key in KEYS if text_of(changed, key) == text_of(unchanged, key)}
+    assert same == {"none", "causal"}
