@@ -90,7 +90,7 @@ def make_inputs(case: PaperCase, caches: int, device: torch.device, seed: int) -
     lengths = torch.full((case.batch,), case.context, dtype=torch.int32, device=device)
     problems, paged = [], []
     for _ in range(caches):
-        k, v = random_cache(spec, generator)
+        k, v, *_ = random_cache(spec, generator)
         table = scattered_table(case.batch, blocks_of(case.context), generator)
         problem = Problem(q_source.clone(), k, v, spec.scale)
         q = problem.q[:, :, 0]
