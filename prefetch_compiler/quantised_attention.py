@@ -26,6 +26,7 @@ def quantised_decode_attention(
     is_causal: bool = False,
     scale: float | None = None,
     strict: bool = False,
+    deterministic: bool = False,
 ) -> Tensor:
     """``softmax(query @ (key * key_scale)^T * scale + attn_mask) @ (value * value_scale)``, K and V read as they are.
 
@@ -43,6 +44,8 @@ def quantised_decode_attention(
         is_causal: query ``i`` sees keys ``0..i``, as in SDPA; not with a mask.
         scale: 1 / sqrt(head_dim) by default.
         strict: raise where no kernel serves the call, instead of dequantising for SDPA.
+        deterministic: a sequence's result has the same bits in every batch, as with the option
+            ``kvprefetch.deterministic``; where SDPA serves, it promises nothing.
 
     Returns:
         (batch, query_heads, q_len, value_dim), contiguous, in the dtype of ``query``. Rows that see no key are 0.
@@ -60,5 +63,5 @@ def quantised_decode_attention(
     if scale is None:
         scale = query.shape[3] ** -0.5
     return QUANTISED_DECODE_ATTENTION(  # type: ignore[no-any-return]
-        query, key, value, key_scale, value_scale, mask, bounds, is_causal, scale, strict
+        query, key, value, key_scale, value_scale, mask, bounds, is_causal, scale, strict, deterministic
     )

@@ -29,7 +29,8 @@ log = logging.getLogger("prefetch_compiler")
 
 library.define(
     "quantised_decode_attention(Tensor q, Tensor k, Tensor v, Tensor? k_scale, Tensor? v_scale, Tensor? mask,"
-    " Tensor? bounds, bool is_causal, float scale, bool strict) -> Tensor",
+    " Tensor? bounds, bool is_causal, float scale, bool strict,"
+    " bool deterministic) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
 )
 
@@ -52,12 +53,13 @@ def _quantised_decode_attention(
     is_causal: bool,
     scale: float,
     strict: bool,
+    deterministic: bool,
 ) -> Tensor:
     batch, query_heads, q_len, _ = q.shape
     expanded = None if mask is None else mask.expand(batch, query_heads, q_len, k.shape[2])
     try:
         spec = spec_of(q, k, v, k_scale, v_scale, mask, is_causal, scale)
-        config = for_these_addresses(_selected(spec, _profile_of(q.device), _databases()), k, v)
+        config = for_these_addresses(_selected(spec, _profile_of(q.device), _databases(), deterministic), k, v)
     except (Refused, InadmissibleConfigError) as refusal:
         if strict:
             raise SiteNotLoweredError("quantised_decode_attention", str(refusal)) from refusal
@@ -95,6 +97,7 @@ def _fake(
     is_causal: bool,
     scale: float,
     strict: bool,
+    deterministic: bool,
 ) -> Tensor:
     check_arguments(q, k, v, k_scale, v_scale, mask, bounds, is_causal)
     return empty_output(q, v.shape[3], heads_first=True)
@@ -143,8 +146,8 @@ def spec_of(
 
 
 @lru_cache(maxsize=1024)
-def _selected(spec: AttentionSpec, device: DeviceProfile, databases: Overlays) -> KernelConfig:
-    return select(spec, device, databases).config
+def _selected(spec: AttentionSpec, device: DeviceProfile, databases: Overlays, deterministic: bool) -> KernelConfig:
+    return select(spec, device, databases, deterministic=deterministic).config
 
 
 @cache

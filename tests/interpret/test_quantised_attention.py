@@ -13,6 +13,7 @@ from prefetch_compiler.error_bound import yardstick
 from prefetch_compiler.errors import InvalidQuantisedAttentionError, KernelLaunchError, SiteNotLoweredError
 from prefetch_compiler.lower import quantised_ops
 from prefetch_compiler.quantisation import dequantise
+from prefetch_compiler.select.heuristic import FIXED_CHUNK_KEYS
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BATCH, HEADS, KV_HEADS, KEYS, DIM = 2, 4, 2, 48, 32
@@ -81,7 +82,7 @@ def test_the_operator_keeps_its_promises() -> None:
     operands = tuple(given[name] for name in ("query", "key", "value", "key_scale", "value_scale", "attn_mask"))
     torch.library.opcheck(
         quantised_ops.QUANTISED_DECODE_ATTENTION,
-        (*operands, bounds, False, DIM**-0.5, False),
+        (*operands, bounds, False, DIM**-0.5, False, False),
         test_utils=("test_schema", "test_faketensor"),
     )
 
@@ -162,3 +163,37 @@ def test_columns_that_are_not_adjacent_are_refused() -> None:
     given["key"] = given["key"].view(torch.uint8).transpose(2, 3).contiguous().transpose(2, 3).view(torch.float8_e4m3fn)
     with pytest.raises(SiteNotLoweredError, match="the last stride of key is 48"):
         quantised_decode_attention(**given, strict=True)
+
+
+def test_deterministic_gives_each_sequence_the_same_bits_alone() -> None:
+    """Of three sequences whose lengths differ, in caches of three chunks."""
+    capacity = 2 * FIXED_CHUNK_KEYS + 100
+    query = normal(3, HEADS, 1, DIM).to(torch.bfloat16)
+    key, key_scale = quantise(normal(3, KV_HEADS, capacity, DIM, seed=1), torch.int8, "token")
+    value, value_scale = quantise(normal(3, KV_HEADS, capacity, DIM, seed=2), torch.int8, "token")
+    held = torch.tensor([capacity, 37, FIXED_CHUNK_KEYS + 1], device=DEVICE)
+    mask = (torch.arange(capacity, device=DEVICE) < held[:, None])[:, None, None, :]
+    operands = [query, key, value, key_scale, value_scale, mask]
+
+    def attend(*given: Tensor | None) -> Tensor:
+        return quantised_decode_attention(*given, strict=True, deterministic=True)  # type: ignore[arg-type]
+
+    together = attend(*operands)
+    for one in range(3):
+        alone = attend(*(operand[one : one + 1].clone() for operand in operands if operand is not None))
+        assert torch.equal(alone[0], together[one])
+
+
+def test_deterministic_is_asked_of_the_selection(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def select(*given: Any, deterministic: bool = False, **options: Any) -> Any:
+        asked.append(deterministic)
+        return right(*given, deterministic=deterministic, **options)
+
+    right = quantised_ops.select
+    monkeypatch.setattr(quantised_ops, "select", select)
+    quantised_ops._selected.cache_clear()
+    for deterministic in (False, True, False):
+        quantised_decode_attention(**arguments(), strict=True, deterministic=deterministic)
+    assert asked == [False, True]
