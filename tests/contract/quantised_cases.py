@@ -135,7 +135,8 @@ def config_of(case: QuantisedCase, operands: QuantisedOperands) -> KernelConfig:
 def _conceding(config: KernelConfig) -> Iterator[KernelConfig]:
     for change in (
         {"prefetch_kind": PrefetchKind.LINE}, {"load_path": LoadPath.POINTER}, {"num_warps": 2},
-        {"launch_overlap": False}, {"prefetch_depth": 0}, {"num_stages": 1}, {"block_kv": 16},
+        {"launch_overlap": False}, {"prefetch_depth": 0, "prologue_prefetch": False}, {"num_stages": 1},
+        {"block_kv": 16},
     ):  # fmt: skip
         config = replace(config, **change)
         yield config
