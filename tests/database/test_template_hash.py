@@ -10,17 +10,17 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-import torch
 from prefetch_compiler.templates.manifest import QUANTISED, SPLIT_KV, TEMPLATES, OptionalFeature, Template
 
 from prefetch_compiler.config import KernelConfig, Merge
 from prefetch_compiler.database.kernel_source.modules import PACKAGE, Sources
 from prefetch_compiler.database.kernel_source.program import Program
-from prefetch_compiler.database.key import MaskClass, TuningKey
+from prefetch_compiler.database.key import MaskClass, TuningKey, is_quantised
 from prefetch_compiler.database.template_hash import hash_for, present_hash, template_hash, whole_hashes
-from prefetch_compiler.lower.precompile import example_tensors
-from prefetch_compiler.lower.specialise import decode_call, merge_call
+from prefetch_compiler.device import REFERENCE_DEVICES
+from prefetch_compiler.lower.precompile import example_tensors, kernel_calls
 from prefetch_compiler.select.candidates import why_stale
+from prefetch_compiler.tuning.caches import quantised_key
 from prefetch_compiler.tuning.toolchain import present_toolchain
 
 from ..tuning.seeded_bugs import GPU_BUGS, SEEDED_BUGS, SeededBug
@@ -32,7 +32,14 @@ FEATURES = [
     for template in TEMPLATES
     for feature in template.features
 ]
-KEYS = [replace(KEY, mask=mask, mask_dtype="float16" if "additive" in mask.value else "") for mask in MaskClass]
+PLAIN_KEYS = [replace(KEY, mask=mask, mask_dtype="float16" if "additive" in mask.value else "") for mask in MaskClass]
+
+QUANTISED_KEYS = [quantised_key(key, "int8", scales) for key in PLAIN_KEYS for scales in ("head", "token")]
+KEYS = [*PLAIN_KEYS, *QUANTISED_KEYS]
+
+
+def template_of(key: TuningKey) -> Template:
+    return QUANTISED if is_quantised(key) else SPLIT_KV
 
 
 def parameters_of(template: Template) -> dict[str, list[str]]:
@@ -67,25 +74,40 @@ def test_a_feature_makes_another_hash(template: Template, feature: OptionalFeatu
     assert template_hash(template, everything) != template_hash(template, everything - {feature.name})
 
 
-@pytest.mark.parametrize("key", KEYS, ids=lambda key: key.mask.value)
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: key.name)
 def test_launches_without_a_feature_pass_what_the_manifest_says(key: TuningKey) -> None:
     key = key.at(batch=2, capacity=256)
     spec, config = key.spec(), KernelConfig(16, 2, 4, 2, merge=Merge.SEPARATE)
-    tensors = example_tensors(spec, config, torch.device("meta"))
-    calls = [decode_call(tensors, is_causal=spec.is_causal, scale=spec.scale, config=config)]
-    merging = merge_call(tensors, is_causal=spec.is_causal, config=config)
-    assert merging is not None
-    absent = SPLIT_KV.absent_values(SPLIT_KV.features_of(key))
-    for call in (*calls, merging):
+    calls = kernel_calls(spec, config, example_tensors(spec, config, "meta"), REFERENCE_DEVICES[90])
+    assert len(calls) == 2
+    template = template_of(key)
+    absent = template.absent_values(template.features_of(key))
+    for call in calls:
         passed = {**call.arguments, **call.constants}
         shared = passed.keys() & absent.keys()
         assert {name: passed[name] for name in shared} == {name: absent[name] for name in shared}
 
 
 def test_each_mask_class_has_its_features() -> None:
-    features = {key.mask.value: SPLIT_KV.features_of(key) for key in KEYS}
+    features = {key.mask.value: SPLIT_KV.features_of(key) for key in PLAIN_KEYS}
     masks = {"bool", "bool_rows", "additive", "additive_rows"}
     assert features == {"none": set(), "causal": {"causal"}, **{mask: {"mask"} for mask in masks}}
+
+
+@pytest.mark.parametrize("key", QUANTISED_KEYS, ids=lambda key: key.name)
+def test_scales_for_each_token_are_features(key: TuningKey) -> None:
+    plain = replace(key, kv_dtype=key.dtype, features=())
+    features = {"key_token_scales", "value_token_scales"} if key.features else set()
+    assert QUANTISED.features_of(key) == SPLIT_KV.features_of(plain) | features
+
+
+@pytest.mark.parametrize("mask", [MaskClass.NONE, MaskClass.CAUSAL])
+def test_bounds_without_a_mask_count_over_a_quantised_cache(mask: MaskClass, tmp_path: Path, unchanged: Path) -> None:
+    """They may be given there, though no key tells."""
+    old = "first = tl.maximum(tl.load(row), 0)"
+    changed = edited(tmp_path, lambda module, source: source.replace(old, old + " + 0"))
+    key = replace(QUANTISED_KEYS[0], mask=mask, mask_dtype="")
+    assert text_of(changed, key) != text_of(unchanged, key)
 
 
 def test_hashes_are_of_the_keys_features() -> None:
@@ -107,7 +129,7 @@ def test_what_is_tuned_here_is_not_stale_here() -> None:
     toolchain = present_toolchain(measured=False)
     records = [measured(key, toolchain=toolchain(key)) for key in KEYS]
     assert [why_stale(record) for record in records] == [""] * len(KEYS)
-    swapped = replace(records[0], key=records[-1].key)
+    swapped = replace(records[0], key=PLAIN_KEYS[-1])
     assert "other sources of split_kv_decode" in why_stale(swapped)
 
 
@@ -115,7 +137,8 @@ def test_what_is_tuned_here_is_not_stale_here() -> None:
 
 
 def text_of(folder: Path, key: TuningKey) -> str:
-    return Program(Sources(folder), SPLIT_KV.entries, SPLIT_KV.absent_values(SPLIT_KV.features_of(key))).text()
+    template = template_of(key)
+    return Program(Sources(folder), template.entries, template.absent_values(template.features_of(key))).text()
 
 
 def edited(folder: Path, edit: Callable[[str, str], str]) -> Path:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
+from typing import Any
+
+from prefetch_compiler.templates.manifest import TEMPLATES
 
 from prefetch_compiler import templates
 from prefetch_compiler.config import KernelConfig
-from prefetch_compiler.lower.specialise import DecodeTensors, decode_call, merge_call
+from prefetch_compiler.lower.launch import calls_of
+from prefetch_compiler.lower.specialise import DecodeTensors
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,10 @@ def mutated_templates(bugs: tuple[Bug, ...], folder: Path) -> Iterator[Launch]:
         (package / path.name).write_text(source)
     sys.path.insert(0, str(folder))
     try:
-        modules = [importlib.import_module(f"{name}.{kernel}") for kernel in ("split_kv_decode", "merge_splits")]
-        yield Launch(*modules)
+        entries = [entry.split(".") for template in TEMPLATES for entry in template.entries]
+        yield Launch(
+            {kernel: getattr(importlib.import_module(f"{name}.{module}"), kernel) for module, kernel in entries}
+        )
     finally:
         sys.path.remove(str(folder))
         for loaded in [module for module in sys.modules if module.split(".")[0] == name]:
@@ -51,14 +56,10 @@ def mutated_templates(bugs: tuple[Bug, ...], folder: Path) -> Iterator[Launch]:
 
 @dataclass(frozen=True)
 class Launch:
-    """``launch_kernels`` with the kernels of these modules."""
+    """``launch_kernels`` with these kernels, by name."""
 
-    decode: ModuleType
-    merge: ModuleType
+    kernels: Mapping[str, Any]
 
     def __call__(self, tensors: DecodeTensors, *, is_causal: bool, scale: float, config: KernelConfig) -> None:
-        decode = decode_call(tensors, is_causal=is_causal, scale=scale, config=config)
-        replace(decode, kernel=self.decode.split_kv_decode).launch()
-        merge = merge_call(tensors, is_causal=is_causal, config=config)
-        if merge is not None:
-            replace(merge, kernel=self.merge.merge_splits).launch()
+        for call in calls_of(tensors, is_causal=is_causal, scale=scale, config=config):
+            replace(call, kernel=self.kernels[call.kernel.__name__]).launch()

@@ -8,6 +8,7 @@ import torch
 
 from prefetch_compiler.config import KernelConfig, LoadPath, Merge, OperandOrder, Partition
 from prefetch_compiler.database.key import Alignment, Layout, MaskClass, TuningKey
+from prefetch_compiler.tuning.caches import quantised_key
 
 from .mutants import Bug
 
@@ -35,6 +36,11 @@ BALANCED = replace(SPLIT, partition=Partition.BALANCED)
 TMA = replace(ONE_SPLIT, load_path=LoadPath.TMA)
 KEYS_FIRST = replace(SPLIT, num_splits=2, operand_order=OperandOrder.KQ)
 KEYS_FIRST_TMA = replace(KEYS_FIRST, load_path=LoadPath.TMA)
+# Rows of 16 and 32 bytes, which TMA takes.
+QUANTISED_BOOL = replace(quantised_key(BOOL, "e4m3", "token"), value_dim=32, alignment=Alignment.TMA)
+QUANTISED_HEAD = replace(quantised_key(BOOL, "e4m3", "head"), value_dim=32, alignment=Alignment.TMA)
+QUANTISED_SPLIT = replace(SPLIT, num_warps=2, operand_order=OperandOrder.KQ)
+QUANTISED_TMA = replace(QUANTISED_SPLIT, num_splits=1, load_path=LoadPath.TMA)
 RIGHT = {
     "bool, one split": (BOOL, ONE_SPLIT),
     "bool, split": (BOOL, SPLIT),
@@ -49,6 +55,10 @@ RIGHT = {
     "additive": (ADDITIVE, SPLIT),
     "no mask": (PLAIN, SPLIT),
     "causal": (CAUSAL, ONE_SPLIT),
+    "quantised, split": (QUANTISED_BOOL, QUANTISED_SPLIT),
+    "quantised, strided": (QUANTISED_HEAD, replace(QUANTISED_SPLIT, partition=Partition.STRIDED)),
+    "quantised, balanced": (QUANTISED_BOOL, replace(QUANTISED_SPLIT, partition=Partition.BALANCED)),
+    "quantised, TMA": (QUANTISED_BOOL, QUANTISED_TMA),
 }
 
 
@@ -65,6 +75,10 @@ def decode(key: TuningKey, config: KernelConfig, old: str, new: str) -> SeededBu
 
 def merge(key: TuningKey, config: KernelConfig, old: str, new: str) -> SeededBug:
     return SeededBug(key, config, (Bug("merge_splits", old, new),))
+
+
+def quantised(key: TuningKey, config: KernelConfig, old: str, new: str) -> SeededBug:
+    return SeededBug(key, config, (Bug("quantised_decode", old, new),))
 
 
 def masking(key: TuningKey, config: KernelConfig, old: str, new: str) -> SeededBug:
@@ -170,6 +184,43 @@ SEEDED_BUGS: dict[str, SeededBug] = {
     ),
     "causal past the diagonal": decode(
         CAUSAL, ONE_SPLIT, "<= along_keys(row_query, KEYS_AXIS)", "<= along_keys(row_query, KEYS_AXIS) + 1"
+    ),
+    "dropped mask over a quantised cache": masking(
+        QUANTISED_BOOL, QUANTISED_SPLIT,
+        'bias = tl.where(tl.load(pointers, mask=needed, other=1) != 0, 0.0, float("-inf"))', "pass",
+    ),
+    "odd columns of K with the even ones of Q": quantised(
+        QUANTISED_BOOL, QUANTISED_SPLIT, "unpack_byte(k, FORMAT, True, ASSEMBLY), q_odd",
+        "unpack_byte(k, FORMAT, True, ASSEMBLY), q_even",
+    ),
+    "odd columns of V for the even ones": quantised(
+        QUANTISED_BOOL, QUANTISED_SPLIT, "tl.trans(unpack_byte(v, FORMAT, False, ASSEMBLY))",
+        "tl.trans(unpack_byte(v, FORMAT, True, ASSEMBLY))",
+    ),
+    "scales of K dropped": quantised(
+        QUANTISED_BOOL, QUANTISED_SPLIT,
+        "scores *= load_scales(k_scale_ptr, keys, end, K_SCALE_STRIDE, WHOLE)[:, None]", "pass",
+    ),
+    "one scale of K for all heads": quantised(
+        QUANTISED_HEAD, QUANTISED_SPLIT, "kv_head_wide * k_scale_head_stride", "0 * k_scale_head_stride"
+    ),
+    "accumulators not taken to a larger scale of V": quantised(
+        replace(QUANTISED_BOOL, capacity_bucket=LONGER.capacity_bucket), replace(QUANTISED_SPLIT, num_splits=1),
+        "shrink *= peak / new_peak", "pass",
+    ),
+    "largest scale of V not given back": quantised(
+        QUANTISED_BOOL, QUANTISED_SPLIT, "result_scale *= peak", "result_scale *= 1.0"
+    ),
+    "last tile of a quantised cache dropped by TMA": quantised(
+        QUANTISED_BOOL, QUANTISED_TMA, "if PEEL and (whole_end < limit)", "if PEEL and (whole_end < 0)"
+    ),
+    "NaN of a quantised cache let in": quantised(
+        QUANTISED_BOOL, QUANTISED_TMA, "mask=(first + rows < end)[:, None] & (columns < UNITS)[None, :]",
+        "mask=(columns < UNITS)[None, :]",
+    ),
+    "partial results of a quantised cache in one place": quantised(
+        QUANTISED_BOOL, QUANTISED_SPLIT, "slot = (sequence.to(tl.int64) * kv_heads + kv_head) * num_splits + split",
+        "slot = (sequence.to(tl.int64) * kv_heads + kv_head) * num_splits",
     ),
 }  # fmt: skip
 
