@@ -64,11 +64,12 @@ def shared_memory_estimate_bytes(spec: AttentionSpec, config: KernelConfig) -> i
     compiled for sm_80 and sm_90).
 
     Warpgroup products (64 query rows, or keys first) and fp32 ones read K and V from shared memory until they are done,
-    so that all stages are in use at a time; others load their operands into registers, which frees a stage early.
+    so that all stages are in use at a time; others load their operands into registers, which frees a stage early. So
+    do all of those over a quantised cache, which is taken apart there.
     """
     rows = row_tile_of(spec)
     keys_first = config.operand_order is OperandOrder.KQ
-    from_shared = rows >= WARPGROUP_ROWS or keys_first or spec.element_bytes > 2
+    from_shared = spec.cache is None and (rows >= WARPGROUP_ROWS or keys_first or spec.element_bytes > 2)
     stages = config.num_stages if from_shared else max(1, config.num_stages - 1)
     # One stage leaves its tiles' memory to what comes after them.
     scores_bytes = rows * config.block_kv * 4 if config.num_stages > 1 else 0
