@@ -163,19 +163,21 @@ class KeyStudy:
             config = self._space.suggest(trial)
             trial.set_user_attr(CONFIG, config.encode())
             self._asked += 1
-            if not self._settled(trial, config):
+            under_way = {one.user_attrs.get(CONFIG) for one in trials if one.state is TrialState.RUNNING}
+            if not self._settled(trial, config, under_way):
                 self._in_flight[config] = trial.number
                 return Candidate(trial, config)
         return None
 
-    def _settled(self, trial: Trial, config: KernelConfig) -> bool:
-        """Whether the proposal was answered without measuring anything."""
+    def _settled(self, trial: Trial, config: KernelConfig, under_way: set[str | None]) -> bool:
+        """Whether the proposal was answered without measuring anything. ``under_way`` are names of what any worker is
+        at."""
         known = self._known.get(config)
         if known is not None:
             trial.set_user_attr(RESULT, repeated_attribute(known))
             self._tell(trial, known.objective_us)
             return True
-        if config in self._in_flight:
+        if config in self._in_flight or config.encode() in under_way:
             self.study.tell(trial, state=TrialState.FAIL)
             return True
         reason = why_spec_infeasible(self._spec, config, self.profile)
