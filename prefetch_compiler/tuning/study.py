@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ..config import KernelConfig
@@ -200,7 +202,9 @@ class KeyStudy:
         """What a configuration showed. Samplers learn to avoid the neighbourhood of what failed."""
         self._in_flight.pop(candidate.config, None)
         free = isinstance(outcome, TrialFailure) and outcome.kind in _FREE_KINDS and self._free_left()
-        candidate.trial.set_user_attr(RESULT, result_attribute(outcome, counts=not free))
+        # Another worker may have told it before: it took us for dead, or was handed the same enqueued trial.
+        with suppress(UpdateFinishedTrialError):
+            candidate.trial.set_user_attr(RESULT, result_attribute(outcome, counts=not free))
         self._tell(candidate.trial, outcome.objective_us if isinstance(outcome, TrialResult) else None)
 
     def give_back(self, candidate: Candidate) -> None:
