@@ -165,22 +165,23 @@ class KeyStudy:
             config = self._space.suggest(trial)
             trial.set_user_attr(CONFIG, config.encode())
             self._asked += 1
-            under_way = {one.user_attrs.get(CONFIG) for one in trials if one.state is TrialState.RUNNING}
-            if not self._settled(trial, config, under_way):
+            if not self._settled(trial, config):
                 self._in_flight[config] = trial.number
                 return Candidate(trial, config)
         return None
 
-    def _settled(self, trial: Trial, config: KernelConfig, under_way: set[str | None]) -> bool:
-        """Whether the proposal was answered without measuring anything. ``under_way`` are names of what any worker is
-        at."""
+    def _settled(self, trial: Trial, config: KernelConfig) -> bool:
+        """Whether the proposal was answered without measuring anything."""
+        others = self._under_way_elsewhere(trial, config)
         known = self._known.get(config)
         if known is not None:
             trial.set_user_attr(RESULT, repeated_attribute(known))
             self._tell(trial, known.objective_us)
             return True
-        if config in self._in_flight or config.encode() in under_way:
+        if others:
             self.study.tell(trial, state=TrialState.FAIL)
+            if trial.number < min(others):
+                self._enqueue(config, "again")
             return True
         reason = why_spec_infeasible(self._spec, config, self.profile)
         if reason is None:
@@ -189,6 +190,21 @@ class KeyStudy:
         trial.set_user_attr(RESULT, result_attribute(failure, counts=False))
         self._tell(trial, None)
         return True
+
+    def _under_way_elsewhere(self, trial: Trial, config: KernelConfig) -> list[int]:
+        """Other trials, of any worker, that are at the same configuration.
+
+        Read after the trial was given its configuration: of two workers that propose one at the same moment at least
+        one sees the other. If both do, both give way, and the earlier trial's worker leaves it to whoever asks next.
+        """
+        name = config.encode()
+        return [
+            other.number
+            for other in self.sync()
+            if other.state is TrialState.RUNNING
+            and other.number != trial.number
+            and other.user_attrs.get(CONFIG) == name
+        ]
 
     def _tell(self, trial: Trial, objective_us: float | None) -> None:
         """None is a failure: pruned, or a bad time for a sampler that would not see it otherwise."""
