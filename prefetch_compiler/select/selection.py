@@ -56,10 +56,10 @@ def select(
     refusals = []
     for template in TEMPLATES:
         refusal = template.refusal(spec)
-        if refusal is None and deterministic:
-            reason = f"the same for every batch (deterministic), heuristic for {profile.name}"
-            return Selection(template, choose_for_any_batch(spec, profile), Verdict.HEURISTIC, reason)
         if refusal is None:
+            if deterministic:
+                reason = f"the same for every batch (deterministic), heuristic for {profile.name}"
+                return Selection(template, choose_for_any_batch(spec, profile), Verdict.HEURISTIC, reason)
             found = lookup(
                 spec, profile, template.name, databases, allow_unmeasured=allow_unmeasured, objection=objection
             )

@@ -202,6 +202,7 @@ class _Job:
             seed=settings.seed,
             window=settings.window,
             timeout_s=settings.timeout_s,
+            shared=settings.shared,
         )
         return _Open(key, study, run, study.counted)
 

@@ -29,6 +29,7 @@ class KeyRun:
     Args:
         window: configurations that are compiled ahead. Beyond the study's first ones, which depend on nothing, no more
             than a share of its trials.
+        shared: other workers ask for the same ones at the same time: no more than that share of them either.
         timeout_s: after which nothing more is asked for, counted from the first measurement.
     """
 
@@ -41,12 +42,13 @@ class KeyRun:
         seed: int,
         window: int = 4,
         timeout_s: float = float("inf"),
+        shared: bool = False,
     ) -> None:
         self.study = study
         self._compiler, self._measurer = compiler, measurer
         self._seed, self._timeout_s = seed, timeout_s
-        self._window = max(1, window)
         self._lookahead = max(1, min(window, study.trials // _LOOKAHEAD))
+        self._window = self._lookahead if shared else max(1, window)
         self._pending: list[_Pending] = []
         self._started: float | None = None
         self._spill_limit: int | None = None

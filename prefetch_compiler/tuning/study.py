@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ..config import KernelConfig
@@ -170,13 +172,16 @@ class KeyStudy:
 
     def _settled(self, trial: Trial, config: KernelConfig) -> bool:
         """Whether the proposal was answered without measuring anything."""
+        others = self._under_way_elsewhere(trial, config)
         known = self._known.get(config)
         if known is not None:
             trial.set_user_attr(RESULT, repeated_attribute(known))
             self._tell(trial, known.objective_us)
             return True
-        if config in self._in_flight:
+        if others:
             self.study.tell(trial, state=TrialState.FAIL)
+            if trial.number < min(others):
+                self._enqueue(config, "again")
             return True
         reason = why_spec_infeasible(self._spec, config, self.profile)
         if reason is None:
@@ -185,6 +190,21 @@ class KeyStudy:
         trial.set_user_attr(RESULT, result_attribute(failure, counts=False))
         self._tell(trial, None)
         return True
+
+    def _under_way_elsewhere(self, trial: Trial, config: KernelConfig) -> list[int]:
+        """Other trials, of any worker, that are at the same configuration.
+
+        Read after the trial was given its configuration: of two workers that propose one at the same moment at least
+        one sees the other. If both do, both give way, and the earlier trial's worker leaves it to whoever asks next.
+        """
+        name = config.encode()
+        return [
+            other.number
+            for other in self.sync()
+            if other.state is TrialState.RUNNING
+            and other.number != trial.number
+            and other.user_attrs.get(CONFIG) == name
+        ]
 
     def _tell(self, trial: Trial, objective_us: float | None) -> None:
         """None is a failure: pruned, or a bad time for a sampler that would not see it otherwise."""
@@ -198,7 +218,9 @@ class KeyStudy:
         """What a configuration showed. Samplers learn to avoid the neighbourhood of what failed."""
         self._in_flight.pop(candidate.config, None)
         free = isinstance(outcome, TrialFailure) and outcome.kind in _FREE_KINDS and self._free_left()
-        candidate.trial.set_user_attr(RESULT, result_attribute(outcome, counts=not free))
+        # Another worker may have told it before: it took us for dead, or was handed the same enqueued trial.
+        with suppress(UpdateFinishedTrialError):
+            candidate.trial.set_user_attr(RESULT, result_attribute(outcome, counts=not free))
         self._tell(candidate.trial, outcome.objective_us if isinstance(outcome, TrialResult) else None)
 
     def give_back(self, candidate: Candidate) -> None:
