@@ -8,6 +8,12 @@ Names used everywhere in this package::
     mask  (1|batch, 1|query_heads, 1|q_len, 1|kv_len), bool (True: may attend) or additive float
     out   (batch, query_heads, q_len,  value_dim)
 
+A paged cache has ``page_size`` keys a page and K and V in pools that all sequences share::
+
+    k     (pages, kv_heads, page_size, head_dim)    the layouts' batch strides lead from page to page
+    v     (pages, kv_heads, page_size, value_dim)
+    table (batch, kv_len / page_size), int32        the pages of each sequence, in the order of its keys
+
 ``group`` is query_heads // kv_heads: query head ``h`` reads KV head ``h // group``. Strides are in elements.
 A size that torch.compile keeps symbolic is stored by its hint and named in ``symbolic``.
 """
@@ -22,6 +28,7 @@ import torch
 MAX_Q_LEN = 16
 MAX_HEAD_DIM = 256
 HEAD_DIM_MULTIPLE = 8
+PAGE_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -62,7 +69,8 @@ class AttentionSpec:
 
     ``out_heads_first`` tells the memory order of the output: True for (batch, head, q, dim) contiguous, False for
     (batch, q, head, dim) contiguous seen through a transpose. ``mask_per_row`` is True when the mask differs between
-    query heads or query positions, so that it must be loaded per row and not once per key.
+    query heads or query positions, so that it must be loaded per row and not once per key. ``page_size`` is 0 for a
+    cache in one piece; a paged one has lengths in place of a mask, and ``kv_len`` is whole pages.
     """
 
     batch: int
@@ -82,6 +90,7 @@ class AttentionSpec:
     is_causal: bool = False
     out_heads_first: bool = True
     symbolic: frozenset[str] = field(default_factory=frozenset)
+    page_size: int = 0
 
     @property
     def group(self) -> int:
@@ -108,6 +117,13 @@ class AttentionSpec:
         return self.kv_bytes_per_key * self.kv_len
 
     @property
+    def cache_shape(self) -> tuple[int, int, int]:
+        """The first three sizes of K and V; a paged cache's pool has as many pages as its sequences need at most."""
+        if self.page_size:
+            return self.batch * self.kv_len // self.page_size, self.kv_heads, self.page_size
+        return self.batch, self.kv_heads, self.kv_len
+
+    @property
     def rows_aligned(self) -> bool:
         """Whether every row of K and V starts at a multiple of 16 bytes."""
         return self.key_layout.rows_aligned(self.element_bytes) and self.value_layout.rows_aligned(self.element_bytes)
@@ -128,5 +144,5 @@ class AttentionSpec:
         return (
             f"{self.query_heads}q/{self.kv_heads}kv {dims} q{size('q_len', self.q_len)} "
             f"S{size('kv_len', self.kv_len)} b{size('batch', self.batch)} "
-            f"{str(self.dtype).removeprefix('torch.')} mask={mask}"
+            f"{str(self.dtype).removeprefix('torch.')} mask={mask}{f' page={self.page_size}' if self.page_size else ''}"
         )

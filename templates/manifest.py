@@ -70,14 +70,29 @@ class Template:
 def _split_kv_refusal(spec: AttentionSpec) -> str | None:
     if spec.is_causal and spec.mask.value != "none":
         return "is_causal=True together with a mask"
+    if spec.page_size and (spec.is_causal or spec.mask.value != "none"):
+        return "a mask over a paged cache, which takes lengths only"
     return None
 
 
-# Bounds are computed from the mask, and only from it.
-_MASK = OptionalFeature(
-    name="mask",
-    absent={"MASK": "none", "MASK_PER_ROW": False, "mask_ptr": None, "bounds_ptr": None, "HAS_BOUNDS": False},
-    present=lambda key: key.mask.value not in ("none", "causal"),
+def _masked(key: TuningKey) -> bool:
+    return key.mask.value not in ("none", "causal")
+
+
+_MASK = OptionalFeature("mask", absent={"MASK": "none", "MASK_PER_ROW": False, "mask_ptr": None}, present=_masked)
+# Computed from a mask, or from the lengths that a paged cache has instead of one.
+_BOUNDS = OptionalFeature(
+    name="bounds",
+    absent={"bounds_ptr": None, "HAS_BOUNDS": False},
+    present=lambda key: _masked(key) or key.page_size > 0,
+)
+_PAGED = OptionalFeature(
+    name="paged",
+    absent={
+        "PAGED": False, "PAGE_SIZE": 0, "TILES_IN_PAGES": False, "table_ptr": None, "table_stride": 0,
+        "pages": None, "page_stride": None, "k_page_stride": None, "v_page_stride": None,
+    },  # fmt: skip
+    present=lambda key: key.page_size > 0,
 )
 _CAUSAL = OptionalFeature("causal", absent={"CAUSAL": False}, present=lambda key: key.mask.value == "causal")
 
@@ -85,7 +100,7 @@ SPLIT_KV = Template(
     name="split_kv_decode",
     entries=("split_kv_decode.split_kv_decode", "merge_splits.merge_splits"),
     refusal=_split_kv_refusal,
-    features=(_MASK, _CAUSAL),
+    features=(_MASK, _BOUNDS, _CAUSAL, _PAGED),
 )
 
 TEMPLATES: tuple[Template, ...] = (SPLIT_KV,)

@@ -12,15 +12,20 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .prefetch import prefetch_tile_l2
+from .paging import page_rows, tile_pages
+from .prefetch import prefetch_gathered_l2, prefetch_tile_l2
 from .rounding import round_to
 from .softmax import along_keys, finite_maximum, online_softmax
 from .split_plan import active_splits, balanced_counts, balanced_split, guessed_begin, split_range, valid_keys
 
 
 @triton.jit
-def head_start(base_ptr, sequence, kv_head, batch_stride, head_stride, STRIDE_UNIT: tl.constexpr):
-    """Where one head of one sequence starts in K or V."""
+def head_start(
+    base_ptr, sequence, kv_head, batch_stride, head_stride, STRIDE_UNIT: tl.constexpr, PAGED: tl.constexpr
+):  # fmt: skip
+    """Where one head of one sequence starts in K or V; of a paged cache, where that head starts in page 0."""
+    if PAGED:
+        batch_stride = 0
     return base_ptr + (sequence.to(tl.int64) * batch_stride + kv_head.to(tl.int64) * head_stride) * STRIDE_UNIT
 
 
@@ -38,6 +43,11 @@ def load_tile(
     BLOCK_KV: tl.constexpr,
     TMA: tl.constexpr,
     WHOLE: tl.constexpr,
+    pages,
+    page_stride,
+    PAGED: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    TILES_IN_PAGES: tl.constexpr,
 ):
     """Rows [first, first + BLOCK_KV) of one head as (BLOCK_KV, BLOCK_DIM). Columns past DIM are 0, and so are rows past
     ``end`` unless the tile is WHOLE. TMA knows the cache's capacity, not ``end``: it also reads rows that nobody asked
@@ -45,12 +55,19 @@ def load_tile(
     keys = first + tl.arange(0, BLOCK_KV)
     columns = tl.arange(0, BLOCK_DIM)
     if TMA:
-        tile = descriptor.load([sequence, head, first, 0]).reshape([BLOCK_KV, BLOCK_DIM])
+        if PAGED:
+            tile = descriptor.load([pages, head, first % PAGE_SIZE, 0]).reshape([BLOCK_KV, BLOCK_DIM])
+        else:
+            tile = descriptor.load([sequence, head, first, 0]).reshape([BLOCK_KV, BLOCK_DIM])
         if not WHOLE:
             tile = tl.where((keys < end)[:, None], tile, 0.0)
     else:
-        rows = tl.arange(0, BLOCK_KV).to(tl.int64)
-        pointers = head_ptr + tl.cast(first, tl.int64) * row_stride + rows[:, None] * row_stride + columns[None, :]
+        if PAGED:
+            starts = page_rows(pages, first, page_stride, row_stride, BLOCK_KV, PAGE_SIZE, TILES_IN_PAGES)
+            pointers = head_ptr + starts[:, None] + columns[None, :]
+        else:
+            rows = tl.arange(0, BLOCK_KV).to(tl.int64)
+            pointers = head_ptr + tl.cast(first, tl.int64) * row_stride + rows[:, None] * row_stride + columns[None, :]
         if WHOLE and DIM == BLOCK_DIM:
             tile = tl.load(pointers)
         elif WHOLE:
@@ -203,24 +220,64 @@ def attend_tile(
     UPCAST: tl.constexpr,
     EXP2_SCALE: tl.constexpr,
     WHOLE: tl.constexpr,
+    pages,
+    k_page_stride,
+    v_page_stride,
+    PAGED: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    TILES_IN_PAGES: tl.constexpr,
 ):
-    """Load keys [first, first + BLOCK_KV) and fold them into the running softmax."""
+    """Load keys [first, first + BLOCK_KV) and fold them into the running softmax. ``pages`` are those of a paged cache
+    that they lie in."""
     # A partial tile by pointers reads only what is valid.
     BY_TMA: tl.constexpr = TMA and (WHOLE or KEYS_FIRST)
     k = load_tile(
         k_head_ptr, k_descriptor, sequence, kv_head, first, end, k_row_stride,
-        HEAD_DIM, BLOCK_D, BLOCK_KV, BY_TMA, WHOLE,
+        HEAD_DIM, BLOCK_D, BLOCK_KV, BY_TMA, WHOLE, pages, k_page_stride, PAGED, PAGE_SIZE, TILES_IN_PAGES,
     )  # fmt: skip
     # Asked for before it is needed, so that both loads are in flight where the loop is not pipelined.
     v = load_tile(
         v_head_ptr, v_descriptor, sequence, kv_head, first, end, v_row_stride,
-        VALUE_DIM, BLOCK_DV, BLOCK_KV, BY_TMA, WHOLE,
+        VALUE_DIM, BLOCK_DV, BLOCK_KV, BY_TMA, WHOLE, pages, v_page_stride, PAGED, PAGE_SIZE, TILES_IN_PAGES,
     )  # fmt: skip
     return fold_tile(
         q, maximum, total, accumulator, k, v, mask_ptr, mask_row_offsets, mask_key_stride, first, end,
         clean_first, clean_end, row_query, score_scale, BLOCK_KV, MASK, MASK_PER_ROW, CAUSAL, KEYS_FIRST, UPCAST,
         EXP2_SCALE, WHOLE,
     )  # fmt: skip
+
+
+@triton.jit
+def prefetch_paged(
+    k_head_ptr, v_head_ptr, table_ptr, target, limit, k_page_stride, v_page_stride, k_row_stride, v_row_stride,
+    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    BLOCK_KV: tl.constexpr, PREFETCH_BULK: tl.constexpr, ROWS_ADJACENT: tl.constexpr, PAGE_SIZE: tl.constexpr,
+    TILES_IN_PAGES: tl.constexpr,
+):  # fmt: skip
+    """Ask L2 for the tile at ``target`` of a paged cache: waits for its table entries, unlike the prefetch itself."""
+    if target < limit:
+        if TILES_IN_PAGES:
+            page = tl.load(table_ptr + target // PAGE_SIZE).to(tl.int64)
+            row = target % PAGE_SIZE
+            row_end = row + (limit - target)
+            prefetch_tile_l2(
+                k_head_ptr + page * k_page_stride, row, row_end, k_row_stride,
+                HEAD_DIM, BLOCK_D, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
+            )  # fmt: skip
+            prefetch_tile_l2(
+                v_head_ptr + page * v_page_stride, row, row_end, v_row_stride,
+                VALUE_DIM, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
+            )  # fmt: skip
+        else:
+            keys = tl.minimum(target + tl.arange(0, BLOCK_KV), limit - 1)
+            pages = tl.load(table_ptr + keys // PAGE_SIZE).to(tl.int64)
+            rows = (keys % PAGE_SIZE).to(tl.int64)
+            prefetch_gathered_l2(
+                k_head_ptr, pages * k_page_stride + rows * k_row_stride, HEAD_DIM, BLOCK_D, PREFETCH_BULK
+            )
+            prefetch_gathered_l2(
+                v_head_ptr, pages * v_page_stride + rows * v_row_stride, VALUE_DIM, BLOCK_DV, PREFETCH_BULK
+            )
 
 
 @triton.jit
@@ -264,32 +321,61 @@ def attend_range(
     PREFETCH_BULK: tl.constexpr,
     ROWS_ADJACENT: tl.constexpr,
     WHOLE: tl.constexpr,
+    table_ptr,
+    k_page_stride,
+    v_page_stride,
+    PAGED: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    TILES_IN_PAGES: tl.constexpr,
 ):
     """Fold the tiles at ``first``, ``first + step``, ... below ``limit`` in a software-pipelined loop. WHOLE says that
-    none is partial."""
+    none is partial. ``table_ptr`` is the sequence's row of a paged cache's table."""
+    pages = None
+    if PAGED:
+        pages = tile_pages(table_ptr, first, limit, BLOCK_KV, PAGE_SIZE, TILES_IN_PAGES)
     for ahead in tl.static_range(1, PREFETCH_DEPTH):
         target = first + ahead * step
-        prefetch_tile_l2(
-            k_head_ptr, target, limit, k_row_stride, HEAD_DIM, BLOCK_D, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
-        )
-        prefetch_tile_l2(
-            v_head_ptr, target, limit, v_row_stride, VALUE_DIM, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
-        )
-    for tile_first in range(first, limit, step):
-        if PREFETCH_DEPTH > 0:
-            target = tile_first + PREFETCH_DEPTH * step
+        if PAGED:
+            prefetch_paged(
+                k_head_ptr, v_head_ptr, table_ptr, target, limit, k_page_stride, v_page_stride, k_row_stride,
+                v_row_stride, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
+                PAGE_SIZE, TILES_IN_PAGES,
+            )  # fmt: skip
+        else:
             prefetch_tile_l2(
                 k_head_ptr, target, limit, k_row_stride, HEAD_DIM, BLOCK_D, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
             )
             prefetch_tile_l2(
                 v_head_ptr, target, limit, v_row_stride, VALUE_DIM, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
             )
+    for tile_first in range(first, limit, step):
+        next_pages = None
+        if PAGED:
+            next_pages = tile_pages(table_ptr, tile_first + step, limit, BLOCK_KV, PAGE_SIZE, TILES_IN_PAGES)
+        if PREFETCH_DEPTH > 0:
+            target = tile_first + PREFETCH_DEPTH * step
+            if PAGED:
+                prefetch_paged(
+                    k_head_ptr, v_head_ptr, table_ptr, target, limit, k_page_stride, v_page_stride, k_row_stride,
+                    v_row_stride, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
+                    PAGE_SIZE, TILES_IN_PAGES,
+                )  # fmt: skip
+            else:
+                prefetch_tile_l2(
+                    k_head_ptr, target, limit, k_row_stride, HEAD_DIM, BLOCK_D, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
+                )
+                prefetch_tile_l2(
+                    v_head_ptr, target, limit, v_row_stride, VALUE_DIM, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
+                )
         maximum, total, accumulator = attend_tile(
             q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
             mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, tile_first, end, clean_first, clean_end,
             row_query, score_scale, k_row_stride, v_row_stride, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
-            MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, WHOLE,
+            MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, WHOLE, pages, k_page_stride,
+            v_page_stride, PAGED, PAGE_SIZE, TILES_IN_PAGES,
         )  # fmt: skip
+        if PAGED:
+            pages = next_pages
     return maximum, total, accumulator
 
 
@@ -349,7 +435,7 @@ _RUNTIME_INTEGERS = [
     "k_batch_stride", "k_head_stride", "k_row_stride",
     "v_batch_stride", "v_head_stride", "v_row_stride",
     "mask_batch_stride", "mask_head_stride", "mask_row_stride", "mask_key_stride",
-    "out_batch_stride", "out_head_stride", "out_row_stride",
+    "out_batch_stride", "out_head_stride", "out_row_stride", "table_stride",
 ]  # fmt: skip
 
 
@@ -367,6 +453,7 @@ def split_kv_decode(
     partial_ptr,
     stats_ptr,
     arrivals_ptr,
+    table_ptr,
     score_scale,
     q_len,
     kv_len,
@@ -389,6 +476,7 @@ def split_kv_decode(
     out_batch_stride,
     out_head_stride,
     out_row_stride,
+    table_stride,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
@@ -417,6 +505,9 @@ def split_kv_decode(
     SPLITS_AT_ONCE: tl.constexpr,
     EXP2_SCALE: tl.constexpr,
     UPCAST: tl.constexpr,
+    PAGED: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    TILES_IN_PAGES: tl.constexpr,
 ):
     """Grid (batch * kv_heads * row_tiles, num_splits); SPLIT says whether num_splits is more than 1.
 
@@ -425,6 +516,9 @@ def split_kv_decode(
     partial is fp32 (splits of the batch, rows, VALUE_DIM), stats fp32 (splits of the batch, rows, 2): maximum and
     total. The splits of a sequence and head are adjacent: (batch * kv_heads, num_splits), or where they are balanced
     (kv_heads, batch * num_splits).
+
+    PAGED caches are pools, k (pages, kv_heads, PAGE_SIZE, HEAD_DIM) and v likewise: their batch strides lead from page
+    to page. ``table`` is int32 (batch, kv_len / PAGE_SIZE), its rows ``table_stride`` apart.
     """
     KEYS_AXIS: tl.constexpr = 0 if KEYS_FIRST else 1
     BALANCED: tl.constexpr = PARTITION == "balanced"
@@ -443,11 +537,11 @@ def split_kv_decode(
         # the newest key too: L2 sees the write.
         begin = guessed_begin(kv_len, split, num_splits, BLOCK_KV, PARTITION)
         prefetch_tile_l2(
-            head_start(k_ptr, sequence, kv_head, k_batch_stride, k_head_stride, KV_STRIDE_UNIT), begin, kv_len, k_row,
+            head_start(k_ptr, sequence, kv_head, k_batch_stride, k_head_stride, KV_STRIDE_UNIT, False), begin, kv_len, k_row,
             HEAD_DIM, BLOCK_D, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
         )  # fmt: skip
         prefetch_tile_l2(
-            head_start(v_ptr, sequence, kv_head, v_batch_stride, v_head_stride, KV_STRIDE_UNIT), begin, kv_len, v_row,
+            head_start(v_ptr, sequence, kv_head, v_batch_stride, v_head_stride, KV_STRIDE_UNIT, False), begin, kv_len, v_row,
             VALUE_DIM, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
         )  # fmt: skip
 
@@ -481,8 +575,15 @@ def split_kv_decode(
 
     if works:
         sequence_wide = sequence.to(tl.int64)
-        k_head_ptr = head_start(k_ptr, sequence, kv_head, k_batch_stride, k_head_stride, KV_STRIDE_UNIT)
-        v_head_ptr = head_start(v_ptr, sequence, kv_head, v_batch_stride, v_head_stride, KV_STRIDE_UNIT)
+        k_head_ptr = head_start(k_ptr, sequence, kv_head, k_batch_stride, k_head_stride, KV_STRIDE_UNIT, PAGED)
+        v_head_ptr = head_start(v_ptr, sequence, kv_head, v_batch_stride, v_head_stride, KV_STRIDE_UNIT, PAGED)
+        table_row = None
+        k_page = None
+        v_page = None
+        if PAGED:
+            table_row = table_ptr + sequence_wide * table_stride
+            k_page = tl.cast(k_batch_stride, tl.int64) * KV_STRIDE_UNIT
+            v_page = tl.cast(v_batch_stride, tl.int64) * KV_STRIDE_UNIT
         rows = GROUP * q_len
         row = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
         row_valid = row < rows
@@ -527,14 +628,19 @@ def split_kv_decode(
             clean_end, row_query, score_scale, k_row, v_row, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
             MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE,
             PREFETCH_DEPTH, PREFETCH_BULK, ROWS_ADJACENT, PEEL,
+            table_row, k_page, v_page, PAGED, PAGE_SIZE, TILES_IN_PAGES,
         )  # fmt: skip
 
         if PEEL and (whole_end < limit) & (whole_end >= first) & ((whole_end - first) % step == 0):
+            pages = None
+            if PAGED:
+                pages = tile_pages(table_row, whole_end, limit, BLOCK_KV, PAGE_SIZE, TILES_IN_PAGES)
             maximum, total, accumulator = attend_tile(
                 q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
                 mask_base, mask_rows, mask_key_stride, sequence, kv_head, whole_end, end_key, clean_first, clean_end,
                 row_query, score_scale, k_row, v_row, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
-                MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, False,
+                MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, False, pages, k_page, v_page,
+                PAGED, PAGE_SIZE, TILES_IN_PAGES,
             )  # fmt: skip
 
         out_rows = (

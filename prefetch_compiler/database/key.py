@@ -54,9 +54,24 @@ class MaskClass(str, Enum):
 
 
 class Feature(str, Enum):
-    """What else decides: ``growing`` lengths are symbolic, and planned for as PLANNED_SYMBOLIC_KV_LEN at least."""
+    """What else decides: ``growing`` lengths are symbolic, and planned for as PLANNED_SYMBOLIC_KV_LEN at least;
+    ``page16`` and the like are paged caches, by the keys of a page. Those have lengths in place of a mask."""
 
     GROWING = "growing"
+    PAGE1 = "page1"
+    PAGE2 = "page2"
+    PAGE4 = "page4"
+    PAGE8 = "page8"
+    PAGE16 = "page16"
+    PAGE32 = "page32"
+    PAGE64 = "page64"
+    PAGE128 = "page128"
+    PAGE256 = "page256"
+
+    @property
+    def page_size(self) -> int:
+        """Keys of a page; 0 for what says nothing of pages."""
+        return int(self.value.removeprefix("page")) if self is not Feature.GROWING else 0
 
 
 def bucket(size: int) -> int:
@@ -99,12 +114,23 @@ class TuningKey:
         ]  # fmt: skip
         return " ".join(words)
 
+    @property
+    def page_size(self) -> int:
+        """Keys of a page; 0 for a cache in one piece."""
+        return max((feature.page_size for feature in self.features), default=0)
+
+    @property
+    def has_lengths(self) -> bool:
+        """Whether what sequences hold is known on the device only, from a mask or from lengths."""
+        return self.page_size > 0 or self.mask not in (MaskClass.NONE, MaskClass.CAUSAL)
+
     def at(self, *, batch: int, capacity: int) -> TuningKey:
         """The key of another bucket."""
         return replace(self, batch_bucket=batch, capacity_bucket=capacity)
 
     def spec(self) -> AttentionSpec:
-        """The largest member: what is measured, and where admissibility is decided."""
+        """The largest member: what is measured, and where admissibility is decided. Its pages are whole."""
+        page_size = self.page_size
         dims = (self.head_dim, self.value_dim)
         key_layout, value_layout = (self._tensor_layout(dim) for dim in dims)
         kind, per_row = _MASKS[self.mask]
@@ -114,7 +140,7 @@ class TuningKey:
             query_heads=self.group * self.kv_heads,
             kv_heads=self.kv_heads,
             q_len=self.q_len_bucket,
-            kv_len=self.capacity_bucket,
+            kv_len=-(-self.capacity_bucket // page_size) * page_size if page_size else self.capacity_bucket,
             head_dim=self.head_dim,
             value_dim=self.value_dim,
             dtype=_DTYPES[self.dtype],
@@ -126,10 +152,11 @@ class TuningKey:
             mask_per_row=per_row,
             is_causal=self.mask is MaskClass.CAUSAL,
             symbolic=frozenset({"kv_len"} if Feature.GROWING in self.features else ()),
+            page_size=page_size,
         )
 
     def _tensor_layout(self, dim: int) -> TensorLayout:
-        heads, length = self.kv_heads, self.capacity_bucket
+        heads, length = self.kv_heads, self.page_size or self.capacity_bucket
         row = dim + STRIDED_GAP if self.layout is Layout.STRIDED else dim
         # A batch stride of 0 (one cache for all sequences) is what keeps 16-byte rows from TMA; an odd one, any row.
         natural = heads * length * row
@@ -171,12 +198,17 @@ def key_of(spec: AttentionSpec) -> TuningKey:
         alignment=_alignment_of(spec),
         mask=MaskClass.CAUSAL if spec.is_causal else _MASK_CLASSES[spec.mask, per_row],
         mask_dtype=_dtype_name(spec.mask_dtype) if additive and spec.mask_dtype is not None else "",
-        features=(Feature.GROWING,) if growing else (),
+        features=_features_of(spec),
     )
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _features_of(spec: AttentionSpec) -> tuple[Feature, ...]:
+    growing = (Feature.GROWING,) if "kv_len" in spec.symbolic else ()
+    return (*growing, Feature(f"page{spec.page_size}")) if spec.page_size else growing
 
 
 def _layout_of(spec: AttentionSpec) -> Layout:
@@ -234,6 +266,10 @@ def _key_from(match: re.Match[str]) -> TuningKey:
     mask = MaskClass(match["mask"])
     if (mask in (MaskClass.ADDITIVE, MaskClass.ADDITIVE_ROWS)) != (match["mask_dtype"] is not None):
         raise ValueError("additive masks have a dtype, as in additive-float16, and others have none")
+    features = tuple(Feature(word) for word in match["features"].split())
+    paged = [feature.value for feature in features if feature.page_size]
+    if len(paged) > 1 or (paged and mask is not MaskClass.NONE):
+        raise ValueError(f"{' '.join(paged)}: a paged cache has pages of one size, and lengths in place of a mask")
     return TuningKey(
         dtype=dtype,
         kv_dtype=kv_dtype,
@@ -248,5 +284,5 @@ def _key_from(match: re.Match[str]) -> TuningKey:
         alignment=Alignment(match["alignment"]),
         mask=mask,
         mask_dtype=match["mask_dtype"] or "",
-        features=tuple(Feature(word) for word in match["features"].split()),
+        features=features,
     )

@@ -24,6 +24,7 @@ def allocate(
     bounds: torch.Tensor | None,
     heads_first: bool,
     config: KernelConfig,
+    table: torch.Tensor | None = None,
 ) -> DecodeTensors:
     """Operands plus freshly allocated output and scratch. CUDA-graph safe: all memory comes from torch's allocator."""
     batch, query_heads, q_len, _ = q.shape
@@ -36,7 +37,7 @@ def allocate(
         stats = torch.empty(shapes[1], dtype=torch.float32, device=q.device)
         if config.merge is Merge.INPLACE:
             arrivals = torch.zeros(shapes[2], dtype=torch.int32, device=q.device)
-    return DecodeTensors(q, k, v, mask, bounds, out, partial, stats, arrivals)
+    return DecodeTensors(q, k, v, mask, bounds, out, partial, stats, arrivals, table)
 
 
 def launch_decode(
@@ -50,6 +51,7 @@ def launch_decode(
     scale: float,
     heads_first: bool,
     config: KernelConfig,
+    table: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """softmax(q k^T * scale + mask) v, reading only the keys inside ``bounds``.
 
@@ -58,11 +60,13 @@ def launch_decode(
         mask: (batch, query_heads, q_len, kv_len), stride 0 where broadcast; bool or float; or None.
         bounds: int32 (1|batch, 4) from ``mask_bounds``; None for all keys.
         heads_first: memory order of the result.
+        table: int32 (batch, pages of a sequence), its last stride 1, where K and V are page pools; ``mask`` is None and
+            ``bounds`` are ``length_bounds`` then. Entries of pages beyond a length may be anything.
 
     Returns:
         (batch, query_heads, q_len, value_dim) in q's dtype.
     """
-    tensors = allocate(q, k, v, mask, bounds, heads_first, config)
+    tensors = allocate(q, k, v, mask, bounds, heads_first, config, table)
     if tensors.out.numel() > 0:
         launch_kernels(tensors, is_causal=is_causal, scale=scale, config=config)
     return tensors.out

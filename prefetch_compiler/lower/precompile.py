@@ -56,15 +56,18 @@ def example_tensors(spec: AttentionSpec, config: KernelConfig, device: torch.dev
         return torch.empty_strided(shape, strides, dtype=spec.dtype, device=device)
 
     q = torch.empty((spec.batch, spec.query_heads, spec.q_len, spec.head_dim), dtype=spec.dtype, device=device)
-    k = strided((spec.batch, spec.kv_heads, spec.kv_len, spec.head_dim), spec.key_layout)
-    v = strided((spec.batch, spec.kv_heads, spec.kv_len, spec.value_dim), spec.value_layout)
-    mask = bounds = None
+    k = strided((*spec.cache_shape, spec.head_dim), spec.key_layout)
+    v = strided((*spec.cache_shape, spec.value_dim), spec.value_layout)
+    mask = bounds = table = None
     if spec.mask is not MaskKind.NONE:
         rows = (spec.query_heads, spec.q_len) if spec.mask_per_row else (1, 1)
         mask = torch.empty((spec.batch, *rows, spec.kv_len), dtype=spec.mask_dtype, device=device)
         mask = mask.expand(spec.batch, spec.query_heads, spec.q_len, spec.kv_len)
+    if spec.page_size:
+        table = torch.empty((spec.batch, spec.kv_len // spec.page_size), dtype=torch.int32, device=device)
+    if mask is not None or table is not None:
         bounds = torch.empty((spec.batch, 4), dtype=torch.int32, device=device)
-    return allocate(q, k, v, mask, bounds, spec.out_heads_first, config)
+    return allocate(q, k, v, mask, bounds, spec.out_heads_first, config, table)
 
 
 def kernel_calls(spec: AttentionSpec, config: KernelConfig, tensors: DecodeTensors) -> list[KernelCall]:

@@ -54,7 +54,8 @@ class KernelCall:
 class DecodeTensors:
     """The operands of one decode launch; shapes as in AttentionSpec, ``mask`` and ``out`` 4-D, ``bounds`` (1|B, 4).
 
-    ``partial``, ``stats`` and ``arrivals`` are None with one split; ``arrivals`` also with a separate merge.
+    ``partial``, ``stats`` and ``arrivals`` are None with one split; ``arrivals`` also with a separate merge. With a
+    page ``table``, K and V are page pools, there is no mask, and ``bounds`` are ``length_bounds``.
     """
 
     q: torch.Tensor
@@ -66,6 +67,17 @@ class DecodeTensors:
     partial: torch.Tensor | None
     stats: torch.Tensor | None
     arrivals: torch.Tensor | None
+    table: torch.Tensor | None = None
+
+    @property
+    def page_size(self) -> int:
+        """0 where the cache is in one piece."""
+        return 0 if self.table is None else self.k.shape[2]
+
+    @property
+    def kv_len(self) -> int:
+        """Keys that a sequence may hold."""
+        return self.k.shape[2] if self.table is None else self.table.shape[1] * self.k.shape[2]
 
 
 def scratch_shapes(
@@ -112,7 +124,7 @@ def _overlap_option(config: KernelConfig) -> dict[str, Any]:
 def decode_call(t: DecodeTensors, *, is_causal: bool, scale: float, config: KernelConfig) -> KernelCall:
     """The split-KV kernel's launch."""
     batch, query_heads, q_len, head_dim = t.q.shape
-    kv_heads, kv_len, value_dim = t.k.shape[1], t.k.shape[2], t.v.shape[3]
+    kv_heads, value_dim = t.k.shape[1], t.v.shape[3]
     group = query_heads // kv_heads
     tiles = row_tiles(group * q_len)
     mode = _mask_mode(t.mask)
@@ -137,9 +149,10 @@ def decode_call(t: DecodeTensors, *, is_causal: bool, scale: float, config: Kern
         "partial_ptr": t.partial,
         "stats_ptr": t.stats,
         "arrivals_ptr": t.arrivals,
+        "table_ptr": t.table,
         "score_scale": scale if mode == "additive" else scale * LOG2_E,
         "q_len": q_len,
-        "kv_len": kv_len,
+        "kv_len": t.kv_len,
         "kv_heads": kv_heads,
         "row_tiles": tiles,
         "bounds_stride": _bounds_stride(t.bounds),
@@ -151,6 +164,7 @@ def decode_call(t: DecodeTensors, *, is_causal: bool, scale: float, config: Kern
         "mask_row_stride": mask_strides[2],
         "mask_key_stride": mask_strides[3],
         **strides(t.out, "out", 1),
+        "table_stride": 0 if t.table is None else t.table.stride(0),
     }
     constants = {
         "GROUP": group,
@@ -178,6 +192,10 @@ def decode_call(t: DecodeTensors, *, is_causal: bool, scale: float, config: Kern
         **_merge_tile(group * q_len, padded_dim(value_dim), config),
         "EXP2_SCALE": LOG2_E if mode == "additive" else 1.0,
         "UPCAST": emulated,
+        "PAGED": t.table is not None,
+        "PAGE_SIZE": t.page_size,
+        # Lengths count from key 0 and all splits are whole tiles, so tiles start at multiples of their size.
+        "TILES_IN_PAGES": t.page_size >= config.block_kv,
     }
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, **_overlap_option(config)}
     kernel = SPLIT_KV.load("split_kv_decode").split_kv_decode
@@ -223,7 +241,7 @@ def merge_call(t: DecodeTensors, *, is_causal: bool, config: KernelConfig) -> Ke
         "bounds_ptr": t.bounds,
         "out_ptr": t.out,
         "q_len": q_len,
-        "kv_len": t.k.shape[2],
+        "kv_len": t.kv_len,
         "kv_heads": kv_heads,
         "num_splits": config.num_splits,
         "bounds_stride": _bounds_stride(t.bounds),

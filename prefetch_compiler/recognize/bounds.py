@@ -55,3 +55,14 @@ def mask_bounds(mask: torch.Tensor, kv_len: int) -> torch.Tensor:
     clean_first = torch.maximum(clean_first, first)
     clean_end = torch.maximum(torch.minimum(clean_end, end), clean_first)
     return torch.stack((first, end, clean_first, clean_end), 1).to(torch.int32)
+
+
+def length_bounds(lengths: torch.Tensor, kv_len: int) -> torch.Tensor:
+    """Bounds of sequences that hold their first ``lengths`` keys, of which no mask hides any: int32 (B, 4).
+
+    Args:
+        lengths: int32 or int64 (B,), on the device; what lies outside [0, kv_len] counts as the nearer of the two.
+    """
+    end = lengths.clamp(0, kv_len).to(torch.int32)
+    first = torch.zeros_like(end)
+    return torch.stack((first, end, first, end), 1)

@@ -19,6 +19,10 @@ def why_inadmissible(spec: AttentionSpec, config: KernelConfig, profile: DeviceP
             return f"TMA loads need sm_90 or later, not {profile.name}"
         if not spec.tma_loadable:
             return "TMA loads need K and V strides that are positive multiples of 16 bytes"
+        if 0 < spec.page_size < config.block_kv:
+            return f"TMA loads need pages of whole tiles, and {spec.page_size} keys of a page are no {config.block_kv}"
+    if spec.page_size and config.prologue_prefetch:
+        return "a prologue prefetch of a paged cache would read its table before it is known to be written"
     if config.operand_order is OperandOrder.KQ and profile.has_warpgroup_products:
         # Seen on an H200 with Triton 3.6: wrong results and stray addresses, unless K and V reach shared memory by
         # asynchronous copies, which a pipelined loop and 16-byte aligned rows give.

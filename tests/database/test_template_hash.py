@@ -16,7 +16,7 @@ from prefetch_compiler.templates.manifest import SPLIT_KV, TEMPLATES, OptionalFe
 from prefetch_compiler.config import KernelConfig, Merge
 from prefetch_compiler.database.kernel_source.modules import PACKAGE, Sources
 from prefetch_compiler.database.kernel_source.program import Program
-from prefetch_compiler.database.key import MaskClass, TuningKey
+from prefetch_compiler.database.key import Feature, MaskClass, TuningKey
 from prefetch_compiler.database.template_hash import hash_for, present_hash, template_hash, whole_hashes
 from prefetch_compiler.lower.precompile import example_tensors
 from prefetch_compiler.lower.specialise import decode_call, merge_call
@@ -32,7 +32,9 @@ FEATURES = [
     for template in TEMPLATES
     for feature in template.features
 ]
-KEYS = [replace(KEY, mask=mask, mask_dtype="float16" if "additive" in mask.value else "") for mask in MaskClass]
+MASKED = [replace(KEY, mask=mask, mask_dtype="float16" if "additive" in mask.value else "") for mask in MaskClass]
+PAGED = [replace(KEY, mask=MaskClass.NONE, features=(feature,)) for feature in (Feature.PAGE1, Feature.PAGE64)]
+KEYS = [*MASKED, *PAGED]
 
 
 def parameters_of(template: Template) -> dict[str, list[str]]:
@@ -67,7 +69,7 @@ def test_a_feature_makes_another_hash(template: Template, feature: OptionalFeatu
     assert template_hash(template, everything) != template_hash(template, everything - {feature.name})
 
 
-@pytest.mark.parametrize("key", KEYS, ids=lambda key: key.mask.value)
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: key.name)
 def test_launches_without_a_feature_pass_what_the_manifest_says(key: TuningKey) -> None:
     key = key.at(batch=2, capacity=256)
     spec, config = key.spec(), KernelConfig(16, 2, 4, 2, merge=Merge.SEPARATE)
@@ -83,9 +85,10 @@ def test_launches_without_a_feature_pass_what_the_manifest_says(key: TuningKey) 
 
 
 def test_each_mask_class_has_its_features() -> None:
-    features = {key.mask.value: SPLIT_KV.features_of(key) for key in KEYS}
+    features = {key.mask.value: SPLIT_KV.features_of(key) for key in MASKED}
     masks = {"bool", "bool_rows", "additive", "additive_rows"}
-    assert features == {"none": set(), "causal": {"causal"}, **{mask: {"mask"} for mask in masks}}
+    assert features == {"none": set(), "causal": {"causal"}, **{mask: {"mask", "bounds"} for mask in masks}}
+    assert [SPLIT_KV.features_of(key) for key in PAGED] == [{"bounds", "paged"}] * len(PAGED)
 
 
 def test_hashes_are_of_the_keys_features() -> None:
@@ -94,7 +97,7 @@ def test_hashes_are_of_the_keys_features() -> None:
     assert len(set(hashes)) == 3
     assert hashes == [present_hash(SPLIT_KV.name, key) for key in (plain, bool_mask, causal)]
     assert present_hash("gone", KEY) is None
-    assert whole_hashes() == {SPLIT_KV.name: template_hash(SPLIT_KV, frozenset({"mask", "causal"}))}
+    assert whole_hashes() == {SPLIT_KV.name: template_hash(SPLIT_KV, frozenset({"mask", "bounds", "causal", "paged"}))}
     assert all(re.fullmatch("[0-9a-f]{64}", one) for one in (*hashes, *whole_hashes().values()))
 
 
@@ -149,5 +152,13 @@ def test_masks_do_not_count_where_there_is_none(tmp_path: Path, unchanged: Path)
     old = "tl.load(pointers, mask=wanted, other=1) != 0"
     changed = edited(tmp_path, lambda module, source: source.replace(old, old + " + 0"))
     assert (changed / "split_kv_decode.py").read_text() != (unchanged / "split_kv_decode.py").read_text()
-    same = {key.mask.value for key in KEYS if text_of(changed, key) == text_of(unchanged, key)}
-    assert same == {"none", "causal"}
+    same = {key for key in KEYS if text_of(changed, key) == text_of(unchanged, key)}
+    assert same == {key for key in KEYS if key.mask in (MaskClass.NONE, MaskClass.CAUSAL)}
+
+
+def test_pages_count_where_there_are_some(tmp_path: Path, unchanged: Path) -> None:
+    old = "first % PAGE_SIZE"
+    changed = edited(tmp_path, lambda module, source: source.replace(old, old + " + 0"))
+    assert (changed / "paging.py").read_text() != (unchanged / "paging.py").read_text()
+    other = {key for key in KEYS if text_of(changed, key) != text_of(unchanged, key)}
+    assert other == set(PAGED)
