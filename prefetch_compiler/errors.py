@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 class KVPrefetchError(Exception):
@@ -39,6 +43,14 @@ class InadmissibleConfigError(KVPrefetchError, ValueError):
 
     def __init__(self, config: object, reason: str) -> None:
         super().__init__(f"config {config} cannot be used here: {reason}.")
+
+
+class InvalidPagedInputError(KVPrefetchError, ValueError):
+    """A tensor that ``paged_decode_attention`` cannot take."""
+
+    def __init__(self, argument: str, tensor: torch.Tensor, expected: str) -> None:
+        found = f"{tuple(tensor.shape)} {tensor.dtype} with strides {tensor.stride()} on {tensor.device}"
+        super().__init__(f"paged_decode_attention: {argument} is {found}; it must be {expected}.")
 
 
 class Refused(KVPrefetchError):

@@ -89,9 +89,16 @@ _BOUNDS = OptionalFeature(
 _PAGED = OptionalFeature(
     name="paged",
     absent={
-        "PAGED": False, "PAGE_SIZE": 0, "TILES_IN_PAGES": False, "table_ptr": None, "table_stride": 0,
-        "pages": None, "page_stride": None, "k_page_stride": None, "v_page_stride": None,
-    },  # fmt: skip
+        "PAGED": False,
+        "PAGE_SIZE": 0,
+        "TILES_IN_PAGES": False,
+        "table_ptr": None,
+        "table_stride": 0,
+        "pages": None,
+        "page_stride": None,
+        "k_page_stride": None,
+        "v_page_stride": None,
+    },
     present=lambda key: key.page_size > 0,
 )
 _CAUSAL = OptionalFeature("causal", absent={"CAUSAL": False}, present=lambda key: key.mask.value == "causal")

@@ -537,12 +537,12 @@ def split_kv_decode(
         # the newest key too: L2 sees the write.
         begin = guessed_begin(kv_len, split, num_splits, BLOCK_KV, PARTITION)
         prefetch_tile_l2(
-            head_start(k_ptr, sequence, kv_head, k_batch_stride, k_head_stride, KV_STRIDE_UNIT, False), begin, kv_len, k_row,
-            HEAD_DIM, BLOCK_D, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
+            head_start(k_ptr, sequence, kv_head, k_batch_stride, k_head_stride, KV_STRIDE_UNIT, False), begin, kv_len,
+            k_row, HEAD_DIM, BLOCK_D, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
         )  # fmt: skip
         prefetch_tile_l2(
-            head_start(v_ptr, sequence, kv_head, v_batch_stride, v_head_stride, KV_STRIDE_UNIT, False), begin, kv_len, v_row,
-            VALUE_DIM, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
+            head_start(v_ptr, sequence, kv_head, v_batch_stride, v_head_stride, KV_STRIDE_UNIT, False), begin, kv_len,
+            v_row, VALUE_DIM, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
         )  # fmt: skip
 
     # Before anything that an earlier kernel may have written is read, and in every program: a grid that ended without

@@ -270,6 +270,8 @@ def _key_from(match: re.Match[str]) -> TuningKey:
     paged = [feature.value for feature in features if feature.page_size]
     if len(paged) > 1 or (paged and mask is not MaskClass.NONE):
         raise ValueError(f"{' '.join(paged)}: a paged cache has pages of one size, and lengths in place of a mask")
+    if paged and match["alignment"] == Alignment.ROWS.value:
+        raise ValueError("a paged cache whose pages lie apart is aligned for TMA, or not at all")
     return TuningKey(
         dtype=dtype,
         kv_dtype=kv_dtype,

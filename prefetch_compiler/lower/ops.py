@@ -56,7 +56,7 @@ def _observe(site: int, bounds: torch.Tensor | None, kv_len: int, q_len: int, is
         _observed[site] = float((bounds[:, 1] - bounds[:, 0]).clamp(min=0).double().mean())
 
 
-def _for_these_addresses(config: KernelConfig, k: torch.Tensor, v: torch.Tensor) -> KernelConfig:
+def for_these_addresses(config: KernelConfig, k: torch.Tensor, v: torch.Tensor) -> KernelConfig:
     """TMA, bulk prefetch and keys-first products need 16-byte aligned addresses (see ``why_inadmissible``), which only
     the tensors of a call can tell."""
     if (k.data_ptr() | v.data_ptr()) % 16 == 0:
@@ -86,7 +86,7 @@ def _decode_attention(
     if mask is not None:
         mask = mask.expand(batch, query_heads, q_len, kv_len)
     if config not in _failed_configs:
-        chosen = _for_these_addresses(KernelConfig.decode(config), k, v)
+        chosen = for_these_addresses(KernelConfig.decode(config), k, v)
         try:
             return launch_decode(
                 q, k, v, mask, bounds, is_causal=is_causal, scale=scale, heads_first=heads_first, config=chosen

@@ -72,7 +72,9 @@ def paged_problem(
         if pages_first:
             pages = torch.full(shape, NAN, dtype=dtype, device=DEVICE)
         else:
-            pages = torch.full((shape[0], shape[2], shape[1], shape[3]), NAN, dtype=dtype, device=DEVICE).transpose(1, 2)
+            pages = torch.full((shape[0], shape[2], shape[1], shape[3]), NAN, dtype=dtype, device=DEVICE).transpose(
+                1, 2
+            )
         pages[table.flatten()] = rows
         return pages
 

@@ -53,7 +53,7 @@ def spec_of(problem: PagedProblem) -> AttentionSpec:
 
 
 def edges(page_size: int, block_kv: int, capacity: int) -> list[int]:
-    """Nothing, one key, and each of the first edges of pages and tiles with its neighbours; then all there is room for."""
+    """Nothing, one key, the first edges of pages and tiles with their neighbours, and all that there is room for."""
     at = {unit * times for unit in (page_size, block_kv) for times in (1, 2)}
     around = {edge + extra for edge in at for extra in (-1, 0, 1)} | {0, 1, capacity - 1, capacity}
     return sorted(length for length in around if 0 <= length <= capacity)
@@ -138,6 +138,8 @@ def test_pages_smaller_than_tiles_are_not_for_tma() -> None:
 
 
 def test_no_table_is_read_before_it_may_be() -> None:
-    reason = why_inadmissible(spec_of(paged_problem((5,), 16, capacity=32)), replace(PLAIN, prologue_prefetch=True), profile(DEVICE))
+    reason = why_inadmissible(
+        spec_of(paged_problem((5,), 16, capacity=32)), replace(PLAIN, prologue_prefetch=True), profile(DEVICE)
+    )
     assert reason is not None
     assert "table" in reason
