@@ -7,7 +7,7 @@ subtracted. Before each replay more memory than L2 holds several times over is r
 lies outside the timed stretch.
 
 Mask and bounds are the same tensors in every launch, as layers share them, so that filling them anew makes the same
-graph run at another fill level.
+graph run at another fill level. So is the table of a paged cache, whose pages are shuffled.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from ..config import KernelConfig
 from ..database.key import TuningKey
 from ..database.record import FillTiming
 from ..lower.launch import launch_decode
-from ..recognize.bounds import mask_bounds
+from ..recognize.bounds import length_bounds, mask_bounds
 from .ceilings import Ceilings
 from .cuda_graph import graph_of
 from .errors import KeyTooLargeError
-from .inputs import prefix_mask, ragged_mask, random_cache, random_queries
+from .inputs import prefix_mask, ragged_lengths, ragged_mask, random_cache, random_queries, shuffled_table
 from .protocol import RAGGED_FILL, TrialResult, fills_of
 
 # What is read between two replays, in multiples of L2.
@@ -85,6 +85,7 @@ class Session:
         self.fills = [self._fill(share) for share in fills_of(self.key)]
         self.mask = _like(self.fills[-1].mask)
         self.bounds = _like(self.fills[-1].bounds)
+        self.table = shuffled_table(spec, self.device, self.seed) if spec.page_size else None
         self.expanded = (
             None if self.mask is None else self.mask.expand(spec.batch, spec.query_heads, spec.q_len, spec.kv_len)
         )
@@ -99,10 +100,19 @@ class Session:
         spec = self.spec
         held = max(1, round(share * spec.kv_len))
         ragged = share == RAGGED_FILL and spec.batch > 1
-        mask = ragged_mask(spec, self.device) if ragged else prefix_mask(spec, held, self.device)
         read = min(spec.q_len, held) if spec.is_causal else held
-        bounds = None if mask is None else mask_bounds(mask, spec.kv_len)
+        mask, bounds = (self._lengths if spec.page_size else self._masked)(held, ragged)
         return Fill(held, spec.kv_bytes_per_key * read, mask, bounds)
+
+    def _masked(self, held: int, ragged: bool) -> tuple[Tensor | None, Tensor | None]:
+        spec = self.spec
+        mask = ragged_mask(spec, self.device) if ragged else prefix_mask(spec, held, self.device)
+        return mask, None if mask is None else mask_bounds(mask, spec.kv_len)
+
+    def _lengths(self, held: int, ragged: bool) -> tuple[None, Tensor]:
+        spec = self.spec
+        same = torch.full((spec.batch,), held, device=self.device)
+        return None, length_bounds(ragged_lengths(spec, self.device) if ragged else same, spec.kv_len)
 
     # One configuration
 
@@ -146,7 +156,7 @@ class Session:
             self._write(query)
             launch_decode(
                 query, k, v, self.expanded, self.bounds, is_causal=spec.is_causal, scale=spec.scale,
-                heads_first=spec.out_heads_first, config=config,
+                heads_first=spec.out_heads_first, config=config, table=self.table,
             )  # fmt: skip
 
     def _graph(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
@@ -156,9 +166,9 @@ class Session:
     # Time
 
     def _set(self, fill: Fill) -> None:
-        if self.mask is not None and self.bounds is not None:
-            self.mask.copy_(fill.mask)  # type: ignore[arg-type]
-            self.bounds.copy_(fill.bounds)  # type: ignore[arg-type]
+        for used, filled in ((self.mask, fill.mask), (self.bounds, fill.bounds)):
+            if used is not None and filled is not None:
+                used.copy_(filled)
 
     def _rounds(self, graphs: list[torch.cuda.CUDAGraph], rounds: int) -> list[list[list[float]]]:
         """Microseconds per launch: for each graph, for each fill level, a sample a round. The spacers are timed in the

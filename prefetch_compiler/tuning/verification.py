@@ -35,7 +35,7 @@ from ..select.admissible import why_inadmissible
 from ..spec import AttentionSpec, MaskKind
 from .cuda_graph import graph_of
 from .errors import WrongResultError
-from .inputs import NAN, Operands, mask_of, operands
+from .inputs import NAN, Operands, mask_of, operands, paged_operands
 
 # Lengths at which tiles of 16 to 256 keys are one short, exact, or one over.
 TILE_EDGES = tuple(tile + step for tile in (16, 32, 64, 128, 256) for step in (-1, 0, 1))
@@ -115,10 +115,29 @@ def checks(key: TuningKey, seed: int, device: torch.device) -> tuple[Check, ...]
 def _checks(key: TuningKey, seed: int, device: torch.device) -> tuple[Check, ...]:
     generator = torch.Generator(device).manual_seed(seed)
     found = []
-    for name, spec, mask in _problems(key, seed, generator):
-        given = operands(spec, mask, generator)
+    if key.page_size:
+        given_by_name = _paged_problems(key, seed, generator)
+    else:
+        given_by_name = (
+            (name, operands(spec, mask, generator)) for name, spec, mask in _problems(key, seed, generator)
+        )
+    for name, given in given_by_name:
         found.append(Check(name, given, yardstick(given)))
     return tuple(found)
+
+
+def _paged_problems(key: TuningKey, seed: int, generator: torch.Generator) -> Iterator[tuple[str, Operands]]:
+    """Every length that may trip a tile, a split or a page; and long caches, full, nearly so and mostly empty."""
+    page_edges = tuple(page * key.page_size + step for page in (1, 2) for step in (-1, 0, 1))
+    spec, lengths = _edge_lengths(key, seed, page_edges)
+    yield "lengths at edges", paged_operands(spec, _int32(lengths, generator), generator)
+    spec = _spec(key, 3, min(key.capacity_bucket, max(1, PROBLEM_BYTES // (3 * _bytes_per_key(key)))))
+    lengths = [spec.kv_len, spec.kv_len - seed % min(spec.kv_len, key.page_size), max(1, spec.kv_len // 8)]
+    yield "a long cache", paged_operands(spec, _int32(lengths, generator), generator)
+
+
+def _int32(lengths: list[int], generator: torch.Generator) -> Tensor:
+    return torch.tensor(lengths, dtype=torch.int32, device=generator.device)
 
 
 def forget_checks() -> None:
@@ -153,15 +172,21 @@ def _capacities(key: TuningKey) -> list[int]:
 
 def _edges(key: TuningKey, seed: int, generator: torch.Generator) -> tuple[str, AttentionSpec, Tensor | None]:
     """A sequence of each length that may trip a tile or a split, among them an empty one."""
-    candidates = len(TILE_EDGES) + _RANDOM_LENGTHS + 4
-    capacity = min(key.capacity_bucket, EDGES_CAPACITY, max(1, PROBLEM_BYTES // (candidates * _bytes_per_key(key))))
-    random = torch.randint(0, capacity + 1, (_RANDOM_LENGTHS,), generator=torch.Generator().manual_seed(seed)).tolist()
-    wanted = {0, 1, capacity - 1, capacity, *TILE_EDGES, *random}
-    lengths = sorted(length for length in wanted if 0 <= length <= capacity)
-    spec = _spec(key, len(lengths), capacity)
+    spec, lengths = _edge_lengths(key, seed)
     held = torch.tensor(lengths, device=generator.device)[:, None]
-    visible = torch.arange(capacity, device=generator.device) < held
+    visible = torch.arange(spec.kv_len, device=generator.device) < held
     return "lengths at edges", spec, _with_rows(spec, visible, generator)
+
+
+def _edge_lengths(key: TuningKey, seed: int, more: tuple[int, ...] = ()) -> tuple[AttentionSpec, list[int]]:
+    """Each length in a sequence of its own, and the spec that holds them; ``more`` among them."""
+    candidates = len(TILE_EDGES) + len(more) + _RANDOM_LENGTHS + 4
+    capacity = min(key.capacity_bucket, EDGES_CAPACITY, max(1, PROBLEM_BYTES // (candidates * _bytes_per_key(key))))
+    capacity = _spec(key, 1, capacity).kv_len
+    random = torch.randint(0, capacity + 1, (_RANDOM_LENGTHS,), generator=torch.Generator().manual_seed(seed)).tolist()
+    wanted = {0, 1, capacity - 1, capacity, *TILE_EDGES, *more, *random}
+    lengths = sorted(length for length in wanted if 0 <= length <= capacity)
+    return _spec(key, len(lengths), capacity), lengths
 
 
 def _long(key: TuningKey, seed: int, generator: torch.Generator) -> tuple[str, AttentionSpec, Tensor | None]:
@@ -210,8 +235,9 @@ def _guarded_tensors(check: Check, config: KernelConfig, garbage: float) -> tupl
     """Operands, and an output of NaN and scratch memory of ``garbage`` amid guard bands, whose buffers come second."""
     given = check.operands
     plain = allocate(
-        given.q, given.stale_k, given.stale_v, given.expanded_mask(), given.bounds, given.spec.out_heads_first, config
-    )
+        given.q, given.stale_k, given.stale_v, given.expanded_mask(), given.bounds, given.spec.out_heads_first, config,
+        given.table,
+    )  # fmt: skip
     guards: list[Tensor] = []
 
     def guarded(tensor: Tensor | None, fill: float) -> Tensor | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from prefetch_compiler.config import KernelConfig, LoadPath, Merge, OperandOrder, Partition
-from prefetch_compiler.database.key import Alignment, Layout, MaskClass, TuningKey
+from prefetch_compiler.database.key import Alignment, Feature, Layout, MaskClass, TuningKey
 
 from .mutants import Bug
 
@@ -24,6 +24,8 @@ ADDITIVE = replace(BOOL, mask=MaskClass.ADDITIVE, mask_dtype="float16")
 PLAIN = replace(BOOL, mask=MaskClass.NONE)
 # More tiles than splits.
 LONGER = replace(BOOL, capacity_bucket=max(64, CAPACITY))
+PAGE16 = replace(LONGER, mask=MaskClass.NONE, features=(Feature.PAGE16,))
+PAGE64 = replace(PAGE16, features=(Feature.PAGE64,))
 CAUSAL = replace(BOOL, mask=MaskClass.CAUSAL, q_len_bucket=4)
 
 ONE_SPLIT = KernelConfig(block_kv=16, num_splits=1, num_warps=4, num_stages=2)
@@ -49,6 +51,9 @@ RIGHT = {
     "additive": (ADDITIVE, SPLIT),
     "no mask": (PLAIN, SPLIT),
     "causal": (CAUSAL, ONE_SPLIT),
+    "pages": (PAGE16, replace(SPLIT, block_kv=32)),
+    "pages of several tiles": (PAGE64, IN_PLACE),
+    "pages by TMA": (PAGE64, TMA),
 }
 
 
@@ -69,6 +74,10 @@ def merge(key: TuningKey, config: KernelConfig, old: str, new: str) -> SeededBug
 
 def softmax(key: TuningKey, config: KernelConfig, old: str, new: str) -> SeededBug:
     return SeededBug(key, config, (Bug("softmax", old, new),))
+
+
+def paging(key: TuningKey, config: KernelConfig, old: str, new: str) -> SeededBug:
+    return SeededBug(key, config, (Bug("paging", old, new),))
 
 
 def plan(key: TuningKey, config: KernelConfig, old: str, new: str) -> SeededBug:
@@ -94,6 +103,13 @@ SEEDED_BUGS: dict[str, SeededBug] = {
     "tail too short by one": plan(BOOL, ONE_SPLIT, "tl.load(row + 1)", "tl.load(row + 1) - 1"),
     "head late by one": plan(BOOL, ONE_SPLIT, "tl.load(row), 0)", "tl.load(row) + 1, 0)"),
     "last tile dropped": plan(PLAIN, ONE_SPLIT, "end - first + BLOCK_KV - 1, 0)", "end - first, 0)"),
+    "the first tile's page for all": decode(PAGE16, ONE_SPLIT, "pages = next_pages", "pages = pages"),
+    "every tile from its page's first row": paging(PAGE64, ONE_SPLIT, "first % PAGE_SIZE + tl", "0 + tl"),
+    "every tile from its page's first row by TMA": decode(PAGE64, TMA, "head, first % PAGE_SIZE, 0]", "head, 0, 0]"),
+    "rows beyond their page": paging(
+        PAGE16, replace(ONE_SPLIT, block_kv=32), "(first + tl.arange(0, BLOCK_KV)) % PAGE_SIZE",
+        "(first % PAGE_SIZE + tl.arange(0, BLOCK_KV))",
+    ),
     "last tile dropped by TMA": decode(BOOL, TMA, "if PEEL and (whole_end < limit)", "if PEEL and (whole_end < 0)"),
     "last split dropped": merge(
         BOOL, SPLIT, "num_splits, BLOCK_KV, PARTITION)\n", "num_splits, BLOCK_KV, PARTITION) - 1\n"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...recognize.bounds import mask_bounds
+from ...recognize.bounds import length_bounds, mask_bounds
 from .cases import CacheLayout, Case
 
 # Launches of one replay read distinct caches, together this many times what L2 holds.
@@ -32,7 +32,8 @@ class Operands:
             pools (pages, page_size, kv_heads, head_dim), contiguous.
         held: ``lengths`` on the device, int32 (batch,).
         mask: bool (batch, 1, 1, capacity), True where a key is held; None for dense and for paged caches.
-        bounds: int32 (batch, 4), as ``mask_bounds`` gives them; None without a mask.
+        bounds: int32 (batch, 4), as ``mask_bounds`` or, for paged caches, ``length_bounds`` gives them; None for others
+            without a mask.
         table: page numbers, int32 (batch, pages_per_sequence), scattered; None where caches are in one piece.
     """
 
@@ -98,7 +99,10 @@ def create_operands(case: Case, seed: int, caches: int, device: torch.device) ->
         _weigh_edges(v, held, table)
         pairs.append((k, v))
     mask = _mask(case, held)
-    bounds = None if mask is None else mask_bounds(mask, case.capacity)
+    if table is not None:
+        bounds = length_bounds(held, case.spec().kv_len)
+    else:
+        bounds = None if mask is None else mask_bounds(mask, case.capacity)
     return Operands(case, lengths, q, tuple(pairs), held, mask, bounds, table)
 
 
