@@ -23,13 +23,16 @@ def site(
     mask_per_row: bool = False,
     is_causal: bool = False,
     row_padding: int = 0,
+    page_size: int = 0,
 ) -> AttentionSpec:
-    """A (batch, heads, length, dim) cache whose rows are ``row_padding`` elements longer than its heads are wide."""
+    """A (batch, heads, length, dim) cache whose rows are ``row_padding`` elements longer than its heads are wide; or
+    pages in place of sequences."""
     value_dim = head_dim if value_dim is None else value_dim
 
     def layout(dim: int) -> TensorLayout:
         row = dim + row_padding
-        return TensorLayout(kv_heads * kv_len * row, kv_len * row, row)
+        length = page_size or kv_len
+        return TensorLayout(kv_heads * length * row, length * row, row)
 
     mask_dtype = {MaskKind.NONE: None, MaskKind.BOOL: torch.bool, MaskKind.ADDITIVE: dtype}[mask]
     return AttentionSpec(
@@ -48,6 +51,7 @@ def site(
         mask_dtype=mask_dtype,
         mask_per_row=mask_per_row,
         is_causal=is_causal,
+        page_size=page_size,
     )
 
 
@@ -60,6 +64,9 @@ SPECS: dict[str, AttentionSpec] = {
     "Llama-8B float32": site(32, 8, 128, dtype=SINGLE),
     "Llama-8B float32 batch 64": site(32, 8, 128, batch=64, dtype=SINGLE),
     "Llama-8B dynamic cache": site(32, 8, 128, mask=NONE),
+    "Llama-8B pages of 16": site(32, 8, 128, mask=NONE, page_size=16),
+    "Llama-8B batch 64, pages of 64": site(32, 8, 128, batch=64, mask=NONE, page_size=64),
+    "Gemma-3 batch 64, pages of 1": site(8, 4, 256, batch=64, mask=NONE, page_size=1),
     "SmolLM2-135M": site(9, 3, 64, kv_len=512),
     "SmolLM2-135M float32": site(9, 3, 64, kv_len=512, dtype=SINGLE),
     "Phi-3-mini": site(32, 32, 96, batch=16),
