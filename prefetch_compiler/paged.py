@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from .errors import InvalidPagedInputError
+from .lower.paged_checks import check_lengths, check_pools, check_table
 from .lower.paged_ops import PAGED_DECODE_ATTENTION
 from .recognize.bounds import length_bounds
-from .spec import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM, MAX_Q_LEN, PAGE_SIZES, SUPPORTED_DTYPES
 
 
 def paged_decode_attention(
@@ -40,54 +39,15 @@ def paged_decode_attention(
         (batch, query_heads, q_len, value_dim) in the query's dtype, contiguous.
 
     Raises:
-        InvalidPagedInputError: a tensor with a shape, stride, dtype or device that is none of the above.
+        InvalidPagedInputError: a tensor with a shape, stride, dtype or device that is none of the above. While Dynamo
+            traces, its own error has this one's text.
     """
-    _check_pools(query, key_pages, value_pages)
-    _check_table(query, block_table, lengths)
+    if not torch.compiler.is_compiling():
+        check_pools(query, key_pages, value_pages)
+        check_table(query, block_table)
+        check_lengths(query, lengths)
     bounds = length_bounds(lengths, block_table.shape[1] * key_pages.shape[2])
     rows = query if query.stride(3) == 1 else query.contiguous()
     chosen = query.shape[3] ** -0.5 if scale is None else scale
     out: torch.Tensor = PAGED_DECODE_ATTENTION(rows, key_pages, value_pages, block_table, bounds, chosen)
     return out
-
-
-def _require(holds: bool, argument: str, tensor: torch.Tensor, expected: str) -> None:
-    if not holds:
-        raise InvalidPagedInputError(argument, tensor, expected)
-
-
-def _check_pools(query: torch.Tensor, key_pages: torch.Tensor, value_pages: torch.Tensor) -> None:
-    pools = (("query", query), ("key_pages", key_pages), ("value_pages", value_pages))
-    for name, tensor in pools:
-        _require(tensor.ndim == 4, name, tensor, "of 4 dimensions")
-        _require(tensor.dtype == query.dtype, name, tensor, f"of the query's dtype, {query.dtype}")
-        _require(tensor.device == query.device, name, tensor, f"on the query's device, {query.device}")
-        dim = tensor.shape[3]
-        fits = dim % HEAD_DIM_MULTIPLE == 0 and 0 < dim <= MAX_HEAD_DIM
-        _require(fits, name, tensor, f"of heads of a multiple of {HEAD_DIM_MULTIPLE} up to {MAX_HEAD_DIM}")
-    names = ", ".join(str(dtype) for dtype in SUPPORTED_DTYPES)
-    _require(query.dtype in SUPPORTED_DTYPES, "query", query, f"of one of the dtypes {names}")
-    _require(0 < query.shape[2] <= MAX_Q_LEN, "query", query, f"of 1 to {MAX_Q_LEN} query positions")
-    _require(key_pages.shape[3] == query.shape[3], "key_pages", key_pages, f"of heads of {query.shape[3]}")
-    for name, tensor in pools[1:]:
-        _require(tensor.shape[2] in PAGE_SIZES, name, tensor, "of pages of 1 to 256 keys, a power of two")
-        _require(tensor.shape[0] > 0, name, tensor, "of at least one page")
-        _require(tensor.stride(3) == 1, name, tensor, "stored with its last stride 1")
-    same = value_pages.shape[:3] == key_pages.shape[:3]
-    _require(same, "value_pages", value_pages, f"of {tuple(key_pages.shape[:3])} pages, heads and keys, as key_pages")
-    heads = key_pages.shape[1]
-    divides = heads > 0 and query.shape[1] % heads == 0
-    _require(divides, "query", query, f"of a multiple of the {heads} KV heads")
-
-
-def _check_table(query: torch.Tensor, block_table: torch.Tensor, lengths: torch.Tensor) -> None:
-    batch = query.shape[0]
-    right = block_table.ndim == 2 and block_table.shape[0] == batch and block_table.shape[1] > 0
-    _require(right, "block_table", block_table, f"({batch}, max_pages)")
-    _require(block_table.dtype == torch.int32, "block_table", block_table, "of dtype torch.int32")
-    adjacent = block_table.shape[1] == 1 or block_table.stride(1) == 1
-    _require(adjacent, "block_table", block_table, "stored with its last stride 1")
-    _require(lengths.ndim == 1 and lengths.shape[0] == batch, "lengths", lengths, f"({batch},)")
-    _require(lengths.dtype in (torch.int32, torch.int64), "lengths", lengths, "of dtype torch.int32 or torch.int64")
-    for name, tensor in (("block_table", block_table), ("lengths", lengths)):
-        _require(tensor.device == query.device, name, tensor, f"on the query's device, {query.device}")

@@ -20,6 +20,7 @@ from ..select.selection import select
 from ..spec import AttentionSpec, TensorLayout
 from .launch import launch_decode
 from .ops import for_these_addresses
+from .paged_checks import check_lengths, check_pools, check_table
 
 log = logging.getLogger("prefetch_compiler")
 
@@ -127,4 +128,9 @@ def _fake(
     bounds: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
+    # Here and not only before the call: Dynamo reports what is raised here in our words.
+    check_pools(query, key_pages, value_pages)
+    check_table(query, block_table)
+    # Bounds have the lengths' shape, but for the last dimension.
+    check_lengths(query, bounds[..., 0])
     return fake_output(query, value_pages.shape[3], True)

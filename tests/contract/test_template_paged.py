@@ -63,7 +63,7 @@ def edges(page_size: int, block_kv: int, capacity: int) -> list[int]:
 @pytest.mark.parametrize("page_size", PAGE_SIZES)
 def test_lengths_at_edges_of_pages_and_tiles(page_size: int, block_kv: int) -> None:
     capacity = max(2 * page_size, 3 * 64)
-    problem = paged_problem(edges(page_size, block_kv, capacity), page_size, capacity=capacity)
+    problem = paged_problem(edges(page_size, block_kv, capacity), page_size, capacity=capacity, kv_heads=1)
     assert_within_bound(solve(problem, replace(PLAIN, block_kv=block_kv)), problem)
 
 
@@ -72,7 +72,7 @@ def test_lengths_at_edges_of_pages_and_tiles(page_size: int, block_kv: int) -> N
 @pytest.mark.parametrize("page_size", PAGE_SIZES)
 def test_splits(page_size: int, merge: Merge, partition: Partition) -> None:
     config = replace(PLAIN, num_splits=3, merge=merge, partition=partition)
-    problem = paged_problem((0, 1, 100, 37, 256), page_size, capacity=256)
+    problem = paged_problem((0, 100, 37, 256), page_size, capacity=256, kv_heads=1)
     assert_within_bound(solve(problem, config), problem)
 
 
@@ -82,7 +82,7 @@ def test_splits(page_size: int, merge: Merge, partition: Partition) -> None:
 @pytest.mark.parametrize("group", [1, 3, 8])
 def test_query_heads_and_positions(group: int, q_len: int, order: OperandOrder, pages_first: bool) -> None:
     problem = paged_problem(
-        (5, 40, 64), 16, capacity=64, group=group, q_len=q_len, head_dim=40, value_dim=24, pages_first=pages_first
+        (5, 40), 16, capacity=64, group=group, q_len=q_len, head_dim=40, value_dim=24, pages_first=pages_first
     )
     assert_within_bound(solve(problem, replace(PLAIN, block_kv=32, num_splits=2, operand_order=order)), problem)
 
@@ -92,7 +92,7 @@ def test_query_heads_and_positions(group: int, q_len: int, order: OperandOrder, 
 @pytest.mark.parametrize("page_size", [16, 64])
 def test_tma(page_size: int, order: OperandOrder, partition: Partition) -> None:
     config = replace(PLAIN, num_splits=2, load_path=LoadPath.TMA, operand_order=order, partition=partition)
-    problem = paged_problem(edges(page_size, 16, 128), page_size, capacity=128, dtype=torch.float16)
+    problem = paged_problem(edges(page_size, 16, 128), page_size, capacity=128, kv_heads=1, dtype=torch.float16)
     assert_within_bound(solve(problem, config), problem)
 
 

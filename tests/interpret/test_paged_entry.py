@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import Tensor
 
 from prefetch_compiler import paged_decode_attention
@@ -132,6 +133,24 @@ def test_wrong_inputs_are_named(name: str) -> None:
     changed, message = WRONG[name]
     with pytest.raises(InvalidPagedInputError, match=message):
         paged_decode_attention(**{**arguments(), **changed})
+
+
+def test_wrong_inputs_are_named_while_tracing_too() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(paged_decode_attention, backend="eager", fullgraph=True)
+    with pytest.raises(Exception, match=r"block_table is .* must be of dtype torch\.int32"):
+        compiled(**{**arguments(), "block_table": PROBLEM.table.long()})
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_other_batches_and_capacities_need_few_graphs(dynamic: bool | None) -> None:
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(paged_decode_attention, backend=counter, fullgraph=True, dynamic=dynamic)
+    for lengths, capacity in (((3, 20), 48), ((1, 48, 6), 64), ((5, 6, 7, 8), 80), ((9, 9, 9, 9, 9), 96)):
+        problem = paged_problem(lengths, 16, capacity=capacity)
+        assert_within_bound(compiled(**arguments(problem)), problem)
+    assert counter.frame_count <= 2
 
 
 def test_without_a_kernel_sdpa_serves(monkeypatch: pytest.MonkeyPatch) -> None:

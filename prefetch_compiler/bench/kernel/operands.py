@@ -99,6 +99,7 @@ def create_operands(case: Case, seed: int, caches: int, device: torch.device) ->
         _weigh_edges(v, held, table)
         pairs.append((k, v))
     mask = _mask(case, held)
+    bounds: Tensor | None
     if table is not None:
         bounds = length_bounds(held, case.spec().kv_len)
     else:
