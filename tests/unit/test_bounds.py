@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefetch_compiler.recognize.bounds import mask_bounds
+from prefetch_compiler.recognize.bounds import length_bounds, mask_bounds
 
 VISIBLE, BIASED, LOWEST, HIDDEN = "visible", "biased", "lowest", "hidden"
 FLOATS = [torch.float16, torch.bfloat16, torch.float32]
@@ -130,3 +130,16 @@ def test_strides_do_not_matter() -> None:
     mask = torch.rand(3, 1, 2, 40, generator=torch.Generator().manual_seed(0)) < 0.7
     strided = mask.repeat_interleave(2, -1)[..., ::2].transpose(0, 2).contiguous().transpose(0, 2)
     assert torch.equal(mask_bounds(strided, 40), mask_bounds(mask, 40))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_lengths_have_the_bounds_of_the_masks_that_say_the_same(dtype: torch.dtype) -> None:
+    lengths = torch.tensor([0, 1, 17, 40], dtype=dtype)
+    mask = (torch.arange(40) < lengths[:, None])[:, None, None]
+    bounds = length_bounds(lengths, 40)
+    assert bounds.dtype is torch.int32
+    assert torch.equal(bounds, mask_bounds(mask, 40))
+
+
+def test_lengths_that_no_cache_can_hold_are_cut() -> None:
+    assert length_bounds(torch.tensor([-3, 41, 2**40]), 40).tolist() == [[0, 0, 0, 0], [0, 40, 0, 40], [0, 40, 0, 40]]
