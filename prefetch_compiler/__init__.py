@@ -2,6 +2,8 @@
 
 from .backend import kvprefetch
 from .explainer import explain
+from .options import DecodeOptions
+from .paged_attention import paged_decode_attention
 from .quantisation import quantise
 from .quantised_attention import quantised_decode_attention
 from .recognize.bounds import mask_bounds
@@ -11,12 +13,14 @@ from .select.digest import selection_digest
 __version__ = "0.1.0"
 
 __all__ = [
+    "DecodeOptions",
     "Report",
     "SiteReport",
     "Verdict",
     "explain",
     "kvprefetch",
     "mask_bounds",
+    "paged_decode_attention",
     "quantise",
     "quantised_decode_attention",
     "selection_digest",

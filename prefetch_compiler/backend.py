@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 
 from .database import overlay
 from .errors import LoweringError, SiteNotLoweredError
+from .lower.call_op import forget_selections
 from .lower.graph_pass import LoweringPass
 from .lower.mark import Marks, mark
 from .lower.rewrite import Lowering
@@ -49,7 +50,8 @@ def kvprefetch(
     if not marks.marked:
         _finish(marks, ours)
         return _compile_plainly(inductor, module, example_inputs)
-    lowering = Lowering(marks.reports, ours.strict, _databases(ours), ours.allow_unmeasured, ours.deterministic)
+    databases = overlay.load_or_none(ours.tuning_db, strict=ours.strict)
+    lowering = Lowering(marks.reports, ours.strict, databases, ours.allow_unmeasured, ours.deterministic)
     try:
         compiled = _compile(inductor, lowering, module, example_inputs)
     except Exception as error:
@@ -76,16 +78,6 @@ def _mark_or_leave(module: GraphModule, ours: Options) -> Marks:
             raise LoweringError("marking", failure) from failure
         log.warning("marking failed, Inductor serves alone: %s: %s", type(failure).__name__, failure)
     return marks
-
-
-def _databases(ours: Options) -> overlay.Overlays:
-    try:
-        return overlay.load(ours.tuning_db, strict=ours.strict)
-    except Exception as error:
-        if ours.strict:
-            raise
-        log.warning("no tuning database is used: %s: %s", type(error).__name__, error)
-        return overlay.NO_DATABASES
 
 
 def _compile_plainly(inductor: Any, module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -149,6 +141,7 @@ def _finish(marks: Marks, ours: Options) -> None:
 def _reset() -> None:
     """What torch.compiler.reset() asks of a backend: forget recorded CUDA graphs, as Inductor does, and databases."""
     overlay.forget()
+    forget_selections()
     if "torch._inductor.cudagraph_trees" in sys.modules:
         sys.modules["torch._inductor.cudagraph_trees"].reset_cudagraph_trees()
 

@@ -55,7 +55,7 @@ class SiteNotLoweredError(KVPrefetchError):
     def __init__(self, site: str, reason: str) -> None:
         super().__init__(
             f"strict: attention site {site} was not lowered: {reason}. "
-            "Change the model as the reason says, or set options={'kvprefetch.strict': False}."
+            "Change the model as the reason says, or switch the option strict off."
         )
 
 
@@ -81,8 +81,8 @@ class InvalidKeyNameError(KVPrefetchError, ValueError):
         super().__init__(f"{name!r} names no tuning key ({reason}); write it like {example!r}.")
 
 
-class InvalidQuantisedAttentionError(KVPrefetchError, ValueError):
-    """Arguments of quantised_decode_attention that do not fit one another."""
+class InvalidAttentionInputError(KVPrefetchError, ValueError):
+    """Arguments of an attention that is called by name that do not fit one another."""
 
-    def __init__(self, argument: str, given: object, rule: str) -> None:
-        super().__init__(f"quantised_decode_attention: {argument} is {given}; it must be {rule}.")
+    def __init__(self, function: str, argument: str, given: object, rule: str) -> None:
+        super().__init__(f"{function}: {argument} is {given}; it must be {rule}.")

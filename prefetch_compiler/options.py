@@ -13,25 +13,42 @@ PREFIX = "kvprefetch."
 
 
 @dataclass(frozen=True)
-class Options:
-    """What ``options={"kvprefetch.<name>": value}`` may set.
+class DecodeOptions:
+    """What may be set of any decode attention, whether found in a graph or called by name.
+
+    Attributes:
+        strict: raise where a decode attention would be left to SDPA, or something of ours failed.
+        deterministic: a sequence's result has the same bits in every batch: configurations depend on no batch size and
+            come from no record, and keys are added up in chunks of a fixed number. Where SDPA serves it promises
+            nothing.
+        allow_unmeasured: use records that were only ranked by a model where there is no measured one.
+        tuning_db: tuning databases that go before all others: paths, each of a file or a folder.
+    """
+
+    strict: bool = False
+    deterministic: bool = False
+    allow_unmeasured: bool = False
+    tuning_db: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.tuning_db, tuple):
+            raise InvalidOptionError("tuning_db", self.tuning_db, "a tuple of paths of tuning databases")
+
+
+DEFAULT_DECODE_OPTIONS = DecodeOptions()
+
+
+@dataclass(frozen=True)
+class Options(DecodeOptions):
+    """What ``options={"kvprefetch.<name>": value}`` may set. A ``tuning_db`` may be a path, or a list of paths there.
 
     Attributes:
         enabled: False compiles with plain Inductor.
-        strict: raise where a decode-attention site would be left untouched, or a stage of the pass failed.
         mode: an Inductor mode ("reduce-overhead", ...), since torch.compile takes either ``mode=`` or ``options=``.
-        tuning_db: tuning databases that go before all others: a path or a list of paths, each a file or a folder.
-        allow_unmeasured: use records that were only ranked by a model where there is no measured one.
-        deterministic: a sequence's result has the same bits in every batch: configurations depend on no batch size and
-            come from no record, and keys are added up in chunks of a fixed number.
     """
 
     enabled: bool = True
-    strict: bool = False
     mode: str | None = None
-    tuning_db: tuple[str, ...] = ()
-    allow_unmeasured: bool = False
-    deterministic: bool = False
 
 
 def split_options(options: Mapping[str, Any] | None) -> tuple[Options, dict[str, Any]]:

@@ -23,7 +23,8 @@ _SHARED_DIMENSIONS = {
 
 
 def scale_shape(granularity: ScaleGranularity, batch: int, kv_heads: int, kv_len: int) -> tuple[int, ...]:
-    """Of a scale as :func:`quantise` makes it; a granularity of ``none`` has none.
+    """Of a scale as :func:`quantise` makes it; a granularity of ``none`` has none. Of page pools (pages, kv_heads,
+    page_size).
 
     Raises:
         KeyError: there is no scale.

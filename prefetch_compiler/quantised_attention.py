@@ -6,11 +6,11 @@ No graph is searched for it: the call is the site. It is one operator to torch.c
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from .lower.quantised_arguments import check_arguments
-from .lower.quantised_ops import QUANTISED_DECODE_ATTENTION
+from .lower.call import AttentionCall
+from .lower.call_op import attend
+from .options import DEFAULT_DECODE_OPTIONS, DecodeOptions
 from .recognize.bounds import mask_bounds
 
 
@@ -23,10 +23,10 @@ def quantised_decode_attention(
     attn_mask: Tensor | None = None,
     *,
     bounds: Tensor | None = None,
+    lengths: Tensor | None = None,
     is_causal: bool = False,
     scale: float | None = None,
-    strict: bool = False,
-    deterministic: bool = False,
+    options: DecodeOptions = DEFAULT_DECODE_OPTIONS,
 ) -> Tensor:
     """``softmax(query @ (key * key_scale)^T * scale + attn_mask) @ (value * value_scale)``, K and V read as they are.
 
@@ -39,29 +39,27 @@ def quantised_decode_attention(
             (1|batch, 1|kv_heads, 1|kv_len): for each head, or for each token of each head. None is 1.
         attn_mask: as in SDPA: bool (True: may attend) or additive, broadcastable to (batch, query_heads, q_len,
             kv_len). What lies beyond the last visible key or before the first is not read, and may be anything.
-        bounds: ``mask_bounds`` of the mask, where it is at hand: layers that share a mask can share it. Without a mask
-            it says which keys there are.
-        is_causal: query ``i`` sees keys ``0..i``, as in SDPA; not with a mask.
+        bounds: ``mask_bounds`` of the mask, where it is at hand: layers that share a mask can share it.
+        lengths: in place of a mask, int32 or int64 (batch,): the first keys of each sequence, which count. What lies
+            beyond is not read, and may be anything.
+        is_causal: query ``i`` sees keys ``0..i``, as in SDPA; not with a mask. With ``lengths`` the last ``q_len`` keys
+            of a sequence are those of its queries: query ``i`` sees keys 0 to ``length - q_len + i``.
         scale: 1 / sqrt(head_dim) by default.
-        strict: raise where no kernel serves the call, instead of dequantising for SDPA.
-        deterministic: a sequence's result has the same bits in every batch, as with the option
-            ``kvprefetch.deterministic``; where SDPA serves, it promises nothing.
+        options: ``strict`` raises where no kernel serves the call, instead of dequantising for SDPA.
 
     Returns:
         (batch, query_heads, q_len, value_dim), contiguous, in the dtype of ``query``. Rows that see no key are 0.
 
     Raises:
-        InvalidQuantisedAttentionError: arguments that do not fit one another.
-        SiteNotLoweredError, KernelLaunchError: under ``strict``.
+        InvalidAttentionInputError: operands that do not fit one another. While Dynamo traces, its own error has this
+            one's text.
+        SiteNotLoweredError, KernelLaunchError, DatabaseError: under ``options.strict``.
     """
-    # Traced, an exception is lost: then the operator's own check finds what is wrong.
-    if not torch.compiler.is_compiling():
-        check_arguments(query, key, value, key_scale, value_scale, attn_mask, bounds, is_causal)
     mask = None if attn_mask is None else attn_mask[(None,) * (4 - attn_mask.ndim)]
     if bounds is None and mask is not None:
         bounds = mask_bounds(mask, key.shape[2])
     if scale is None:
-        scale = query.shape[3] ** -0.5
-    return QUANTISED_DECODE_ATTENTION(  # type: ignore[no-any-return]
-        query, key, value, key_scale, value_scale, mask, bounds, is_causal, scale, strict, deterministic
+        scale = query.shape[-1] ** -0.5
+    return attend(
+        AttentionCall(query, key, value, key_scale, value_scale, mask, bounds, lengths, None, is_causal, scale), options
     )

@@ -8,8 +8,15 @@ Names used everywhere in this package::
     mask  (1|batch, 1|query_heads, 1|q_len, 1|kv_len), bool (True: may attend) or additive float
     out   (batch, query_heads, q_len,  value_dim)
 
+A paged cache has ``page_size`` keys a page and K and V in pools that all sequences share::
+
+    k     (pages, kv_heads, page_size, head_dim)    the layouts' batch strides lead from page to page
+    v     (pages, kv_heads, page_size, value_dim)
+    table (batch, kv_len / page_size), int32        the pages of each sequence, in the order of its keys
+
 A quantised cache holds k and v as numbers that are to be multiplied by scales, each of which is absent, one for the
-whole tensor, or of shape (1|batch, 1|kv_heads, 1|kv_len): one per head, or one per token of a head.
+whole tensor, or of shape (1|batch, 1|kv_heads, 1|kv_len): one per head, or one per token of a head. Those of a paged
+one are (1, 1|kv_heads, 1) or (pages, 1|kv_heads, page_size).
 
 ``group`` is query_heads // kv_heads: query head ``h`` reads KV head ``h // group``. Strides are in elements.
 A size that torch.compile keeps symbolic is stored by its hint and named in ``symbolic``.
@@ -25,15 +32,17 @@ import torch
 MAX_Q_LEN = 16
 MAX_HEAD_DIM = 256
 HEAD_DIM_MULTIPLE = 8
+PAGE_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # What a quantised cache may hold, by the names that kernels know them by.
 QUANTISED_FORMATS = {torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2", torch.int8: "int8"}
 
 
 class MaskKind(str, Enum):
-    """How a site hides keys."""
+    """How a site hides keys. ``lengths`` int32 or int64 (batch,) are on the device: a sequence's first keys count."""
 
     NONE = "none"
+    LENGTHS = "lengths"
     BOOL = "bool"
     ADDITIVE = "additive"
 
@@ -99,7 +108,11 @@ class AttentionSpec:
     ``out_heads_first`` tells the memory order of the output: True for (batch, head, q, dim) contiguous, False for
     (batch, q, head, dim) contiguous seen through a transpose. ``mask_per_row`` is True when the mask differs between
     query heads or query positions, so that it must be loaded per row and not once per key. ``dtype`` is that of the
-    queries and the output, and of K and V where ``cache`` is None.
+    queries and the output, and of K and V where ``cache`` is None. ``page_size`` is 0 for a cache in one piece; a paged
+    one has lengths for a mask, and ``kv_len`` is whole pages.
+
+    ``is_causal`` is SDPA's: query i sees keys 0..i. With lengths, which SDPA does not have, the last ``q_len`` keys of
+    a sequence are those of its queries: query i sees keys 0..length - q_len + i.
     """
 
     batch: int
@@ -120,6 +133,7 @@ class AttentionSpec:
     out_heads_first: bool = True
     symbolic: frozenset[str] = field(default_factory=frozenset)
     cache: QuantisedCache | None = None
+    page_size: int = 0
 
     @property
     def group(self) -> int:
@@ -153,6 +167,13 @@ class AttentionSpec:
         return self.kv_bytes_per_key * self.kv_len
 
     @property
+    def cache_shape(self) -> tuple[int, int, int]:
+        """The first three sizes of K and V; a paged cache's pool has as many pages as its sequences need at most."""
+        if self.page_size:
+            return self.batch * self.kv_len // self.page_size, self.kv_heads, self.page_size
+        return self.batch, self.kv_heads, self.kv_len
+
+    @property
     def rows_aligned(self) -> bool:
         """Whether every row of K and V starts at a multiple of 16 bytes."""
         return all(layout.rows_aligned(self.kv_dtype.itemsize) for layout in (self.key_layout, self.value_layout))
@@ -169,13 +190,14 @@ class AttentionSpec:
             return f"{value}?" if name in self.symbolic else str(value)
 
         dims = f"d{self.head_dim}" if self.head_dim == self.value_dim else f"d{self.head_dim}/{self.value_dim}"
-        mask = "causal" if self.is_causal else self.mask.value
+        kinds = [self.mask.value] if self.mask is not MaskKind.NONE or not self.is_causal else []
+        mask = "/".join([*kinds, *(["causal"] if self.is_causal else [])])
+        pages = f" page={self.page_size}" if self.page_size else ""
         dtype = str(self.dtype).removeprefix("torch.")
         if self.cache is not None:
             scales = f"{self.cache.key_scales.value}/{self.cache.value_scales.value}"
             dtype += f"/{str(self.cache.dtype).removeprefix('torch.')} scales={scales}"
         return (
             f"{self.query_heads}q/{self.kv_heads}kv {dims} q{size('q_len', self.q_len)} "
-            f"S{size('kv_len', self.kv_len)} b{size('batch', self.batch)} "
-            f"{dtype} mask={mask}"
+            f"S{size('kv_len', self.kv_len)} b{size('batch', self.batch)} {dtype} mask={mask}{pages}"
         )

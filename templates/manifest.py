@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -67,19 +67,23 @@ class Template:
         return {name: value for values in absent for name, value in values.items()}
 
 
+def _mask_refusal(spec: AttentionSpec) -> str | None:
+    if spec.is_causal and spec.mask.value not in ("none", "lengths"):
+        return "is_causal=True together with a mask"
+    if spec.page_size and spec.mask.value != "lengths":
+        return f"a paged cache with a mask of kind {spec.mask.value}: it takes lengths only"
+    return None
+
+
 def _split_kv_refusal(spec: AttentionSpec) -> str | None:
     if spec.cache is not None:
         return "a quantised cache"
-    if spec.is_causal and spec.mask.value != "none":
-        return "is_causal=True together with a mask"
-    return None
+    return _mask_refusal(spec)
 
 
 def _quantised_refusal(spec: AttentionSpec) -> str | None:
     if spec.cache is None:
         return "a cache that is not quantised"
-    if spec.is_causal and spec.mask.value != "none":
-        return "is_causal=True together with a mask"
     if spec.dtype.itemsize != 2:
         return f"queries of {spec.dtype}: the products are those of 16-bit numbers, which would round them"
     if spec.head_dim % 8 or spec.value_dim % 8:
@@ -88,46 +92,75 @@ def _quantised_refusal(spec: AttentionSpec) -> str | None:
         return f"head dims {spec.head_dim} and {spec.value_dim}: they must be 256 at most"
     if any(stride % 2 for layout in (spec.key_layout, spec.value_layout) for stride in layout.strides):
         return "K or V with an odd stride: columns are read in pairs"
-    return None
+    return _mask_refusal(spec)
+
+
+def _has_mask(key: TuningKey) -> bool:
+    return key.mask.value not in ("none", "causal", "lengths", "causal_lengths")
+
+
+def _has_lengths(key: TuningKey) -> bool:
+    return key.mask.value in ("lengths", "causal_lengths")
+
+
+def _has(feature: str) -> Callable[[TuningKey], bool]:
+    return lambda key: feature in {present.value for present in key.features}
 
 
 # Bounds are computed from the mask, and only from it.
 _MASK = OptionalFeature(
     name="mask",
     absent={"MASK": "none", "MASK_PER_ROW": False, "mask_ptr": None, "bounds_ptr": None, "HAS_BOUNDS": False},
-    present=lambda key: key.mask.value not in ("none", "causal"),
+    present=_has_mask,
 )
+_LENGTHS = OptionalFeature("lengths", absent={"lengths_ptr": None, "HAS_LENGTHS": False}, present=_has_lengths)
 _CAUSAL = OptionalFeature("causal", absent={"CAUSAL": False}, present=lambda key: key.mask.value == "causal")
+# Among the last keys of a length, and not among the first of a cache.
+_CAUSAL_TAIL = OptionalFeature(
+    name="causal_tail",
+    absent={"CAUSAL_TAIL": False, "row_last": None},
+    present=lambda key: key.mask.value == "causal_lengths",
+)
+_PAGED = OptionalFeature(
+    name="paged",
+    absent={
+        "PAGED": False,
+        "PAGE_SIZE": 0,
+        "TILES_IN_PAGES": False,
+        "table_ptr": None,
+        "table_stride": 0,
+        "pages": None,
+        "page_stride": None,
+        "k_page_stride": None,
+        "v_page_stride": None,
+    },
+    present=lambda key: key.page_size > 0,
+)
+_PAGED_QUANTISED = replace(
+    _PAGED, absent={**_PAGED.absent, "k_scale_page_stride": None, "v_scale_page_stride": None}
+)
+_KEY_TOKEN_SCALES = OptionalFeature(
+    "key_token_scales", absent={"K_SCALE_STRIDE": 0}, present=_has("key_token_scales")
+)
+_VALUE_TOKEN_SCALES = OptionalFeature(
+    "value_token_scales", absent={"V_SCALE_STRIDE": 0}, present=_has("value_token_scales")
+)
+
+# Whatever the cache is made of.
+_FEATURES = (_MASK, _LENGTHS, _CAUSAL, _CAUSAL_TAIL)
 
 SPLIT_KV = Template(
     name="split_kv_decode",
     entries=("split_kv_decode.split_kv_decode", "merge_splits.merge_splits"),
     refusal=_split_kv_refusal,
-    features=(_MASK, _CAUSAL),
-)
-
-# Where there is no mask, bounds may still say which keys there are.
-_MASK_BESIDE_BOUNDS = OptionalFeature(
-    name="mask",
-    absent={"MASK": "none", "MASK_PER_ROW": False, "mask_ptr": None},
-    present=_MASK.present,
-)
-_KEY_TOKEN_SCALES = OptionalFeature(
-    name="key_token_scales",
-    absent={"K_SCALE_STRIDE": 0},
-    present=lambda key: "key_token_scales" in {feature.value for feature in key.features},
-)
-_VALUE_TOKEN_SCALES = OptionalFeature(
-    name="value_token_scales",
-    absent={"V_SCALE_STRIDE": 0},
-    present=lambda key: "value_token_scales" in {feature.value for feature in key.features},
+    features=(*_FEATURES, _PAGED),
 )
 
 QUANTISED = Template(
     name="quantised_decode",
     entries=("quantised_decode.quantised_decode", "merge_splits.merge_splits"),
     refusal=_quantised_refusal,
-    features=(_MASK_BESIDE_BOUNDS, _CAUSAL, _KEY_TOKEN_SCALES, _VALUE_TOKEN_SCALES),
+    features=(*_FEATURES, _PAGED_QUANTISED, _KEY_TOKEN_SCALES, _VALUE_TOKEN_SCALES),
 )
 
 TEMPLATES: tuple[Template, ...] = (SPLIT_KV, QUANTISED)

@@ -35,6 +35,7 @@ def merge_splits(
     stats_ptr,
     bounds_ptr,
     out_ptr,
+    lengths_ptr,
     q_len,
     kv_len,
     kv_heads,
@@ -73,15 +74,16 @@ def merge_splits(
         batch = tl.num_programs(0) // (kv_heads * rows)
         counts, up_to = balanced_counts(
             bounds_ptr, bounds_stride, batch, kv_len, q_len, num_splits, BLOCK_KV, BLOCK_BATCH, MOST_SPLITS,
-            bounds_ptr is not None, CAUSAL,
+            bounds_ptr is not None, CAUSAL, lengths_ptr, lengths_ptr is not None,
         )  # fmt: skip
         batch_slot, active = balanced_slots(counts, up_to, sequence, BLOCK_BATCH)
         slot = kv_head.to(tl.int64) * batch * num_splits + batch_slot
         slots = active
     else:
         first_key, end_key, _, _ = valid_keys(
-            bounds_ptr, bounds_stride, sequence, kv_len, q_len, bounds_ptr is not None, CAUSAL
-        )
+            bounds_ptr, bounds_stride, sequence, kv_len, q_len, bounds_ptr is not None, CAUSAL, lengths_ptr,
+            lengths_ptr is not None,
+        )  # fmt: skip
         active = active_splits(first_key, end_key, kv_len, num_splits, BLOCK_KV, PARTITION)
         slot = head_slot.to(tl.int64) * num_splits
         slots = num_splits

@@ -92,3 +92,17 @@ def prefetch_tile_l2(
                     prefetch_lines_l2(tile_ptr, rows, row_stride, DIM, BLOCK_DIM // LINE_ELEMENTS, LINE_ELEMENTS)
                 else:
                     prefetch_lines_l2(tile_ptr, rows, row_stride, DIM, 1, LINE_ELEMENTS)
+
+
+@triton.jit
+def prefetch_gathered_l2(
+    base_ptr, row_offsets, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BULK: tl.constexpr
+):  # fmt: skip
+    """Ask L2 for rows that start ``row_offsets`` elements (int64) after ``base_ptr``."""
+    ELEMENT_BYTES: tl.constexpr = base_ptr.dtype.element_ty.primitive_bitwidth // 8
+    if BULK:
+        prefetch_rows_l2(base_ptr, row_offsets, 1, DIM * ELEMENT_BYTES)
+    else:
+        LINE_ELEMENTS: tl.constexpr = 128 // ELEMENT_BYTES
+        LINES: tl.constexpr = BLOCK_DIM // LINE_ELEMENTS if BLOCK_DIM > LINE_ELEMENTS else 1
+        prefetch_lines_l2(base_ptr, row_offsets, 1, DIM, LINES, LINE_ELEMENTS)

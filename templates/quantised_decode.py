@@ -10,7 +10,7 @@ Scales never touch K or V. K's multiply scores; those of a whole tensor or head 
 multiply probabilities when they are per token, and the output otherwise. So K and V are never rounded, as they are when
 they are dequantised to the queries' dtype first.
 
-Programs, splits, masks, bounds and partial results are those of ``split_kv_decode``.
+Programs, splits, masks, bounds, lengths, pages and partial results are those of ``split_kv_decode``.
 """
 
 import triton
@@ -19,6 +19,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .heads import head_start
 from .masking import apply_mask_by_row, key_bias
+from .paging import page_rows, prefetch_paged_l2, tile_pages
 from .prefetch import prefetch_tile_l2
 from .products import multiply
 from .rounding import round_to
@@ -36,21 +37,29 @@ SMALLEST_PEAK = tl.constexpr(2.0**-100)
 def load_units(
     head_ptr, descriptor, sequence, head, first, end, row_stride,
     UNITS: tl.constexpr, BLOCK_UNITS: tl.constexpr, BLOCK_KV: tl.constexpr, TMA: tl.constexpr, WHOLE: tl.constexpr,
+    pages, page_stride, PAGED: tl.constexpr, PAGE_SIZE: tl.constexpr, TILES_IN_PAGES: tl.constexpr,
 ):  # fmt: skip
     """Rows [first, first + BLOCK_KV) of one head as (BLOCK_KV, BLOCK_UNITS). Units past UNITS are 0. A tile that is not
     WHOLE never comes by TMA, which knows the cache's capacity and not ``end``: rows beyond it hold whatever was left
     there, NaN perhaps, and are 0 here (0 * NaN is NaN)."""
     if TMA and WHOLE:
-        tile = descriptor.load([sequence, head, first, 0]).reshape([BLOCK_KV, BLOCK_UNITS])
+        if PAGED:
+            tile = descriptor.load([pages, head, first % PAGE_SIZE, 0]).reshape([BLOCK_KV, BLOCK_UNITS])
+        else:
+            tile = descriptor.load([sequence, head, first, 0]).reshape([BLOCK_KV, BLOCK_UNITS])
     else:
         rows = tl.arange(0, BLOCK_KV)
         columns = tl.arange(0, BLOCK_UNITS)
-        pointers = (
-            head_ptr
-            + tl.cast(first, tl.int64) * row_stride
-            + rows.to(tl.int64)[:, None] * row_stride
-            + columns[None, :]
-        )
+        if PAGED:
+            starts = page_rows(pages, first, page_stride, row_stride, BLOCK_KV, PAGE_SIZE, TILES_IN_PAGES)
+            pointers = head_ptr + starts[:, None] + columns[None, :]
+        else:
+            pointers = (
+                head_ptr
+                + tl.cast(first, tl.int64) * row_stride
+                + rows.to(tl.int64)[:, None] * row_stride
+                + columns[None, :]
+            )
         if WHOLE and UNITS == BLOCK_UNITS:
             tile = tl.load(pointers)
         elif WHOLE:
@@ -61,9 +70,16 @@ def load_units(
 
 
 @triton.jit
-def load_scales(head_ptr, keys, end, STRIDE: tl.constexpr, WHOLE: tl.constexpr):
-    """The scales of a tile's keys, fp32 (BLOCK_KV,); 0 from ``end`` on."""
-    pointers = head_ptr + keys.to(tl.int64) * STRIDE
+def load_scales(
+    head_ptr, first, end, STRIDE: tl.constexpr, BLOCK_KV: tl.constexpr, WHOLE: tl.constexpr,
+    pages, page_stride, PAGED: tl.constexpr, PAGE_SIZE: tl.constexpr, TILES_IN_PAGES: tl.constexpr,
+):  # fmt: skip
+    """The scales of keys [first, first + BLOCK_KV), fp32 (BLOCK_KV,); 0 from ``end`` on."""
+    keys = first + tl.arange(0, BLOCK_KV)
+    if PAGED:
+        pointers = head_ptr + page_rows(pages, first, page_stride, STRIDE, BLOCK_KV, PAGE_SIZE, TILES_IN_PAGES)
+    else:
+        pointers = head_ptr + keys.to(tl.int64) * STRIDE
     if WHOLE:
         scales = tl.load(pointers)
     else:
@@ -93,23 +109,32 @@ def attend_tile(
     FORMAT: tl.constexpr, ASSEMBLY: tl.constexpr, K_SCALE_STRIDE: tl.constexpr, V_SCALE_STRIDE: tl.constexpr,
     MASK: tl.constexpr, MASK_PER_ROW: tl.constexpr, CAUSAL: tl.constexpr, TMA: tl.constexpr, UPCAST: tl.constexpr,
     EXP2_SCALE: tl.constexpr, WHOLE: tl.constexpr,
+    row_last, pages, k_page_stride, v_page_stride, k_scale_page_stride, v_scale_page_stride,
+    CAUSAL_TAIL: tl.constexpr, PAGED: tl.constexpr, PAGE_SIZE: tl.constexpr, TILES_IN_PAGES: tl.constexpr,
 ):  # fmt: skip
     """Fold keys [first, first + BLOCK_KV) into the running softmax and the accumulators (BLOCK_V, rows) of even and odd
     value columns. A stride of 0 says that a scale is not per token. ``peak`` is the largest of V's token scales so far:
-    the accumulators are relative to it, so that a probability times a scale is at most 1."""
+    the accumulators are relative to it, so that a probability times a scale is at most 1. ``pages`` are those of a
+    paged cache that the keys lie in, and ``row_last`` the last key that a row sees where there is a CAUSAL_TAIL."""
     keys = first + tl.arange(0, BLOCK_KV)
     k = load_units(
-        k_head_ptr, k_descriptor, sequence, kv_head, first, end, k_row_stride, K_UNITS, BLOCK_K, BLOCK_KV, TMA, WHOLE
-    )
+        k_head_ptr, k_descriptor, sequence, kv_head, first, end, k_row_stride, K_UNITS, BLOCK_K, BLOCK_KV, TMA, WHOLE,
+        pages, k_page_stride, PAGED, PAGE_SIZE, TILES_IN_PAGES,
+    )  # fmt: skip
     # Asked for before it is needed, so that both loads are in flight where the loop is not pipelined.
     v = load_units(
-        v_head_ptr, v_descriptor, sequence, kv_head, first, end, v_row_stride, V_UNITS, BLOCK_V, BLOCK_KV, TMA, WHOLE
-    )
+        v_head_ptr, v_descriptor, sequence, kv_head, first, end, v_row_stride, V_UNITS, BLOCK_V, BLOCK_KV, TMA, WHOLE,
+        pages, v_page_stride, PAGED, PAGE_SIZE, TILES_IN_PAGES,
+    )  # fmt: skip
     scores = multiply(unpack_byte(k, FORMAT, False, ASSEMBLY), q_even, None, UPCAST)
     scores = multiply(unpack_byte(k, FORMAT, True, ASSEMBLY), q_odd, scores, UPCAST)
     scores *= row_scale[None, :]
     if K_SCALE_STRIDE > 0:
-        scores *= load_scales(k_scale_ptr, keys, end, K_SCALE_STRIDE, WHOLE)[:, None]
+        k_scale = load_scales(
+            k_scale_ptr, first, end, K_SCALE_STRIDE, BLOCK_KV, WHOLE,
+            pages, k_scale_page_stride, PAGED, PAGE_SIZE, TILES_IN_PAGES,
+        )  # fmt: skip
+        scores *= k_scale[:, None]
     if MASK != "none":
         needed = ((keys < clean_first) | (keys >= clean_end)) & (keys < end)
         if MASK_PER_ROW:
@@ -124,10 +149,15 @@ def attend_tile(
         scores = tl.where((keys < end)[:, None], scores, float("-inf"))
     if CAUSAL:
         scores = tl.where(keys[:, None] <= row_query[None, :], scores, float("-inf"))
+    if CAUSAL_TAIL:
+        scores = tl.where(keys[:, None] <= row_last[None, :], scores, float("-inf"))
 
     probabilities, maximum, total, shrink = online_softmax(scores, maximum, total, EXP2_SCALE, 0)
     if V_SCALE_STRIDE > 0:
-        v_scale = load_scales(v_scale_ptr, keys, end, V_SCALE_STRIDE, WHOLE)
+        v_scale = load_scales(
+            v_scale_ptr, first, end, V_SCALE_STRIDE, BLOCK_KV, WHOLE,
+            pages, v_scale_page_stride, PAGED, PAGE_SIZE, TILES_IN_PAGES,
+        )  # fmt: skip
         new_peak = tl.maximum(peak, tl.max(tl.abs(v_scale), 0))
         shrink *= peak / new_peak
         peak = new_peak
@@ -141,6 +171,28 @@ def attend_tile(
 
 
 @triton.jit
+def prefetch_tiles(
+    k_head_ptr, v_head_ptr, target, limit, k_row_stride, v_row_stride,
+    K_UNITS: tl.constexpr, V_UNITS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_KV: tl.constexpr,
+    PREFETCH_BULK: tl.constexpr, ROWS_ADJACENT: tl.constexpr,
+    table_ptr, k_page_stride, v_page_stride, PAGED: tl.constexpr, PAGE_SIZE: tl.constexpr, TILES_IN_PAGES: tl.constexpr,
+):  # fmt: skip
+    """Ask L2 for the tiles of K and V at ``target``, if that is below ``limit``."""
+    if PAGED:
+        prefetch_paged_l2(
+            k_head_ptr, v_head_ptr, table_ptr, target, limit, k_page_stride, v_page_stride, k_row_stride, v_row_stride,
+            K_UNITS, V_UNITS, BLOCK_K, BLOCK_V, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT, PAGE_SIZE, TILES_IN_PAGES,
+        )  # fmt: skip
+    else:
+        prefetch_tile_l2(
+            k_head_ptr, target, limit, k_row_stride, K_UNITS, BLOCK_K, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
+        )
+        prefetch_tile_l2(
+            v_head_ptr, target, limit, v_row_stride, V_UNITS, BLOCK_V, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
+        )
+
+
+@triton.jit
 def attend_range(
     q_even, q_odd, maximum, total, peak, even, odd,
     k_head_ptr, v_head_ptr, k_descriptor, v_descriptor, k_scale_ptr, v_scale_ptr,
@@ -151,33 +203,43 @@ def attend_range(
     MASK: tl.constexpr, MASK_PER_ROW: tl.constexpr, CAUSAL: tl.constexpr, TMA: tl.constexpr, UPCAST: tl.constexpr,
     EXP2_SCALE: tl.constexpr, PREFETCH_DEPTH: tl.constexpr, PREFETCH_BULK: tl.constexpr, ROWS_ADJACENT: tl.constexpr,
     WHOLE: tl.constexpr,
+    row_last, table_ptr, k_page_stride, v_page_stride, k_scale_page_stride, v_scale_page_stride,
+    CAUSAL_TAIL: tl.constexpr, PAGED: tl.constexpr, PAGE_SIZE: tl.constexpr, TILES_IN_PAGES: tl.constexpr,
 ):  # fmt: skip
     """Fold the tiles at ``first``, ``first + step``, ... below ``limit`` in a software-pipelined loop. WHOLE says that
-    none is partial."""
+    none is partial. ``table_ptr`` is the sequence's row of a paged cache's table."""
+    pages = None
+    if PAGED:
+        pages = tile_pages(table_ptr, first, limit, BLOCK_KV, PAGE_SIZE, TILES_IN_PAGES)
     for ahead in tl.static_range(1, PREFETCH_DEPTH):
         target = first + ahead * step
-        prefetch_tile_l2(
-            k_head_ptr, target, limit, k_row_stride, K_UNITS, BLOCK_K, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
-        )
-        prefetch_tile_l2(
-            v_head_ptr, target, limit, v_row_stride, V_UNITS, BLOCK_V, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
-        )
+        prefetch_tiles(
+            k_head_ptr, v_head_ptr, target, limit, k_row_stride, v_row_stride, K_UNITS, V_UNITS, BLOCK_K, BLOCK_V,
+            BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT, table_ptr, k_page_stride, v_page_stride, PAGED, PAGE_SIZE,
+            TILES_IN_PAGES,
+        )  # fmt: skip
     for tile_first in range(first, limit, step):
+        next_pages = None
+        if PAGED:
+            next_pages = tile_pages(table_ptr, tile_first + step, limit, BLOCK_KV, PAGE_SIZE, TILES_IN_PAGES)
         if PREFETCH_DEPTH > 0:
             target = tile_first + PREFETCH_DEPTH * step
-            prefetch_tile_l2(
-                k_head_ptr, target, limit, k_row_stride, K_UNITS, BLOCK_K, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
-            )
-            prefetch_tile_l2(
-                v_head_ptr, target, limit, v_row_stride, V_UNITS, BLOCK_V, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
-            )
+            prefetch_tiles(
+                k_head_ptr, v_head_ptr, target, limit, k_row_stride, v_row_stride, K_UNITS, V_UNITS, BLOCK_K, BLOCK_V,
+                BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT, table_ptr, k_page_stride, v_page_stride, PAGED, PAGE_SIZE,
+                TILES_IN_PAGES,
+            )  # fmt: skip
         maximum, total, peak, even, odd = attend_tile(
             q_even, q_odd, maximum, total, peak, even, odd,
             k_head_ptr, v_head_ptr, k_descriptor, v_descriptor, k_scale_ptr, v_scale_ptr,
             mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, tile_first, end, clean_first, clean_end,
             row_query, row_scale, k_row_stride, v_row_stride, K_UNITS, V_UNITS, BLOCK_K, BLOCK_V, BLOCK_KV, FORMAT,
             ASSEMBLY, K_SCALE_STRIDE, V_SCALE_STRIDE, MASK, MASK_PER_ROW, CAUSAL, TMA, UPCAST, EXP2_SCALE, WHOLE,
+            row_last, pages, k_page_stride, v_page_stride, k_scale_page_stride, v_scale_page_stride, CAUSAL_TAIL,
+            PAGED, PAGE_SIZE, TILES_IN_PAGES,
         )  # fmt: skip
+        if PAGED:
+            pages = next_pages
     return maximum, total, peak, even, odd
 
 
@@ -206,7 +268,7 @@ _RUNTIME_INTEGERS = [
     "v_batch_stride", "v_head_stride", "v_row_stride",
     "k_scale_batch_stride", "k_scale_head_stride", "v_scale_batch_stride", "v_scale_head_stride",
     "mask_batch_stride", "mask_head_stride", "mask_row_stride", "mask_key_stride",
-    "out_batch_stride", "out_head_stride", "out_row_stride",
+    "out_batch_stride", "out_head_stride", "out_row_stride", "table_stride",
 ]  # fmt: skip
 
 
@@ -225,6 +287,8 @@ def quantised_decode(
     out_ptr,
     partial_ptr,
     stats_ptr,
+    lengths_ptr,
+    table_ptr,
     score_scale,
     q_len,
     kv_len,
@@ -251,6 +315,7 @@ def quantised_decode(
     out_batch_stride,
     out_head_stride,
     out_row_stride,
+    table_stride,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
@@ -279,13 +344,18 @@ def quantised_decode(
     LAUNCH_OVERLAP: tl.constexpr,
     EXP2_SCALE: tl.constexpr,
     UPCAST: tl.constexpr,
+    CAUSAL_TAIL: tl.constexpr,
+    PAGED: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    TILES_IN_PAGES: tl.constexpr,
 ):
     """Grid (batch * kv_heads * row_tiles, num_splits); SPLIT says whether num_splits is more than 1.
 
     k and v are int16 (batch, kv_heads, kv_len, dim / 2), strides in multiples of KV_STRIDE_UNIT units; BLOCK_K and
     BLOCK_V are powers of two that hold HEAD_DIM / 2 and VALUE_DIM / 2 units. Scales are finite; absent where all are 1.
     K_SCALE_STRIDE and V_SCALE_STRIDE are the elements between two tokens' scales, 0 where tokens share one.
-    ``score_scale``, ``EXP2_SCALE``, partial results and statistics are those of ``split_kv_decode``.
+    ``score_scale``, ``EXP2_SCALE``, partial results, statistics, lengths, pages and the table are those of
+    ``split_kv_decode``; scales' batch strides, too, lead from page to page.
     """
     K_UNITS: tl.constexpr = HEAD_DIM // 2
     V_UNITS: tl.constexpr = VALUE_DIM // 2
@@ -304,12 +374,12 @@ def quantised_decode(
         # As in split_kv_decode: before the kernel before this one is waited for, and so by a guess.
         begin = guessed_begin(kv_len, split, num_splits, BLOCK_KV, PARTITION)
         prefetch_tile_l2(
-            head_start(k_ptr, sequence, kv_head, k_batch_stride, k_head_stride, KV_STRIDE_UNIT), begin, kv_len, k_row,
-            K_UNITS, BLOCK_K, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
+            head_start(k_ptr, sequence, kv_head, k_batch_stride, k_head_stride, KV_STRIDE_UNIT, False), begin, kv_len,
+            k_row, K_UNITS, BLOCK_K, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
         )  # fmt: skip
         prefetch_tile_l2(
-            head_start(v_ptr, sequence, kv_head, v_batch_stride, v_head_stride, KV_STRIDE_UNIT), begin, kv_len, v_row,
-            V_UNITS, BLOCK_V, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
+            head_start(v_ptr, sequence, kv_head, v_batch_stride, v_head_stride, KV_STRIDE_UNIT, False), begin, kv_len,
+            v_row, V_UNITS, BLOCK_V, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
         )  # fmt: skip
 
     # Before anything that an earlier kernel may have written is read, and in every program: a grid that ended without
@@ -321,7 +391,7 @@ def quantised_decode(
     if BALANCED:
         counts, up_to = balanced_counts(
             bounds_ptr, bounds_stride, batch, kv_len, q_len, num_splits, BLOCK_KV, BLOCK_BATCH, MOST_SPLITS,
-            bounds_ptr is not None, CAUSAL,
+            bounds_ptr is not None, CAUSAL, lengths_ptr, lengths_ptr is not None,
         )  # fmt: skip
         batch_split = (split * tl.num_programs(0) + flat) // (kv_heads * row_tiles)
         sequence, split, splits = balanced_split(counts, up_to, batch_split, BLOCK_BATCH)
@@ -332,8 +402,9 @@ def quantised_decode(
         splits = num_splits
         slot = (sequence.to(tl.int64) * kv_heads + kv_head) * num_splits + split
     first_key, end_key, clean_first, clean_end = valid_keys(
-        bounds_ptr, bounds_stride, sequence, kv_len, q_len, bounds_ptr is not None, CAUSAL
-    )
+        bounds_ptr, bounds_stride, sequence, kv_len, q_len, bounds_ptr is not None, CAUSAL, lengths_ptr,
+        lengths_ptr is not None,
+    )  # fmt: skip
     first, limit, step = split_range(first_key, end_key, kv_len, split, splits, BLOCK_KV, PARTITION)
     if not BALANCED:
         # Split 0 goes on even with no keys: it must write the zeros of rows that see nothing.
@@ -346,8 +417,10 @@ def quantised_decode(
         row_valid = row < rows
         row_head = kv_head * GROUP + row // q_len
         row_query = row % q_len
+        row_last = None
+        if CAUSAL_TAIL:
+            row_last = row_query + (end_key - q_len)
         sequence_wide = sequence.to(tl.int64)
-        kv_head_wide = kv_head.to(tl.int64)
 
         q_rows = (
             sequence_wide * q_batch_stride + row_head.to(tl.int64) * q_head_stride + row_query * q_row_stride
@@ -362,17 +435,28 @@ def quantised_decode(
         q_odd = tl.trans((q_odd * factor[:, None]).to(tl.float16))
         row_scale *= score_scale
 
-        k_head_ptr = head_start(k_ptr, sequence, kv_head, k_batch_stride, k_head_stride, KV_STRIDE_UNIT)
-        v_head_ptr = head_start(v_ptr, sequence, kv_head, v_batch_stride, v_head_stride, KV_STRIDE_UNIT)
+        k_head_ptr = head_start(k_ptr, sequence, kv_head, k_batch_stride, k_head_stride, KV_STRIDE_UNIT, PAGED)
+        v_head_ptr = head_start(v_ptr, sequence, kv_head, v_batch_stride, v_head_stride, KV_STRIDE_UNIT, PAGED)
+        table_row = None
+        k_page = None
+        v_page = None
+        k_scale_page = None
+        v_scale_page = None
+        if PAGED:
+            table_row = table_ptr + sequence_wide * table_stride
+            k_page = tl.cast(k_batch_stride, tl.int64) * KV_STRIDE_UNIT
+            v_page = tl.cast(v_batch_stride, tl.int64) * KV_STRIDE_UNIT
+            k_scale_page = tl.cast(k_scale_batch_stride, tl.int64)
+            v_scale_page = tl.cast(v_scale_batch_stride, tl.int64)
         k_scales = k_scale_ptr
         v_scales = v_scale_ptr
         result_scale = 1.0 / PROBABILITY_UNIT
         if k_scale_ptr is not None:
-            k_scales = k_scale_ptr + sequence_wide * k_scale_batch_stride + kv_head_wide * k_scale_head_stride
+            k_scales = head_start(k_scale_ptr, sequence, kv_head, k_scale_batch_stride, k_scale_head_stride, 1, PAGED)
             if K_SCALE_STRIDE == 0:
                 row_scale *= tl.load(k_scales).to(tl.float32)
         if v_scale_ptr is not None:
-            v_scales = v_scale_ptr + sequence_wide * v_scale_batch_stride + kv_head_wide * v_scale_head_stride
+            v_scales = head_start(v_scale_ptr, sequence, kv_head, v_scale_batch_stride, v_scale_head_stride, 1, PAGED)
             if V_SCALE_STRIDE == 0:
                 result_scale *= tl.load(v_scales).to(tl.float32)
 
@@ -405,15 +489,21 @@ def quantised_decode(
             row_query, row_scale, k_row, v_row, K_UNITS, V_UNITS, BLOCK_K, BLOCK_V, BLOCK_KV,
             FORMAT, ASSEMBLY, K_SCALE_STRIDE, V_SCALE_STRIDE, MASK, MASK_PER_ROW, CAUSAL, TMA, UPCAST, EXP2_SCALE,
             PREFETCH_DEPTH, PREFETCH_BULK, ROWS_ADJACENT, PEEL,
+            row_last, table_row, k_page, v_page, k_scale_page, v_scale_page, CAUSAL_TAIL, PAGED, PAGE_SIZE,
+            TILES_IN_PAGES,
         )  # fmt: skip
         if PEEL and (whole_end < limit) & (whole_end >= first) & ((whole_end - first) % step == 0):
+            pages = None
+            if PAGED:
+                pages = tile_pages(table_row, whole_end, limit, BLOCK_KV, PAGE_SIZE, TILES_IN_PAGES)
             maximum, total, peak, even, odd = attend_tile(
                 q_even, q_odd, maximum, total, peak, even, odd,
                 k_head_ptr, v_head_ptr, k_descriptor, v_descriptor, k_scales, v_scales, mask_base, mask_rows,
                 mask_key_stride, sequence, kv_head, whole_end, end_key, clean_first, clean_end,
                 row_query, row_scale, k_row, v_row, K_UNITS, V_UNITS, BLOCK_K, BLOCK_V, BLOCK_KV,
                 FORMAT, ASSEMBLY, K_SCALE_STRIDE, V_SCALE_STRIDE, MASK, MASK_PER_ROW, CAUSAL, TMA, UPCAST, EXP2_SCALE,
-                False,
+                False, row_last, pages, k_page, v_page, k_scale_page, v_scale_page, CAUSAL_TAIL, PAGED, PAGE_SIZE,
+                TILES_IN_PAGES,
             )  # fmt: skip
 
         if V_SCALE_STRIDE > 0:

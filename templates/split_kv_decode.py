@@ -14,6 +14,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .heads import head_start
 from .masking import apply_mask_by_row, key_bias
+from .paging import page_rows, prefetch_paged_l2, tile_pages
 from .prefetch import prefetch_tile_l2
 from .products import multiply
 from .rounding import round_to
@@ -35,6 +36,11 @@ def load_tile(
     BLOCK_KV: tl.constexpr,
     TMA: tl.constexpr,
     WHOLE: tl.constexpr,
+    pages,
+    page_stride,
+    PAGED: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    TILES_IN_PAGES: tl.constexpr,
 ):
     """Rows [first, first + BLOCK_KV) of one head as (BLOCK_KV, BLOCK_DIM). Columns past DIM are 0, and so are rows past
     ``end`` unless the tile is WHOLE. TMA knows the cache's capacity, not ``end``: it also reads rows that nobody asked
@@ -42,12 +48,19 @@ def load_tile(
     keys = first + tl.arange(0, BLOCK_KV)
     columns = tl.arange(0, BLOCK_DIM)
     if TMA:
-        tile = descriptor.load([sequence, head, first, 0]).reshape([BLOCK_KV, BLOCK_DIM])
+        if PAGED:
+            tile = descriptor.load([pages, head, first % PAGE_SIZE, 0]).reshape([BLOCK_KV, BLOCK_DIM])
+        else:
+            tile = descriptor.load([sequence, head, first, 0]).reshape([BLOCK_KV, BLOCK_DIM])
         if not WHOLE:
             tile = tl.where((keys < end)[:, None], tile, 0.0)
     else:
-        rows = tl.arange(0, BLOCK_KV).to(tl.int64)
-        pointers = head_ptr + tl.cast(first, tl.int64) * row_stride + rows[:, None] * row_stride + columns[None, :]
+        if PAGED:
+            starts = page_rows(pages, first, page_stride, row_stride, BLOCK_KV, PAGE_SIZE, TILES_IN_PAGES)
+            pointers = head_ptr + starts[:, None] + columns[None, :]
+        else:
+            rows = tl.arange(0, BLOCK_KV).to(tl.int64)
+            pointers = head_ptr + tl.cast(first, tl.int64) * row_stride + rows[:, None] * row_stride + columns[None, :]
         if WHOLE and DIM == BLOCK_DIM:
             tile = tl.load(pointers)
         elif WHOLE:
@@ -82,9 +95,12 @@ def fold_tile(
     UPCAST: tl.constexpr,
     EXP2_SCALE: tl.constexpr,
     WHOLE: tl.constexpr,
+    row_last,
+    CAUSAL_TAIL: tl.constexpr,
 ):
     """Fold a tile of K and V, keys [first, first + BLOCK_KV), into the running softmax. KEYS_FIRST keeps scores as
-    (keys, rows) and the accumulator as (value columns, rows); otherwise both lead with rows."""
+    (keys, rows) and the accumulator as (value columns, rows); otherwise both lead with rows. ``row_last`` is the last
+    key that a row sees where there is a CAUSAL_TAIL."""
     KEYS_AXIS: tl.constexpr = 0 if KEYS_FIRST else 1
     keys = first + tl.arange(0, BLOCK_KV)
     if KEYS_FIRST:
@@ -112,6 +128,8 @@ def fold_tile(
     if CAUSAL:
         visible = tl.expand_dims(keys, 1 - KEYS_AXIS) <= along_keys(row_query, KEYS_AXIS)
         scores = tl.where(visible, scores, float("-inf"))
+    if CAUSAL_TAIL:
+        scores = tl.where(tl.expand_dims(keys, 1 - KEYS_AXIS) <= along_keys(row_last, KEYS_AXIS), scores, float("-inf"))
     probabilities, maximum, total, shrink = online_softmax(scores, maximum, total, EXP2_SCALE, KEYS_AXIS)
     accumulator *= along_keys(shrink, KEYS_AXIS)
     probabilities = round_to(probabilities, v.dtype, UPCAST)
@@ -158,23 +176,32 @@ def attend_tile(
     UPCAST: tl.constexpr,
     EXP2_SCALE: tl.constexpr,
     WHOLE: tl.constexpr,
+    row_last,
+    pages,
+    k_page_stride,
+    v_page_stride,
+    CAUSAL_TAIL: tl.constexpr,
+    PAGED: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    TILES_IN_PAGES: tl.constexpr,
 ):
-    """Load keys [first, first + BLOCK_KV) and fold them into the running softmax."""
+    """Load keys [first, first + BLOCK_KV) and fold them into the running softmax. ``pages`` are those of a paged cache
+    that they lie in."""
     # A partial tile by pointers reads only what is valid.
     BY_TMA: tl.constexpr = TMA and (WHOLE or KEYS_FIRST)
     k = load_tile(
         k_head_ptr, k_descriptor, sequence, kv_head, first, end, k_row_stride,
-        HEAD_DIM, BLOCK_D, BLOCK_KV, BY_TMA, WHOLE,
+        HEAD_DIM, BLOCK_D, BLOCK_KV, BY_TMA, WHOLE, pages, k_page_stride, PAGED, PAGE_SIZE, TILES_IN_PAGES,
     )  # fmt: skip
     # Asked for before it is needed, so that both loads are in flight where the loop is not pipelined.
     v = load_tile(
         v_head_ptr, v_descriptor, sequence, kv_head, first, end, v_row_stride,
-        VALUE_DIM, BLOCK_DV, BLOCK_KV, BY_TMA, WHOLE,
+        VALUE_DIM, BLOCK_DV, BLOCK_KV, BY_TMA, WHOLE, pages, v_page_stride, PAGED, PAGE_SIZE, TILES_IN_PAGES,
     )  # fmt: skip
     return fold_tile(
         q, maximum, total, accumulator, k, v, mask_ptr, mask_row_offsets, mask_key_stride, first, end,
         clean_first, clean_end, row_query, score_scale, BLOCK_KV, MASK, MASK_PER_ROW, CAUSAL, KEYS_FIRST, UPCAST,
-        EXP2_SCALE, WHOLE,
+        EXP2_SCALE, WHOLE, row_last, CAUSAL_TAIL,
     )  # fmt: skip
 
 
@@ -219,32 +246,63 @@ def attend_range(
     PREFETCH_BULK: tl.constexpr,
     ROWS_ADJACENT: tl.constexpr,
     WHOLE: tl.constexpr,
+    row_last,
+    table_ptr,
+    k_page_stride,
+    v_page_stride,
+    CAUSAL_TAIL: tl.constexpr,
+    PAGED: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    TILES_IN_PAGES: tl.constexpr,
 ):
     """Fold the tiles at ``first``, ``first + step``, ... below ``limit`` in a software-pipelined loop. WHOLE says that
-    none is partial."""
+    none is partial. ``table_ptr`` is the sequence's row of a paged cache's table."""
+    pages = None
+    if PAGED:
+        pages = tile_pages(table_ptr, first, limit, BLOCK_KV, PAGE_SIZE, TILES_IN_PAGES)
     for ahead in tl.static_range(1, PREFETCH_DEPTH):
         target = first + ahead * step
-        prefetch_tile_l2(
-            k_head_ptr, target, limit, k_row_stride, HEAD_DIM, BLOCK_D, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
-        )
-        prefetch_tile_l2(
-            v_head_ptr, target, limit, v_row_stride, VALUE_DIM, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
-        )
-    for tile_first in range(first, limit, step):
-        if PREFETCH_DEPTH > 0:
-            target = tile_first + PREFETCH_DEPTH * step
+        if PAGED:
+            prefetch_paged_l2(
+                k_head_ptr, v_head_ptr, table_ptr, target, limit, k_page_stride, v_page_stride, k_row_stride,
+                v_row_stride, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
+                PAGE_SIZE, TILES_IN_PAGES,
+            )  # fmt: skip
+        else:
             prefetch_tile_l2(
                 k_head_ptr, target, limit, k_row_stride, HEAD_DIM, BLOCK_D, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
             )
             prefetch_tile_l2(
                 v_head_ptr, target, limit, v_row_stride, VALUE_DIM, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
             )
+    for tile_first in range(first, limit, step):
+        next_pages = None
+        if PAGED:
+            next_pages = tile_pages(table_ptr, tile_first + step, limit, BLOCK_KV, PAGE_SIZE, TILES_IN_PAGES)
+        if PREFETCH_DEPTH > 0:
+            target = tile_first + PREFETCH_DEPTH * step
+            if PAGED:
+                prefetch_paged_l2(
+                    k_head_ptr, v_head_ptr, table_ptr, target, limit, k_page_stride, v_page_stride, k_row_stride,
+                    v_row_stride, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
+                    PAGE_SIZE, TILES_IN_PAGES,
+                )  # fmt: skip
+            else:
+                prefetch_tile_l2(
+                    k_head_ptr, target, limit, k_row_stride, HEAD_DIM, BLOCK_D, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
+                )
+                prefetch_tile_l2(
+                    v_head_ptr, target, limit, v_row_stride, VALUE_DIM, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
+                )
         maximum, total, accumulator = attend_tile(
             q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
             mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, tile_first, end, clean_first, clean_end,
             row_query, score_scale, k_row_stride, v_row_stride, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
-            MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, WHOLE,
+            MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, WHOLE, row_last, pages,
+            k_page_stride, v_page_stride, CAUSAL_TAIL, PAGED, PAGE_SIZE, TILES_IN_PAGES,
         )  # fmt: skip
+        if PAGED:
+            pages = next_pages
     return maximum, total, accumulator
 
 
@@ -304,7 +362,7 @@ _RUNTIME_INTEGERS = [
     "k_batch_stride", "k_head_stride", "k_row_stride",
     "v_batch_stride", "v_head_stride", "v_row_stride",
     "mask_batch_stride", "mask_head_stride", "mask_row_stride", "mask_key_stride",
-    "out_batch_stride", "out_head_stride", "out_row_stride",
+    "out_batch_stride", "out_head_stride", "out_row_stride", "table_stride",
 ]  # fmt: skip
 
 
@@ -322,6 +380,8 @@ def split_kv_decode(
     partial_ptr,
     stats_ptr,
     arrivals_ptr,
+    lengths_ptr,
+    table_ptr,
     score_scale,
     q_len,
     kv_len,
@@ -344,6 +404,7 @@ def split_kv_decode(
     out_batch_stride,
     out_head_stride,
     out_row_stride,
+    table_stride,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
@@ -372,6 +433,10 @@ def split_kv_decode(
     SPLITS_AT_ONCE: tl.constexpr,
     EXP2_SCALE: tl.constexpr,
     UPCAST: tl.constexpr,
+    CAUSAL_TAIL: tl.constexpr,
+    PAGED: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    TILES_IN_PAGES: tl.constexpr,
 ):
     """Grid (batch * kv_heads * row_tiles, num_splits); SPLIT says whether num_splits is more than 1.
 
@@ -380,6 +445,12 @@ def split_kv_decode(
     partial is fp32 (splits of the batch, rows, VALUE_DIM), stats fp32 (splits of the batch, rows, 2): maximum and
     total. The splits of a sequence and head are adjacent: (batch * kv_heads, num_splits), or where they are balanced
     (kv_heads, batch * num_splits).
+
+    ``lengths``, int32 or int64 (batch,), are in place of a mask and its bounds. With a CAUSAL_TAIL the last q_len keys
+    of each are those of the queries: query i sees the first length - q_len + i + 1.
+
+    PAGED caches are pools, k (pages, kv_heads, PAGE_SIZE, HEAD_DIM) and v likewise: their batch strides lead from page
+    to page. ``table`` is int32 (batch, kv_len / PAGE_SIZE), its rows ``table_stride`` apart.
     """
     KEYS_AXIS: tl.constexpr = 0 if KEYS_FIRST else 1
     BALANCED: tl.constexpr = PARTITION == "balanced"
@@ -398,12 +469,12 @@ def split_kv_decode(
         # the newest key too: L2 sees the write.
         begin = guessed_begin(kv_len, split, num_splits, BLOCK_KV, PARTITION)
         prefetch_tile_l2(
-            head_start(k_ptr, sequence, kv_head, k_batch_stride, k_head_stride, KV_STRIDE_UNIT), begin, kv_len, k_row,
-            HEAD_DIM, BLOCK_D, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
+            head_start(k_ptr, sequence, kv_head, k_batch_stride, k_head_stride, KV_STRIDE_UNIT, False), begin, kv_len,
+            k_row, HEAD_DIM, BLOCK_D, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
         )  # fmt: skip
         prefetch_tile_l2(
-            head_start(v_ptr, sequence, kv_head, v_batch_stride, v_head_stride, KV_STRIDE_UNIT), begin, kv_len, v_row,
-            VALUE_DIM, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
+            head_start(v_ptr, sequence, kv_head, v_batch_stride, v_head_stride, KV_STRIDE_UNIT, False), begin, kv_len,
+            v_row, VALUE_DIM, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
         )  # fmt: skip
 
     # Before anything that an earlier kernel may have written is read, and in every program: a grid that ended without
@@ -415,7 +486,7 @@ def split_kv_decode(
     if BALANCED:
         counts, up_to = balanced_counts(
             bounds_ptr, bounds_stride, batch, kv_len, q_len, num_splits, BLOCK_KV, BLOCK_BATCH, MOST_SPLITS,
-            bounds_ptr is not None, CAUSAL,
+            bounds_ptr is not None, CAUSAL, lengths_ptr, lengths_ptr is not None,
         )  # fmt: skip
         batch_split = (split * tl.num_programs(0) + flat) // (kv_heads * row_tiles)
         sequence, split, splits = balanced_split(counts, up_to, batch_split, BLOCK_BATCH)
@@ -426,8 +497,9 @@ def split_kv_decode(
         splits = num_splits
         slot = (sequence.to(tl.int64) * kv_heads + kv_head) * num_splits + split
     first_key, end_key, clean_first, clean_end = valid_keys(
-        bounds_ptr, bounds_stride, sequence, kv_len, q_len, bounds_ptr is not None, CAUSAL
-    )
+        bounds_ptr, bounds_stride, sequence, kv_len, q_len, bounds_ptr is not None, CAUSAL, lengths_ptr,
+        lengths_ptr is not None,
+    )  # fmt: skip
     first, limit, step = split_range(first_key, end_key, kv_len, split, splits, BLOCK_KV, PARTITION)
     if not BALANCED:
         # Split 0 goes on even with no keys: it must write the zeros of rows that see nothing.
@@ -436,13 +508,23 @@ def split_kv_decode(
 
     if works:
         sequence_wide = sequence.to(tl.int64)
-        k_head_ptr = head_start(k_ptr, sequence, kv_head, k_batch_stride, k_head_stride, KV_STRIDE_UNIT)
-        v_head_ptr = head_start(v_ptr, sequence, kv_head, v_batch_stride, v_head_stride, KV_STRIDE_UNIT)
+        k_head_ptr = head_start(k_ptr, sequence, kv_head, k_batch_stride, k_head_stride, KV_STRIDE_UNIT, PAGED)
+        v_head_ptr = head_start(v_ptr, sequence, kv_head, v_batch_stride, v_head_stride, KV_STRIDE_UNIT, PAGED)
+        table_row = None
+        k_page = None
+        v_page = None
+        if PAGED:
+            table_row = table_ptr + sequence_wide * table_stride
+            k_page = tl.cast(k_batch_stride, tl.int64) * KV_STRIDE_UNIT
+            v_page = tl.cast(v_batch_stride, tl.int64) * KV_STRIDE_UNIT
         rows = GROUP * q_len
         row = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
         row_valid = row < rows
         row_head = kv_head * GROUP + row // q_len
         row_query = row % q_len
+        row_last = None
+        if CAUSAL_TAIL:
+            row_last = row_query + (end_key - q_len)
 
         columns = tl.arange(0, BLOCK_D)
         q_rows = (
@@ -482,14 +564,19 @@ def split_kv_decode(
             clean_end, row_query, score_scale, k_row, v_row, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
             MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE,
             PREFETCH_DEPTH, PREFETCH_BULK, ROWS_ADJACENT, PEEL,
+            row_last, table_row, k_page, v_page, CAUSAL_TAIL, PAGED, PAGE_SIZE, TILES_IN_PAGES,
         )  # fmt: skip
 
         if PEEL and (whole_end < limit) & (whole_end >= first) & ((whole_end - first) % step == 0):
+            pages = None
+            if PAGED:
+                pages = tile_pages(table_row, whole_end, limit, BLOCK_KV, PAGE_SIZE, TILES_IN_PAGES)
             maximum, total, accumulator = attend_tile(
                 q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
                 mask_base, mask_rows, mask_key_stride, sequence, kv_head, whole_end, end_key, clean_first, clean_end,
                 row_query, score_scale, k_row, v_row, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
-                MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, False,
+                MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, False, row_last, pages, k_page,
+                v_page, CAUSAL_TAIL, PAGED, PAGE_SIZE, TILES_IN_PAGES,
             )  # fmt: skip
 
         out_rows = (

@@ -16,9 +16,13 @@ import triton.language as tl
 
 
 @triton.jit
-def valid_keys(bounds_ptr, bounds_stride, sequence, kv_len, q_len, HAS_BOUNDS: tl.constexpr, CAUSAL: tl.constexpr):
+def valid_keys(
+    bounds_ptr, bounds_stride, sequence, kv_len, q_len, HAS_BOUNDS: tl.constexpr, CAUSAL: tl.constexpr, lengths_ptr,
+    HAS_LENGTHS: tl.constexpr,
+):  # fmt: skip
     """The keys [first, end) that any query of ``sequence`` may see, and [clean_first, clean_end) within it, where the
-    mask hides nothing. ``bounds`` is int32 (1|batch, 4); without it all keys are valid and none is known to be clean.
+    mask hides nothing. ``bounds`` is int32 (1|batch, 4). In its place ``lengths`` (batch,) may say how many keys there
+    are; what lies outside of the capacity counts as the nearest that does not. Without either all keys are valid.
     A causal mask is aligned top-left, as in SDPA: query i sees keys 0..i."""
     if HAS_BOUNDS:
         row = bounds_ptr + sequence * bounds_stride
@@ -26,6 +30,11 @@ def valid_keys(bounds_ptr, bounds_stride, sequence, kv_len, q_len, HAS_BOUNDS: t
         end = tl.minimum(tl.load(row + 1), kv_len)
         clean_first = tl.load(row + 2)
         clean_end = tl.load(row + 3)
+    elif HAS_LENGTHS:
+        first = kv_len * 0
+        end = tl.minimum(tl.maximum(tl.load(lengths_ptr + sequence), 0), kv_len).to(tl.int32)
+        clean_first = first
+        clean_end = end
     else:
         first = kv_len * 0
         end = kv_len
@@ -102,6 +111,8 @@ def balanced_counts(
     MOST_SPLITS: tl.constexpr,
     HAS_BOUNDS: tl.constexpr,
     CAUSAL: tl.constexpr,
+    lengths_ptr,
+    HAS_LENGTHS: tl.constexpr,
 ):
     """(BLOCK_BATCH,) splits of each sequence, from 1 to MOST_SPLITS, and how many there are up to and including each.
 
@@ -114,6 +125,10 @@ def balanced_counts(
         row = bounds_ptr + sequence * bounds_stride
         first = tl.maximum(tl.load(row, mask=inside, other=0), 0)
         end = tl.minimum(tl.load(row + 1, mask=inside, other=0), kv_len)
+    elif HAS_LENGTHS:
+        first = sequence * 0
+        lengths = tl.load(lengths_ptr + sequence, mask=inside, other=0)
+        end = tl.minimum(tl.maximum(lengths, 0), kv_len).to(tl.int32)
     else:
         first = sequence * 0
         end = sequence * 0 + kv_len

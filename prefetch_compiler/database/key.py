@@ -18,7 +18,15 @@ from enum import Enum
 import torch
 
 from ..errors import InvalidKeyNameError
-from ..spec import QUANTISED_FORMATS, AttentionSpec, MaskKind, QuantisedCache, ScaleGranularity, TensorLayout
+from ..spec import (
+    PAGE_SIZES,
+    QUANTISED_FORMATS,
+    AttentionSpec,
+    MaskKind,
+    QuantisedCache,
+    ScaleGranularity,
+    TensorLayout,
+)
 
 # A symbolic length grows without recompiling, so its hint says little: plan for a cache worth splitting.
 PLANNED_SYMBOLIC_KV_LEN = 8192
@@ -45,10 +53,13 @@ class Alignment(str, Enum):
 
 
 class MaskClass(str, Enum):
-    """``*_rows`` masks differ between query heads or positions, so that they are loaded per row."""
+    """``*_rows`` masks differ between query heads or positions, so that they are loaded per row; ``lengths`` are in
+    place of a mask, ``causal_lengths`` with a causal one among the last keys of each."""
 
     NONE = "none"
     CAUSAL = "causal"
+    LENGTHS = "lengths"
+    CAUSAL_LENGTHS = "causal_lengths"
     BOOL = "bool"
     BOOL_ROWS = "bool_rows"
     ADDITIVE = "additive"
@@ -57,11 +68,29 @@ class MaskClass(str, Enum):
 
 class Feature(str, Enum):
     """What else decides: ``growing`` lengths are symbolic, and planned for as PLANNED_SYMBOLIC_KV_LEN at least; a
-    quantised cache may have a scale for each token of K or of V."""
+    quantised cache may have a scale for each token of K or of V; ``page16`` and the like are paged caches, by the keys
+    of a page."""
 
     GROWING = "growing"
     KEY_TOKEN_SCALES = "key_token_scales"
+    PAGE1 = "page1"
+    PAGE2 = "page2"
+    PAGE4 = "page4"
+    PAGE8 = "page8"
+    PAGE16 = "page16"
+    PAGE32 = "page32"
+    PAGE64 = "page64"
+    PAGE128 = "page128"
+    PAGE256 = "page256"
     VALUE_TOKEN_SCALES = "value_token_scales"
+
+    @property
+    def page_size(self) -> int:
+        """Keys of a page; 0 for what says nothing of pages."""
+        return _PAGE_SIZES.get(self, 0)
+
+
+_PAGE_SIZES = {Feature(f"page{size}"): size for size in PAGE_SIZES}
 
 
 def bucket(size: int) -> int:
@@ -104,22 +133,33 @@ class TuningKey:
         ]  # fmt: skip
         return " ".join(words)
 
+    @property
+    def page_size(self) -> int:
+        """Keys of a page; 0 for a cache in one piece."""
+        return max((feature.page_size for feature in self.features), default=0)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether what sequences hold is known on the device only, from a mask or from lengths."""
+        return self.mask not in (MaskClass.NONE, MaskClass.CAUSAL)
+
     def at(self, *, batch: int, capacity: int) -> TuningKey:
         """The key of another bucket."""
         return replace(self, batch_bucket=batch, capacity_bucket=capacity)
 
     def spec(self) -> AttentionSpec:
-        """The largest member: what is measured, and where admissibility is decided."""
+        """The largest member: what is measured, and where admissibility is decided. Its pages are whole."""
+        page_size = self.page_size
         dims = (self.head_dim, self.value_dim)
         key_layout, value_layout = (self._tensor_layout(dim) for dim in dims)
         kind, per_row = _MASKS[self.mask]
-        mask_dtype = {MaskKind.NONE: None, MaskKind.BOOL: torch.bool}.get(kind, _DTYPES.get(self.mask_dtype))
+        mask_dtype = torch.bool if kind is MaskKind.BOOL else _DTYPES.get(self.mask_dtype)
         return AttentionSpec(
             batch=self.batch_bucket,
             query_heads=self.group * self.kv_heads,
             kv_heads=self.kv_heads,
             q_len=self.q_len_bucket,
-            kv_len=self.capacity_bucket,
+            kv_len=-(-self.capacity_bucket // page_size) * page_size if page_size else self.capacity_bucket,
             head_dim=self.head_dim,
             value_dim=self.value_dim,
             dtype=_DTYPES[self.dtype],
@@ -129,9 +169,10 @@ class TuningKey:
             mask=kind,
             mask_dtype=mask_dtype,
             mask_per_row=per_row,
-            is_causal=self.mask is MaskClass.CAUSAL,
+            is_causal=self.mask in _CAUSAL,
             symbolic=frozenset({"kv_len"} if Feature.GROWING in self.features else ()),
             cache=self._cache(),
+            page_size=page_size,
         )
 
     def _cache(self) -> QuantisedCache | None:
@@ -145,7 +186,7 @@ class TuningKey:
         return QuantisedCache(_QUANTISED[self.kv_dtype], keys, values, torch.float32)
 
     def _tensor_layout(self, dim: int) -> TensorLayout:
-        heads, length = self.kv_heads, self.capacity_bucket
+        heads, length = self.kv_heads, self.page_size or self.capacity_bucket
         row = dim + STRIDED_GAP if self.layout is Layout.STRIDED else dim
         # A batch stride of 0 (one cache for all sequences) is what keeps 16-byte rows from TMA; an odd one, any row. A
         # quantised cache's are even: its columns are read in pairs.
@@ -160,12 +201,15 @@ class TuningKey:
 _MASKS = {
     MaskClass.NONE: (MaskKind.NONE, False),
     MaskClass.CAUSAL: (MaskKind.NONE, False),
+    MaskClass.LENGTHS: (MaskKind.LENGTHS, False),
+    MaskClass.CAUSAL_LENGTHS: (MaskKind.LENGTHS, False),
     MaskClass.BOOL: (MaskKind.BOOL, False),
     MaskClass.BOOL_ROWS: (MaskKind.BOOL, True),
     MaskClass.ADDITIVE: (MaskKind.ADDITIVE, False),
     MaskClass.ADDITIVE_ROWS: (MaskKind.ADDITIVE, True),
 }
-_MASK_CLASSES = {(kind, per_row): mask for mask, (kind, per_row) in _MASKS.items() if mask is not MaskClass.CAUSAL}
+_CAUSAL = (MaskClass.CAUSAL, MaskClass.CAUSAL_LENGTHS)
+_MASK_CLASSES = {kind: mask for mask, kind in _MASKS.items() if mask not in _CAUSAL}
 
 
 def key_of(spec: AttentionSpec) -> TuningKey:
@@ -174,7 +218,6 @@ def key_of(spec: AttentionSpec) -> TuningKey:
     capacity = max(spec.kv_len, PLANNED_SYMBOLIC_KV_LEN) if growing else spec.kv_len
     dtype = _dtype_name(spec.dtype)
     additive = spec.mask is MaskKind.ADDITIVE and spec.mask_dtype is not None
-    per_row = spec.mask_per_row and spec.mask is not MaskKind.NONE
     return TuningKey(
         dtype=dtype,
         kv_dtype=_dtype_name(spec.kv_dtype),
@@ -187,15 +230,24 @@ def key_of(spec: AttentionSpec) -> TuningKey:
         capacity_bucket=bucket(capacity),
         layout=_layout_of(spec),
         alignment=_alignment_of(spec),
-        mask=MaskClass.CAUSAL if spec.is_causal else _MASK_CLASSES[spec.mask, per_row],
+        mask=_mask_class_of(spec),
         mask_dtype=_dtype_name(spec.mask_dtype) if additive and spec.mask_dtype is not None else "",
-        features=tuple(_features_of(spec)),
+        features=tuple(sorted(_features_of(spec))),
     )
+
+
+def _mask_class_of(spec: AttentionSpec) -> MaskClass:
+    if spec.is_causal:
+        return MaskClass.CAUSAL_LENGTHS if spec.mask is MaskKind.LENGTHS else MaskClass.CAUSAL
+    per_row = spec.mask_per_row and spec.mask in (MaskKind.BOOL, MaskKind.ADDITIVE)
+    return _MASK_CLASSES[spec.mask, per_row]
 
 
 def _features_of(spec: AttentionSpec) -> Iterator[Feature]:
     if "kv_len" in spec.symbolic:
         yield Feature.GROWING
+    if spec.page_size:
+        yield Feature(f"page{spec.page_size}")
     if spec.cache is not None and spec.cache.key_scales is ScaleGranularity.TOKEN:
         yield Feature.KEY_TOKEN_SCALES
     if spec.cache is not None and spec.cache.value_scales is ScaleGranularity.TOKEN:
@@ -209,6 +261,16 @@ def is_quantised(key: TuningKey) -> bool:
 
 def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def page_problem(key: TuningKey) -> str | None:
+    """Why there is no paged cache like that of ``key``, or None."""
+    pages = [feature.value for feature in key.features if feature.page_size]
+    if len(pages) > 1 or (pages and key.mask not in (MaskClass.LENGTHS, MaskClass.CAUSAL_LENGTHS)):
+        return f"{' '.join(pages)} with {key.mask.value}: a paged cache has pages of one size, and lengths for a mask"
+    if pages and key.alignment is Alignment.ROWS:
+        return "a paged cache whose pages lie apart is aligned for TMA, or not at all"
+    return None
 
 
 def _layout_of(spec: AttentionSpec) -> Layout:
@@ -271,7 +333,7 @@ def _key_from(match: re.Match[str]) -> TuningKey:
     mask = MaskClass(match["mask"])
     if (mask in (MaskClass.ADDITIVE, MaskClass.ADDITIVE_ROWS)) != (match["mask_dtype"] is not None):
         raise ValueError("additive masks have a dtype, as in additive-float16, and others have none")
-    return TuningKey(
+    key = TuningKey(
         dtype=dtype,
         kv_dtype=kv_dtype,
         group=heads // kv_heads,
@@ -287,3 +349,7 @@ def _key_from(match: re.Match[str]) -> TuningKey:
         mask_dtype=match["mask_dtype"] or "",
         features=features,
     )
+    problem = page_problem(key)
+    if problem is not None:
+        raise ValueError(problem)
+    return key

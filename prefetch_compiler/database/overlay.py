@@ -93,6 +93,21 @@ def load(named: Sequence[PathLike] = (), *, strict: bool = False) -> Overlays:
         return _load(places(named), strict)
 
 
+def load_or_none(named: Sequence[PathLike] = (), *, strict: bool = False) -> Overlays:
+    """As :func:`load`; whatever goes wrong costs the databases and a warning.
+
+    Raises:
+        DatabaseError: under ``strict``, as :func:`load`.
+    """
+    try:
+        return load(named, strict=strict)
+    except Exception as error:
+        if strict:
+            raise
+        log.warning("no tuning database is used: %s: %s", type(error).__name__, error)
+        return NO_DATABASES
+
+
 def forget() -> None:
     """Read every file again when it is next asked for. Warnings that were given are not given again."""
     with _lock:

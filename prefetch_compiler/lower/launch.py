@@ -29,6 +29,8 @@ def allocate(
     config: KernelConfig,
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
+    lengths: torch.Tensor | None = None,
+    table: torch.Tensor | None = None,
 ) -> DecodeTensors:
     """Operands plus freshly allocated output and scratch. CUDA-graph safe: all memory comes from torch's allocator."""
     batch, query_heads, q_len, _ = q.shape
@@ -42,11 +44,11 @@ def allocate(
         if config.merge is Merge.INPLACE:
             arrivals = torch.zeros(shapes[2], dtype=torch.int32, device=q.device)
     k_scale, v_scale = expanded_scale(k_scale, k), expanded_scale(v_scale, k)
-    return DecodeTensors(q, k, v, mask, bounds, out, partial, stats, arrivals, k_scale, v_scale)
+    return DecodeTensors(q, k, v, mask, bounds, out, partial, stats, arrivals, k_scale, v_scale, lengths, table)
 
 
 def expanded_scale(scale: torch.Tensor | None, cache: torch.Tensor) -> torch.Tensor | None:
-    """A scale of a cache as kernels take it: (batch, kv_heads, kv_len), stride 0 where one is shared."""
+    """A scale of a cache as kernels take it: the cache's first three sizes, stride 0 where one is shared."""
     return None if scale is None else scale.expand(cache.shape[:3])
 
 
@@ -63,20 +65,26 @@ def launch_decode(
     config: KernelConfig,
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
+    lengths: torch.Tensor | None = None,
+    table: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """softmax(q k^T * scale + mask) v, reading only the keys inside ``bounds``.
+    """softmax(q k^T * scale + mask) v, reading only the keys inside ``bounds``, or the first ``lengths``.
 
     Args:
         q, k, v: as in AttentionSpec; the last stride is 1.
-        k_scale, v_scale: of a quantised cache, as in AttentionSpec: () or (1|batch, 1|kv_heads, 1|kv_len); or None.
+        k_scale, v_scale: of a quantised cache, as in AttentionSpec; or None.
         mask: (batch, query_heads, q_len, kv_len), stride 0 where broadcast; bool or float; or None.
         bounds: int32 (1|batch, 4) from ``mask_bounds``; None for all keys.
+        lengths: int32 or int64 (batch,), adjacent, where ``mask`` and ``bounds`` are None. ``is_causal`` is among the
+            last ``q_len`` keys of each then.
         heads_first: memory order of the result.
+        table: int32 (batch, pages of a sequence), its last stride 1, where K and V are page pools; there are lengths
+            then. Entries of pages beyond a length may be anything.
 
     Returns:
         (batch, query_heads, q_len, value_dim) in q's dtype.
     """
-    tensors = allocate(q, k, v, mask, bounds, heads_first, config, k_scale, v_scale)
+    tensors = allocate(q, k, v, mask, bounds, heads_first, config, k_scale, v_scale, lengths, table)
     if tensors.out.numel() > 0:
         launch_kernels(tensors, is_causal=is_causal, scale=scale, config=config)
     return tensors.out

@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 
-from ..config import KernelConfig, LoadPath, OperandOrder, PrefetchKind
+from ..config import KernelConfig
 from ..errors import KernelLaunchError
 from ..recognize.marker import call_sdpa, fake_output, library
+from .addresses import for_these_addresses
 from .launch import launch_decode
 
 log = logging.getLogger("prefetch_compiler")
@@ -56,14 +56,6 @@ def _observe(site: int, bounds: torch.Tensor | None, kv_len: int, q_len: int, is
         _observed[site] = float((bounds[:, 1] - bounds[:, 0]).clamp(min=0).double().mean())
 
 
-def _for_these_addresses(config: KernelConfig, k: torch.Tensor, v: torch.Tensor) -> KernelConfig:
-    """TMA, bulk prefetch and keys-first products need 16-byte aligned addresses (see ``why_inadmissible``), which only
-    the tensors of a call can tell."""
-    if (k.data_ptr() | v.data_ptr()) % 16 == 0:
-        return config
-    return replace(config, load_path=LoadPath.POINTER, prefetch_kind=PrefetchKind.LINE, operand_order=OperandOrder.QK)
-
-
 def _decode_attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -86,7 +78,7 @@ def _decode_attention(
     if mask is not None:
         mask = mask.expand(batch, query_heads, q_len, kv_len)
     if config not in _failed_configs:
-        chosen = _for_these_addresses(KernelConfig.decode(config), k, v)
+        chosen = for_these_addresses(KernelConfig.decode(config), k, v)
         try:
             return launch_decode(
                 q, k, v, mask, bounds, is_causal=is_causal, scale=scale, heads_first=heads_first, config=chosen

@@ -34,6 +34,7 @@ _TRITON_TYPES = {
     torch.float32: "fp32",
     torch.int16: "i16",
     torch.int32: "i32",
+    torch.int64: "i64",
     torch.bool: "u1",
 }
 
@@ -59,16 +60,20 @@ def example_tensors(spec: AttentionSpec, config: KernelConfig, device: torch.dev
         return torch.empty_strided(shape, strides, dtype=spec.kv_dtype, device=device)
 
     q = torch.empty((spec.batch, spec.query_heads, spec.q_len, spec.head_dim), dtype=spec.dtype, device=device)
-    k = strided((spec.batch, spec.kv_heads, spec.kv_len, spec.head_dim), spec.key_layout)
-    v = strided((spec.batch, spec.kv_heads, spec.kv_len, spec.value_dim), spec.value_layout)
-    mask = bounds = None
-    if spec.mask is not MaskKind.NONE:
+    k = strided((*spec.cache_shape, spec.head_dim), spec.key_layout)
+    v = strided((*spec.cache_shape, spec.value_dim), spec.value_layout)
+    mask = bounds = lengths = table = None
+    if spec.mask is MaskKind.LENGTHS:
+        lengths = torch.empty((spec.batch,), dtype=torch.int32, device=device)
+    elif spec.mask is not MaskKind.NONE:
         rows = (spec.query_heads, spec.q_len) if spec.mask_per_row else (1, 1)
         mask = torch.empty((spec.batch, *rows, spec.kv_len), dtype=spec.mask_dtype, device=device)
         mask = mask.expand(spec.batch, spec.query_heads, spec.q_len, spec.kv_len)
         bounds = torch.empty((spec.batch, 4), dtype=torch.int32, device=device)
+    if spec.page_size:
+        table = torch.empty((spec.batch, spec.kv_len // spec.page_size), dtype=torch.int32, device=device)
     k_scale, v_scale = (_example_scale(spec, granularity, device) for granularity in _granularities(spec))
-    return allocate(q, k, v, mask, bounds, spec.out_heads_first, config, k_scale, v_scale)
+    return allocate(q, k, v, mask, bounds, spec.out_heads_first, config, k_scale, v_scale, lengths, table)
 
 
 def _granularities(spec: AttentionSpec) -> tuple[ScaleGranularity, ScaleGranularity]:
@@ -82,7 +87,7 @@ def _example_scale(
 ) -> torch.Tensor | None:
     if spec.cache is None or granularity is ScaleGranularity.NONE:
         return None
-    shape = scale_shape(granularity, spec.batch, spec.kv_heads, spec.kv_len)
+    shape = scale_shape(granularity, *spec.cache_shape)
     return torch.empty(shape, dtype=spec.cache.scale_dtype, device=device)
 
 

@@ -24,9 +24,11 @@ from .specialise import (
     differing_strides,
     mask_mode,
     overlap_option,
+    paging_constants,
     partition_constants,
     stride_unit,
     strides,
+    table_stride,
 )
 
 
@@ -41,7 +43,7 @@ def quantised_call(
 ) -> KernelCall:
     """The launch over a quantised cache, on ``device``, which the tensors need not be on."""
     batch, query_heads, q_len, head_dim = t.q.shape
-    kv_heads, kv_len, value_dim = t.k.shape[1], t.k.shape[2], t.v.shape[3]
+    kv_heads, value_dim = t.k.shape[1], t.v.shape[3]
     group = query_heads // kv_heads
     block_m = quantised_row_tile(group * q_len)
     tiles = -(-group * q_len // block_m)
@@ -65,9 +67,11 @@ def quantised_call(
         "out_ptr": t.out,
         "partial_ptr": t.partial,
         "stats_ptr": t.stats,
+        "lengths_ptr": t.lengths,
+        "table_ptr": t.table,
         "score_scale": scale if mode == "additive" else scale * LOG2_E,
         "q_len": q_len,
-        "kv_len": kv_len,
+        "kv_len": t.kv_len,
         "kv_heads": kv_heads,
         "row_tiles": tiles,
         "bounds_stride": bounds_stride(t.bounds),
@@ -83,6 +87,7 @@ def quantised_call(
         "mask_row_stride": mask_strides[2],
         "mask_key_stride": mask_strides[3],
         **strides(t.out, "out", 1),
+        "table_stride": table_stride(t.table),
     }
     quantised_format = QUANTISED_FORMATS[t.k.dtype]
     constants = {
@@ -102,7 +107,7 @@ def quantised_call(
         "V_SCALE_STRIDE": v_scale[2],
         "MASK": mode,
         "MASK_PER_ROW": mask_strides[1] != 0 or mask_strides[2] != 0,
-        "CAUSAL": is_causal,
+        "CAUSAL": is_causal and t.lengths is None,
         "TMA": use_tma,
         "PREFETCH_DEPTH": 0 if emulated else config.prefetch_depth,
         "PREFETCH_BULK": config.prefetch_kind is PrefetchKind.BULK,
@@ -112,6 +117,7 @@ def quantised_call(
         "LAUNCH_OVERLAP": config.launch_overlap and not emulated,
         "EXP2_SCALE": LOG2_E if mode == "additive" else 1.0,
         "UPCAST": emulated,
+        **paging_constants(t, is_causal, config),
     }
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, **overlap_option(config)}
     kernel = QUANTISED.load("quantised_decode").quantised_decode

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ..config import KernelConfig
 from ..database.key import key_of
 from ..error_bound import yardstick
+from ..paging import in_one_piece
 from ..quantisation import dequantise, quantise
 from ..recognize.bounds import mask_bounds
 from ..spec import AttentionSpec, MaskKind, ScaleGranularity, TensorLayout
@@ -37,7 +38,8 @@ _SEED = 20_240_601
 @dataclass(frozen=True)
 class _Problem:
     """Operands as in AttentionSpec; the mask is expanded to four dimensions. ``k`` and ``v`` are the numbers of
-    ``stored_k`` and ``stored_v``, which differ from them where the cache is quantised."""
+    ``stored_k`` and ``stored_v``, which differ from them where the cache is quantised or paged. Where there are
+    ``lengths``, ``mask`` says what they and the spec's ``is_causal`` say to a kernel."""
 
     q: Tensor
     k: Tensor
@@ -49,6 +51,8 @@ class _Problem:
     stored_v: Tensor
     k_scale: Tensor | None
     v_scale: Tensor | None
+    lengths: Tensor | None
+    table: Tensor | None
 
 
 @lru_cache(maxsize=64)
@@ -79,11 +83,12 @@ def small(spec: AttentionSpec, config: KernelConfig) -> AttentionSpec:
 def _error_share(spec: AttentionSpec, config: KernelConfig, device: torch.device) -> float:
     """The largest error over its bound."""
     problem = _problem(spec, device)
-    bounds = None if problem.mask is None else mask_bounds(problem.mask, spec.kv_len)
+    mask = problem.mask if problem.lengths is None else None
+    bounds = None if mask is None else mask_bounds(mask, spec.kv_len)
     result = launch_decode(
-        problem.q, problem.stored_k, problem.stored_v, problem.mask, bounds,
+        problem.q, problem.stored_k, problem.stored_v, mask, bounds,
         is_causal=spec.is_causal, scale=spec.scale, heads_first=spec.out_heads_first, config=config,
-        k_scale=problem.k_scale, v_scale=problem.v_scale,
+        k_scale=problem.k_scale, v_scale=problem.v_scale, lengths=problem.lengths, table=problem.table,
     )  # fmt: skip
     return yardstick(problem).share(result)
 
@@ -96,12 +101,13 @@ def _problem(spec: AttentionSpec, device: torch.device) -> _Problem:
 
     def cache(dim: int, layout: TensorLayout, scales: ScaleGranularity) -> tuple[Tensor, Tensor | None]:
         # One cache for all sequences, where they share it: what is written for the last is what the first reads too.
-        shape = (1 if 0 in layout.strides else spec.batch, spec.kv_heads, spec.kv_len, dim)
+        pieces, *inner = spec.cache_shape
+        shape = (1 if 0 in layout.strides else pieces, *inner, dim)
         numbers, scale = normal(*shape), None
         if spec.cache is not None:
             numbers, scale = quantise(numbers, spec.kv_dtype, scales, spec.cache.scale_dtype or torch.float32)
         strides = (*layout.strides, 1)
-        empty = torch.empty_strided((spec.batch, *shape[1:]), strides, dtype=spec.kv_dtype, device=device)
+        empty = torch.empty_strided((pieces, *shape[1:]), strides, dtype=spec.kv_dtype, device=device)
         empty[: shape[0]].copy_(numbers)
         return empty, None if scale is None else scale.to(device)
 
@@ -114,8 +120,36 @@ def _problem(spec: AttentionSpec, device: torch.device) -> _Problem:
     k, v = stored_k, stored_v
     if spec.cache is not None:
         k, v = dequantise(k, k_scale, torch.float64), dequantise(v, v_scale, torch.float64)
-    mask = _mask(spec, generator, device)
-    return _Problem(q, k, v, mask, spec.is_causal, spec.scale, stored_k, stored_v, k_scale, v_scale)
+    lengths, table = _lengths_and_table(spec, generator, device)
+    if table is not None:
+        k, v = in_one_piece(k, table), in_one_piece(v, table)
+    mask = _mask(spec, generator, device) if lengths is None else _mask_of_lengths(spec, lengths)
+    is_causal = spec.is_causal and lengths is None
+    return _Problem(q, k, v, mask, is_causal, spec.scale, stored_k, stored_v, k_scale, v_scale, lengths, table)
+
+
+def _lengths_and_table(
+    spec: AttentionSpec, generator: torch.Generator, device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    if spec.mask is not MaskKind.LENGTHS:
+        return None, None
+    lengths = _held(spec).to(device, torch.int32)
+    if not spec.page_size:
+        return lengths, None
+    pages = torch.randperm(spec.cache_shape[0], generator=generator)
+    return lengths, pages.view(spec.batch, -1).to(device, torch.int32)
+
+
+def _mask_of_lengths(spec: AttentionSpec, lengths: Tensor) -> Tensor:
+    behind = spec.q_len - 1 - torch.arange(spec.q_len, device=lengths.device)
+    ends = lengths[:, None] - (behind if spec.is_causal else 0 * behind)
+    visible = torch.arange(spec.kv_len, device=lengths.device) < ends[:, None, :, None]
+    return visible.expand(spec.batch, spec.query_heads, spec.q_len, spec.kv_len)
+
+
+def _held(spec: AttentionSpec) -> Tensor:
+    """Keys of each sequence, as of a cache that is partly filled: int64 (batch,)."""
+    return torch.tensor([max(1, spec.kv_len * (4 - row % 4) // 4) for row in range(spec.batch)])
 
 
 def _mask(spec: AttentionSpec, generator: torch.Generator, device: torch.device) -> Tensor | None:
@@ -124,9 +158,8 @@ def _mask(spec: AttentionSpec, generator: torch.Generator, device: torch.device)
         return None
     rows = (spec.query_heads, spec.q_len) if spec.mask_per_row else (1, 1)
     shape = (spec.batch, *rows, spec.kv_len)
-    held = torch.tensor([max(1, spec.kv_len * (4 - row % 4) // 4) for row in range(spec.batch)])
     visible = torch.rand(shape, generator=generator) < 0.9
-    visible &= torch.arange(spec.kv_len) < held[:, None, None, None]
+    visible &= torch.arange(spec.kv_len) < _held(spec)[:, None, None, None]
     if spec.mask is MaskKind.BOOL:
         mask = visible
     else:

@@ -56,7 +56,8 @@ class DecodeTensors:
 
     ``partial``, ``stats`` and ``arrivals`` are None with one split; ``arrivals`` also with a separate merge.
     ``k_scale`` and ``v_scale`` are those of a quantised cache, expanded to (batch, kv_heads, kv_len) with a stride of 0
-    where one scale is shared; None where there is none.
+    where one scale is shared; None where there is none. ``lengths`` (batch,) are in place of ``mask`` and ``bounds``.
+    With a page ``table``, which needs them, K and V are page pools, and scales are expanded to their first three sizes.
     """
 
     q: torch.Tensor
@@ -70,6 +71,18 @@ class DecodeTensors:
     arrivals: torch.Tensor | None
     k_scale: torch.Tensor | None = None
     v_scale: torch.Tensor | None = None
+    lengths: torch.Tensor | None = None
+    table: torch.Tensor | None = None
+
+    @property
+    def page_size(self) -> int:
+        """0 where the cache is in one piece."""
+        return 0 if self.table is None else self.k.shape[2]
+
+    @property
+    def kv_len(self) -> int:
+        """Keys that a sequence may hold."""
+        return self.k.shape[2] if self.table is None else self.table.shape[1] * self.k.shape[2]
 
 
 def scratch_shapes(
@@ -124,7 +137,7 @@ def strides(tensor: torch.Tensor, name: str, divisor: int) -> dict[str, int]:
 def decode_call(t: DecodeTensors, *, is_causal: bool, scale: float, config: KernelConfig) -> KernelCall:
     """The split-KV kernel's launch."""
     batch, query_heads, q_len, head_dim = t.q.shape
-    kv_heads, kv_len, value_dim = t.k.shape[1], t.k.shape[2], t.v.shape[3]
+    kv_heads, value_dim = t.k.shape[1], t.v.shape[3]
     group = query_heads // kv_heads
     tiles = row_tiles(group * q_len)
     mode = mask_mode(t.mask)
@@ -145,9 +158,11 @@ def decode_call(t: DecodeTensors, *, is_causal: bool, scale: float, config: Kern
         "partial_ptr": t.partial,
         "stats_ptr": t.stats,
         "arrivals_ptr": t.arrivals,
+        "lengths_ptr": t.lengths,
+        "table_ptr": t.table,
         "score_scale": scale if mode == "additive" else scale * LOG2_E,
         "q_len": q_len,
-        "kv_len": kv_len,
+        "kv_len": t.kv_len,
         "kv_heads": kv_heads,
         "row_tiles": tiles,
         "bounds_stride": bounds_stride(t.bounds),
@@ -159,6 +174,7 @@ def decode_call(t: DecodeTensors, *, is_causal: bool, scale: float, config: Kern
         "mask_row_stride": mask_strides[2],
         "mask_key_stride": mask_strides[3],
         **strides(t.out, "out", 1),
+        "table_stride": table_stride(t.table),
     }
     constants = {
         "GROUP": group,
@@ -173,7 +189,7 @@ def decode_call(t: DecodeTensors, *, is_causal: bool, scale: float, config: Kern
         "KV_STRIDE_UNIT": kv_unit,
         "MASK": mode,
         "MASK_PER_ROW": mask_strides[1] != 0 or mask_strides[2] != 0,
-        "CAUSAL": is_causal,
+        "CAUSAL": is_causal and t.lengths is None,
         "TMA": use_tma,
         "KEYS_FIRST": config.operand_order is OperandOrder.KQ,
         "PREFETCH_DEPTH": 0 if emulated else config.prefetch_depth,
@@ -186,10 +202,22 @@ def decode_call(t: DecodeTensors, *, is_causal: bool, scale: float, config: Kern
         **_merge_tile(group * q_len, padded_dim(value_dim), config),
         "EXP2_SCALE": LOG2_E if mode == "additive" else 1.0,
         "UPCAST": emulated,
+        **paging_constants(t, is_causal, config),
     }
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, **overlap_option(config)}
     kernel = SPLIT_KV.load("split_kv_decode").split_kv_decode
     return KernelCall(kernel, (batch * kv_heads * tiles, config.num_splits), arguments, constants, options)
+
+
+def paging_constants(t: DecodeTensors, is_causal: bool, config: KernelConfig) -> dict[str, Any]:
+    """Constants that say which keys of a sequence count by its length, and in what pages they lie."""
+    return {
+        "CAUSAL_TAIL": is_causal and t.lengths is not None,
+        "PAGED": t.table is not None,
+        "PAGE_SIZE": t.page_size,
+        # Lengths count from key 0 and all splits are whole tiles, so tiles start at multiples of their size.
+        "TILES_IN_PAGES": t.page_size >= config.block_kv,
+    }
 
 
 def partition_constants(batch: int, config: KernelConfig) -> dict[str, Any]:
@@ -230,8 +258,9 @@ def merge_call(t: DecodeTensors, *, is_causal: bool, config: KernelConfig) -> Ke
         "stats_ptr": t.stats,
         "bounds_ptr": t.bounds,
         "out_ptr": t.out,
+        "lengths_ptr": t.lengths,
         "q_len": q_len,
-        "kv_len": t.k.shape[2],
+        "kv_len": t.kv_len,
         "kv_heads": kv_heads,
         "num_splits": config.num_splits,
         "bounds_stride": bounds_stride(t.bounds),
@@ -247,7 +276,7 @@ def merge_call(t: DecodeTensors, *, is_causal: bool, config: KernelConfig) -> Ke
         "BLOCK_SPLITS": block_splits,
         "CHUNK": chunk,
         **partition_constants(batch, config),
-        "CAUSAL": is_causal,
+        "CAUSAL": is_causal and t.lengths is None,
         "LAUNCH_OVERLAP": config.launch_overlap and not interpreting(),
         "EXP2_SCALE": LOG2_E if mask_mode(t.mask) == "additive" else 1.0,
         "UPCAST": interpreting(),
@@ -265,3 +294,8 @@ def merge_call(t: DecodeTensors, *, is_causal: bool, config: KernelConfig) -> Ke
 def bounds_stride(bounds: torch.Tensor | None) -> int:
     """0 when all sequences share one row of bounds, else the distance between rows."""
     return 0 if bounds is None or bounds.shape[0] == 1 else bounds.stride(0)
+
+
+def table_stride(table: torch.Tensor | None) -> int:
+    """Entries between the rows of a page table; 0 where there is none."""
+    return 0 if table is None else table.stride(0)

@@ -22,6 +22,10 @@ def why_inadmissible(spec: AttentionSpec, config: KernelConfig, profile: DeviceP
             return f"TMA loads need sm_90 or later, not {profile.name}"
         if not spec.tma_loadable:
             return "TMA loads need K and V strides that are positive multiples of 16 bytes"
+        if 0 < spec.page_size < config.block_kv:
+            return f"TMA loads need pages of whole tiles, and {spec.page_size} keys of a page are no {config.block_kv}"
+    if spec.page_size and config.prologue_prefetch:
+        return "a prologue prefetch of a paged cache would read its table before it is known to be written"
     if spec.cache is not None:
         refusal = _why_not_quantised(spec, config, profile)
         if refusal is not None:

@@ -189,7 +189,8 @@ def choose(spec: AttentionSpec, profile: DeviceProfile) -> KernelConfig:
     block_kv = _block_kv(spec, regime.tile_bytes)
     # fp32 is multiplied outside the tensor cores, from registers; tiles that come by TMA then spill 20 KB a thread.
     by_tma = (regime.load_path is LoadPath.TMA or padded_dim(spec.head_dim) != spec.head_dim) and spec.element_bytes < 4
-    use_tma = by_tma and profile.has_tma and spec.tma_loadable
+    whole_tiles = not spec.page_size or spec.page_size >= block_kv
+    use_tma = by_tma and profile.has_tma and spec.tma_loadable and whole_tiles
     splits = _splits(regime, programs, spec, profile, block_kv)
     config = KernelConfig(
         block_kv=block_kv,

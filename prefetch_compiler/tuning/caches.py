@@ -10,6 +10,7 @@ from .errors import InvalidCacheError
 
 _FORMATS = {name: dtype for dtype, name in QUANTISED_FORMATS.items()}
 # Whether one scale is a tensor's or a head's makes no difference to a kernel.
+_TOKEN_SCALES = (Feature.KEY_TOKEN_SCALES, Feature.VALUE_TOKEN_SCALES)
 _SCALES = {"head": ScaleGranularity.HEAD, "token": ScaleGranularity.TOKEN}
 
 
@@ -25,5 +26,5 @@ def quantised_key(key: TuningKey, quantised_format: str, scales: str) -> TuningK
     if scales not in _SCALES:
         raise InvalidCacheError("--kv-scales", scales, _SCALES)
     cache = QuantisedCache(_FORMATS[quantised_format], _SCALES[scales], _SCALES[scales])
-    plain = replace(key, features=tuple(feature for feature in key.features if feature is Feature.GROWING))
+    plain = replace(key, features=tuple(feature for feature in key.features if feature not in _TOKEN_SCALES))
     return key_of(replace(plain.spec(), cache=cache))

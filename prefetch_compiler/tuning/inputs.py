@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -30,7 +30,9 @@ class Operands:
 
     ``k`` and ``v`` are finite throughout; of a quantised cache they are the dequantised numbers, exactly, in float64.
     In ``stale_k`` and ``stale_v``, which a kernel is given, every key outside the range that some query of the sequence
-    sees holds NaN, and so do its scales: it must not be let in.
+    sees holds NaN, and so do its scales: it must not be let in. Of a paged cache these two are pools, with a ``table``
+    whose stale entries lead nowhere. Where there are ``lengths``, ``mask`` says to others what they and ``is_causal``
+    say to a kernel.
     """
 
     spec: AttentionSpec
@@ -43,19 +45,23 @@ class Operands:
     bounds: Tensor | None
     k_scale: Tensor | None = None
     v_scale: Tensor | None = None
+    lengths: Tensor | None = None
+    table: Tensor | None = None
 
     @property
     def is_causal(self) -> bool:
-        return self.spec.is_causal
+        return self.spec.is_causal and self.lengths is None
 
     @property
     def scale(self) -> float:
         return self.spec.scale
 
     def expanded_mask(self) -> Tensor | None:
-        """As the launch takes it: (batch, query_heads, q_len, kv_len), stride 0 where broadcast."""
+        """As the launch takes it: (batch, query_heads, q_len, kv_len), stride 0 where broadcast. None with lengths."""
         spec = self.spec
-        return None if self.mask is None else self.mask.expand(spec.batch, spec.query_heads, spec.q_len, spec.kv_len)
+        if self.mask is None or self.lengths is not None:
+            return None
+        return self.mask.expand(spec.batch, spec.query_heads, spec.q_len, spec.kv_len)
 
 
 class Cache(NamedTuple):
@@ -68,7 +74,8 @@ class Cache(NamedTuple):
 
 
 def random_cache(spec: AttentionSpec, generator: torch.Generator, value_weights: Tensor | None = None) -> Cache:
-    """Normal K and V in the layouts of ``spec``. ``value_weights`` (batch, keys) multiply the values."""
+    """Normal K and V, or pools of them, in the layouts of ``spec``. ``value_weights`` (batch, keys), not of pools,
+    multiply the values."""
     if spec.cache is not None:
         return _quantised_cache(spec, spec.cache, generator, value_weights)
     k = _strided(spec, spec.head_dim, spec.key_layout, generator)
@@ -87,8 +94,9 @@ def _quantised_cache(
     )
     stored, scales = [], []
     for dim, layout, granularity, weights in sides:
-        batch = 1 if layout.batch_stride == 0 else spec.batch
-        x = torch.empty(batch, spec.kv_heads, spec.kv_len, dim, device=generator.device).normal_(generator=generator)
+        batch, *inner = spec.cache_shape
+        batch = 1 if layout.batch_stride == 0 else batch
+        x = torch.empty(batch, *inner, dim, device=generator.device).normal_(generator=generator)
         if granularity is ScaleGranularity.TOKEN:
             octaves = torch.empty(x.shape[:3], device=generator.device).uniform_(generator=generator) * SCALE_OCTAVES
             x *= torch.exp2(octaves - SCALE_OCTAVES / 2)[..., None]
@@ -102,11 +110,18 @@ def _quantised_cache(
 
 def _laid_out(numbers: Tensor, spec: AttentionSpec, dim: int, layout: TensorLayout) -> Tensor:
     """One-byte ``numbers`` in memory as ``layout`` says."""
-    shape, strides = (spec.batch, spec.kv_heads, spec.kv_len, dim), (*layout.strides, 1)
+    shape, strides = (*spec.cache_shape, dim), (*layout.strides, 1)
     bytes_ = torch.zeros(_elements(shape, strides), dtype=torch.uint8, device=numbers.device)
     view = bytes_.as_strided(shape, strides)
     _distinct(view).copy_(numbers.view(torch.uint8))
     return bytes_.view(numbers.dtype).as_strided(shape, strides)
+
+
+def shuffled_table(spec: AttentionSpec, device: torch.device, seed: int = 0) -> Tensor:
+    """A paged cache's table: every page of the pool once, in random order, as an allocator leaves them after a while.
+    int32 (batch, pages of a sequence)."""
+    order = torch.randperm(spec.cache_shape[0], generator=torch.Generator().manual_seed(seed))
+    return order.view(spec.batch, -1).to(device, torch.int32)
 
 
 def random_queries(spec: AttentionSpec, generator: torch.Generator) -> Tensor:
@@ -121,15 +136,19 @@ def prefix_mask(spec: AttentionSpec, held: int, device: torch.device) -> Tensor 
 
 
 def ragged_mask(spec: AttentionSpec, device: torch.device) -> Tensor | None:
-    """Prefixes of every length in equal steps up to the capacity, half of it on average, in a fixed random order."""
+    """Prefixes of ``ragged_lengths``."""
+    return mask_of(spec, torch.arange(spec.kv_len, device=device) < ragged_lengths(spec, device)[:, None])
+
+
+def ragged_lengths(spec: AttentionSpec, device: torch.device) -> Tensor:
+    """Lengths in equal steps up to the capacity, half of it on average, in a fixed random order: int64 (batch,)."""
     order = torch.randperm(spec.batch, generator=torch.Generator().manual_seed(0)).to(device)
-    held = torch.ceil((order + 0.5) * (spec.kv_len / spec.batch))
-    return mask_of(spec, torch.arange(spec.kv_len, device=device) < held[:, None])
+    return torch.ceil((order + 0.5) * (spec.kv_len / spec.batch)).long()
 
 
 def mask_of(spec: AttentionSpec, visible: Tensor, hidden_value: float = -math.inf) -> Tensor | None:
     """The spec's kind of mask, showing ``visible`` keys: bool (batch, keys), or (batch, heads, q_len, keys)."""
-    if spec.mask is MaskKind.NONE:
+    if spec.mask in (MaskKind.NONE, MaskKind.LENGTHS):
         return None
     rows = (spec.query_heads, spec.q_len) if spec.mask_per_row else (1, 1)
     if visible.ndim == 2:
@@ -140,26 +159,101 @@ def mask_of(spec: AttentionSpec, visible: Tensor, hidden_value: float = -math.in
     return torch.zeros(visible.shape, dtype=spec.mask_dtype, device=visible.device).masked_fill_(~visible, hidden_value)
 
 
-def operands(spec: AttentionSpec, mask: Tensor | None, generator: torch.Generator) -> Operands:
-    """Random operands under ``mask``, with everything that no query sees poisoned."""
+def operands(
+    spec: AttentionSpec, mask: Tensor | None, generator: torch.Generator, lengths: Tensor | None = None
+) -> Operands:
+    """Random operands under ``mask``, or with ``lengths`` (int32 (batch,)) in its place, as the spec says. Everything
+    that no query sees is poisoned; of a paged cache, whose pages are shuffled, so are its table's entries."""
     bounds = None if mask is None else mask_bounds(mask, spec.kv_len)
-    first, end = _seen(spec, bounds, generator.device)
+    first, end = _seen(spec, bounds, lengths, generator.device)
     position = torch.arange(spec.kv_len, device=generator.device)
     stale = (position < first) | (position >= end)
+    one_piece = _in_one_piece(spec)
     weights = None
-    if spec.key_layout.batch_stride == 0:
+    if one_piece.key_layout.batch_stride == 0:
         stale = stale.all(0, keepdim=True)
     else:
         edges = (position == first) | (position == end - 1)
         weights = torch.where(edges, _edge_weight(end - first), 1.0)
-    k, v, k_scale, v_scale = random_cache(spec, generator, weights)
+    cache = random_cache(one_piece, generator, weights)
     queries = random_queries(spec, generator)
-    stale_k, stale_v = _poisoned(k, stale), _poisoned(v, stale)
-    if spec.cache is None:
-        return Operands(spec, queries, k, v, stale_k, stale_v, mask, bounds)
-    exact_k, exact_v = dequantise(k, k_scale, torch.float64), dequantise(v, v_scale, torch.float64)
-    k_scale, v_scale = _poisoned_scale(k_scale, stale), _poisoned_scale(v_scale, stale)
-    return Operands(spec, queries, exact_k, exact_v, stale_k, stale_v, mask, bounds, k_scale, v_scale)
+    k, v = cache.k, cache.v
+    if spec.cache is not None:
+        k, v = dequantise(k, cache.k_scale, torch.float64), dequantise(v, cache.v_scale, torch.float64)
+    table = shuffled_table(spec, generator.device) if spec.page_size else None
+    given = _poisoned_cache(cache, stale) if table is None else _poisoned_pools(spec, cache, stale, table)
+    if table is not None:
+        table = _with_garbage(table, stale[:, :: spec.page_size], generator)
+    if lengths is not None:
+        mask = _mask_of_lengths(spec, lengths)
+    return Operands(spec, queries, k, v, given.k, given.v, mask, bounds, given.k_scale, given.v_scale, lengths, table)
+
+
+def _mask_of_lengths(spec: AttentionSpec, lengths: Tensor) -> Tensor:
+    """Bool (batch, 1, q_len, kv_len): the keys that each query sees."""
+    behind = spec.q_len - 1 - torch.arange(spec.q_len, device=lengths.device) if spec.is_causal else 0
+    ends = (lengths[:, None] - behind)[:, None, :, None]
+    return torch.arange(spec.kv_len, device=lengths.device) < ends
+
+
+def _with_garbage(table: Tensor, stale: Tensor, generator: torch.Generator) -> Tensor:
+    garbage = torch.randint(-(2**31), 2**31, table.shape, generator=generator, device=table.device)
+    return torch.where(stale, garbage.to(torch.int32), table)
+
+
+def _in_one_piece(spec: AttentionSpec) -> AttentionSpec:
+    """The same of a cache without pages."""
+    if not spec.page_size:
+        return spec
+    layouts = (
+        TensorLayout(spec.kv_heads * spec.kv_len * dim, spec.kv_len * dim, dim)
+        for dim in (spec.head_dim, spec.value_dim)
+    )
+    return replace(spec, page_size=0, key_layout=next(layouts), value_layout=next(layouts))
+
+
+def _poisoned_cache(cache: Cache, stale: Tensor) -> Cache:
+    scales = (_poisoned_scale(scale, stale) for scale in (cache.k_scale, cache.v_scale))
+    return Cache(_poisoned(cache.k, stale), _poisoned(cache.v, stale), *scales)
+
+
+def _poisoned_pools(spec: AttentionSpec, cache: Cache, stale: Tensor, table: Tensor) -> Cache:
+    """Pools of the pages of ``cache``, where ``table`` says."""
+    pools = (
+        _poisoned_pool(spec, one, stale, table, layout)
+        for one, layout in ((cache.k, spec.key_layout), (cache.v, spec.value_layout))
+    )
+    scales = (_poisoned_scale_pool(spec, scale, stale, table) for scale in (cache.k_scale, cache.v_scale))
+    return Cache(*pools, *scales)
+
+
+def _poisoned_pool(spec: AttentionSpec, cache: Tensor, stale: Tensor, table: Tensor, layout: TensorLayout) -> Tensor:
+    pool = _poisoned_like((*spec.cache_shape, cache.shape[3]), layout, cache)
+    rows = _numbers(cache).masked_fill(stale[:, None, :, None], _nan_of(cache))
+    _numbers(pool)[table.flatten().long()] = _pages(spec, rows)
+    return pool
+
+
+def _poisoned_scale_pool(spec: AttentionSpec, scale: Tensor | None, stale: Tensor, table: Tensor) -> Tensor | None:
+    if scale is None or not _of_tokens(scale):
+        return scale
+    pool = torch.full(spec.cache_shape, NAN, dtype=scale.dtype, device=scale.device)
+    pool[table.flatten().long()] = _pages(spec, scale.masked_fill(stale[:, None, :], NAN))
+    return pool
+
+
+def _pages(spec: AttentionSpec, rows: Tensor) -> Tensor:
+    """(batch, kv_heads, kv_len, ...) as (pages, kv_heads, page_size, ...), sequence by sequence."""
+    return rows.unflatten(2, (-1, spec.page_size)).transpose(1, 2).flatten(0, 1)
+
+
+def _poisoned_like(shape: tuple[int, ...], layout: TensorLayout, like: Tensor) -> Tensor:
+    """NaN in ``layout``, and so is whatever lies between its rows and around it."""
+    strides = (*layout.strides, 1)
+    band = math.ceil(BAND_ROWS * layout.row_stride / BAND_ALIGNMENT) * BAND_ALIGNMENT
+    size = _elements(shape, strides) + 2 * band
+    storage = torch.full((size,), _nan_of(like), dtype=_numbers(like).dtype, device=like.device)
+    return storage.view(like.dtype).as_strided(shape, strides, band)
 
 
 def _edge_weight(seen: Tensor) -> Tensor:
@@ -170,7 +264,7 @@ def _edge_weight(seen: Tensor) -> Tensor:
 
 
 def _strided(spec: AttentionSpec, dim: int, layout: TensorLayout, generator: torch.Generator) -> Tensor:
-    shape = (spec.batch, spec.kv_heads, spec.kv_len, dim)
+    shape = (*spec.cache_shape, dim)
     strides = (*layout.strides, 1)
     storage = torch.empty(_elements(shape, strides), dtype=spec.dtype, device=generator.device).normal_(
         generator=generator
@@ -178,12 +272,16 @@ def _strided(spec: AttentionSpec, dim: int, layout: TensorLayout, generator: tor
     return storage.as_strided(shape, strides)
 
 
-def _seen(spec: AttentionSpec, bounds: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
+def _seen(
+    spec: AttentionSpec, bounds: Tensor | None, lengths: Tensor | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """First key that some query of a sequence sees, and one past the last: (batch, 1) each."""
-    if bounds is None:
-        end = min(spec.q_len, spec.kv_len) if spec.is_causal else spec.kv_len
-        return torch.zeros(spec.batch, 1, device=device), torch.full((spec.batch, 1), end, device=device)
-    return bounds[:, :1].expand(spec.batch, 1), bounds[:, 1:2].expand(spec.batch, 1)
+    if bounds is not None:
+        return bounds[:, :1].expand(spec.batch, 1), bounds[:, 1:2].expand(spec.batch, 1)
+    first = torch.zeros(spec.batch, 1, device=device)
+    if lengths is not None:
+        return first, lengths[:, None]
+    return first, torch.full_like(first, min(spec.q_len, spec.kv_len) if spec.is_causal else spec.kv_len)
 
 
 def _distinct(tensor: Tensor) -> Tensor:
@@ -193,19 +291,26 @@ def _distinct(tensor: Tensor) -> Tensor:
 
 def _poisoned(tensor: Tensor, stale: Tensor) -> Tensor:
     """A copy in the same layout whose stale keys are NaN, and so is whatever lies between its rows and around it."""
-    band = math.ceil(BAND_ROWS * tensor.stride(2) / BAND_ALIGNMENT) * BAND_ALIGNMENT
-    dtype, nan = (torch.uint8, NAN_BYTE) if tensor.dtype in QUANTISED_FORMATS else (tensor.dtype, NAN)
-    shape, strides = tensor.shape, tensor.stride()
-    storage = torch.full((_elements(shape, strides) + 2 * band,), nan, dtype=dtype, device=tensor.device)
-    copy = storage.as_strided(shape, strides, band)
-    _distinct(copy).copy_(_distinct(tensor).view(dtype)).masked_fill_(stale[:, None, :, None], nan)
-    return storage.view(tensor.dtype).as_strided(shape, strides, band)
+    copy = _poisoned_like(tuple(tensor.shape), TensorLayout(*tensor.stride()[:3]), tensor)
+    _distinct(_numbers(copy)).copy_(_distinct(_numbers(tensor))).masked_fill_(stale[:, None, :, None], _nan_of(tensor))
+    return copy
 
 
 def _poisoned_scale(scale: Tensor | None, stale: Tensor) -> Tensor | None:
-    if scale is None or scale.ndim == 0 or scale.shape[2] == 1:
-        return scale
-    return scale.masked_fill(stale[:, None, :], NAN)
+    return scale.masked_fill(stale[:, None, :], NAN) if scale is not None and _of_tokens(scale) else scale
+
+
+def _of_tokens(scale: Tensor) -> bool:
+    return scale.ndim == 3 and scale.shape[2] > 1
+
+
+def _numbers(cache: Tensor) -> Tensor:
+    """As writes take them: few are defined for numbers of one byte."""
+    return cache.view(torch.uint8) if cache.dtype in QUANTISED_FORMATS else cache
+
+
+def _nan_of(cache: Tensor) -> float:
+    return NAN_BYTE if cache.dtype in QUANTISED_FORMATS else NAN
 
 
 def _elements(shape: Sequence[int], strides: Sequence[int]) -> int:

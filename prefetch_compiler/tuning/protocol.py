@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Protocol
 
 from ..config import KernelConfig
-from ..database.key import MaskClass, TuningKey
+from ..database.key import TuningKey
 from ..database.record import FillTiming
 
 # How full a static cache is, is known on the device only: the objective is the mean time over these shares of the
@@ -21,8 +21,8 @@ RAGGED_FILL = 0.5
 
 
 def fills_of(key: TuningKey) -> tuple[float, ...]:
-    """The shares of the capacity that a key is measured at. Without a mask the whole of K and V is always read."""
-    return (1.0,) if key.mask in (MaskClass.NONE, MaskClass.CAUSAL) else STATIC_FILLS
+    """The shares of the capacity that a key is measured at. Without a mask or lengths all of K and V is always read."""
+    return STATIC_FILLS if key.bounded else (1.0,)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ attentions, which no model has, would flatter itself otherwise. A graph of those
 subtracted. Before each replay more memory than L2 holds several times over is read, so caches are found cold; that read
 lies outside the timed stretch.
 
-Mask and bounds are the same tensors in every launch, as layers share them, so that filling them anew makes the same
-graph run at another fill level.
+Mask, bounds and lengths are the same tensors in every launch, as layers share them, so that filling them anew makes the same
+graph run at another fill level. So is the table of a paged cache, whose pages are shuffled.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from ..database.key import TuningKey
 from ..database.record import FillTiming
 from ..lower.launch import launch_decode
 from ..recognize.bounds import mask_bounds
+from ..spec import MaskKind
 from .ceilings import Ceilings
 from .cuda_graph import graph_of
 from .errors import KeyTooLargeError
-from .inputs import prefix_mask, ragged_mask, random_cache, random_queries
+from .inputs import prefix_mask, ragged_lengths, ragged_mask, random_cache, random_queries, shuffled_table
 from .protocol import RAGGED_FILL, TrialResult, fills_of
 
 # What is read between two replays, in multiples of L2.
@@ -53,8 +54,9 @@ class Fill:
 
     held: int
     kv_bytes: int
-    mask: Tensor | None
-    bounds: Tensor | None
+    mask: Tensor | None = None
+    bounds: Tensor | None = None
+    lengths: Tensor | None = None
 
 
 @dataclass
@@ -85,6 +87,8 @@ class Session:
         self.fills = [self._fill(share) for share in fills_of(self.key)]
         self.mask = _like(self.fills[-1].mask)
         self.bounds = _like(self.fills[-1].bounds)
+        self.lengths = _like(self.fills[-1].lengths)
+        self.table = shuffled_table(spec, self.device, self.seed) if spec.page_size else None
         self.expanded = (
             None if self.mask is None else self.mask.expand(spec.batch, spec.query_heads, spec.q_len, spec.kv_len)
         )
@@ -99,10 +103,15 @@ class Session:
         spec = self.spec
         held = max(1, round(share * spec.kv_len))
         ragged = share == RAGGED_FILL and spec.batch > 1
+        read = min(spec.q_len, held) if spec.is_causal and spec.mask is MaskKind.NONE else held
+        kv_bytes = spec.kv_bytes_per_key * read
+        if spec.mask is MaskKind.LENGTHS:
+            same = torch.full((spec.batch,), held, device=self.device)
+            lengths = ragged_lengths(spec, self.device) if ragged else same
+            return Fill(held, kv_bytes, lengths=lengths.to(torch.int32))
         mask = ragged_mask(spec, self.device) if ragged else prefix_mask(spec, held, self.device)
-        read = min(spec.q_len, held) if spec.is_causal else held
         bounds = None if mask is None else mask_bounds(mask, spec.kv_len)
-        return Fill(held, spec.kv_bytes_per_key * read, mask, bounds)
+        return Fill(held, kv_bytes, mask, bounds)
 
     # One configuration
 
@@ -147,6 +156,7 @@ class Session:
             launch_decode(
                 query, cache.k, cache.v, self.expanded, self.bounds, is_causal=spec.is_causal, scale=spec.scale,
                 heads_first=spec.out_heads_first, config=config, k_scale=cache.k_scale, v_scale=cache.v_scale,
+                lengths=self.lengths, table=self.table,
             )  # fmt: skip
 
     def _graph(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
@@ -156,9 +166,9 @@ class Session:
     # Time
 
     def _set(self, fill: Fill) -> None:
-        if self.mask is not None and self.bounds is not None:
-            self.mask.copy_(fill.mask)  # type: ignore[arg-type]
-            self.bounds.copy_(fill.bounds)  # type: ignore[arg-type]
+        for used, filled in ((self.mask, fill.mask), (self.bounds, fill.bounds), (self.lengths, fill.lengths)):
+            if used is not None and filled is not None:
+                used.copy_(filled)
 
     def _rounds(self, graphs: list[torch.cuda.CUDAGraph], rounds: int) -> list[list[list[float]]]:
         """Microseconds per launch: for each graph, for each fill level, a sample a round. The spacers are timed in the

@@ -115,10 +115,27 @@ def checks(key: TuningKey, seed: int, device: torch.device) -> tuple[Check, ...]
 def _checks(key: TuningKey, seed: int, device: torch.device) -> tuple[Check, ...]:
     generator = torch.Generator(device).manual_seed(seed)
     found = []
-    for name, spec, mask in _problems(key, seed, generator):
-        given = operands(spec, mask, generator)
+    if key.spec().mask is MaskKind.LENGTHS:
+        given_by_name = (
+            (name, operands(spec, None, generator, torch.tensor(lengths, dtype=torch.int32, device=device)))
+            for name, spec, lengths in _problems_of_lengths(key, seed)
+        )
+    else:
+        given_by_name = (
+            (name, operands(spec, mask, generator)) for name, spec, mask in _problems(key, seed, generator)
+        )
+    for name, given in given_by_name:
         found.append(Check(name, given, yardstick(given)))
     return tuple(found)
+
+
+def _problems_of_lengths(key: TuningKey, seed: int) -> Iterator[tuple[str, AttentionSpec, list[int]]]:
+    """Every length that may trip a tile, a split or a page; and long caches, full, nearly so and mostly empty."""
+    page_edges = [page * key.page_size + step for page in (1, 2) for step in (-1, 0, 1)] if key.page_size else []
+    yield "lengths at edges", *_edge_lengths(key, seed, tuple(page_edges))
+    spec = _spec(key, 3, min(key.capacity_bucket, max(1, PROBLEM_BYTES // (3 * _bytes_per_key(key)))))
+    missing = seed % min(spec.kv_len, key.page_size or TILE_EDGES[-1])
+    yield "a long cache", spec, [spec.kv_len, spec.kv_len - missing, max(1, spec.kv_len // 8)]
 
 
 def forget_checks() -> None:
@@ -153,15 +170,21 @@ def _capacities(key: TuningKey) -> list[int]:
 
 def _edges(key: TuningKey, seed: int, generator: torch.Generator) -> tuple[str, AttentionSpec, Tensor | None]:
     """A sequence of each length that may trip a tile or a split, among them an empty one."""
-    candidates = len(TILE_EDGES) + _RANDOM_LENGTHS + 4
-    capacity = min(key.capacity_bucket, EDGES_CAPACITY, max(1, PROBLEM_BYTES // (candidates * _bytes_per_key(key))))
-    random = torch.randint(0, capacity + 1, (_RANDOM_LENGTHS,), generator=torch.Generator().manual_seed(seed)).tolist()
-    wanted = {0, 1, capacity - 1, capacity, *TILE_EDGES, *random}
-    lengths = sorted(length for length in wanted if 0 <= length <= capacity)
-    spec = _spec(key, len(lengths), capacity)
+    spec, lengths = _edge_lengths(key, seed)
     held = torch.tensor(lengths, device=generator.device)[:, None]
-    visible = torch.arange(capacity, device=generator.device) < held
+    visible = torch.arange(spec.kv_len, device=generator.device) < held
     return "lengths at edges", spec, _with_rows(spec, visible, generator)
+
+
+def _edge_lengths(key: TuningKey, seed: int, more: tuple[int, ...] = ()) -> tuple[AttentionSpec, list[int]]:
+    """Each length in a sequence of its own, and the spec that holds them; ``more`` among them."""
+    candidates = len(TILE_EDGES) + len(more) + _RANDOM_LENGTHS + 4
+    capacity = min(key.capacity_bucket, EDGES_CAPACITY, max(1, PROBLEM_BYTES // (candidates * _bytes_per_key(key))))
+    capacity = _spec(key, 1, capacity).kv_len
+    random = torch.randint(0, capacity + 1, (_RANDOM_LENGTHS,), generator=torch.Generator().manual_seed(seed)).tolist()
+    wanted = {0, 1, capacity - 1, capacity, *TILE_EDGES, *more, *random}
+    lengths = sorted(length for length in wanted if 0 <= length <= capacity)
+    return _spec(key, len(lengths), capacity), lengths
 
 
 def _long(key: TuningKey, seed: int, generator: torch.Generator) -> tuple[str, AttentionSpec, Tensor | None]:
@@ -211,7 +234,7 @@ def _guarded_tensors(check: Check, config: KernelConfig, garbage: float) -> tupl
     given = check.operands
     plain = allocate(
         given.q, given.stale_k, given.stale_v, given.expanded_mask(), given.bounds, given.spec.out_heads_first, config,
-        given.k_scale, given.v_scale,
+        given.k_scale, given.v_scale, given.lengths, given.table,
     )  # fmt: skip
     guards: list[Tensor] = []
 

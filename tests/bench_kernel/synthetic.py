@@ -69,8 +69,6 @@ def _samples(cost: tuple[float, float], reading: float, draw: random.Random) -> 
 
 
 def _ours(case: Case, name: str, reading: float, draw: random.Random) -> PeerResult:
-    if case.layout.page_size is not None:
-        return PeerResult(name, OUR_FAMILY, Status.UNSUPPORTED, "paged caches are not supported yet")
     right = Correctness(0.4, 2e-3, OUR_LIMIT, case.batch)
     verdict = "exact: tuned for NVIDIA H200" if name == SHIPPED else "heuristic"
     samples = _samples(OUR_COSTS[name], reading, draw)

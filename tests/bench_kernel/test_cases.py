@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from prefetch_compiler.bench.kernel.cases import CacheLayout, Case, Fill, matches, parse_case
 from prefetch_compiler.bench.kernel.grid import QUICK, Sweep, chosen, declared, swept
@@ -24,7 +25,10 @@ def test_pages_are_whole() -> None:
     assert paged.pages_per_sequence == 2
     assert paged.capacity_bytes == 3 * 128 * paged.kv_bytes_per_key
     assert paged.valid_bytes(0) == 3 * 100 * paged.kv_bytes_per_key
-    assert paged.spec() is None
+    spec = paged.spec()
+    assert (spec.page_size, spec.kv_len, spec.mask) == (64, 128, MaskKind.LENGTHS)
+    assert spec.key_layout.strides == torch.empty(6, 64, 8, 128).transpose(1, 2).stride()[:3]
+    assert key_of(spec).name.endswith("s128 bshd-tma none page64")
 
 
 def test_ragged_lengths_are_drawn_from_the_seed() -> None:

@@ -234,9 +234,10 @@ def test_a_wrong_result_of_ours_is_a_problem(monkeypatch: pytest.MonkeyPatch) ->
     assert problems(bench((CASE,), ours=False)) == []
 
 
-def test_paged_cases_are_run_without_us() -> None:
-    (case,) = bench((Case(4, 2, 64, 2, 64, layout=CacheLayout.PAGE16),)).cases
-    assert {peer.reason for peer in case.peers if peer.is_ours} == {"paged caches are not supported yet"}
+def test_paged_cases_are_run_with_us() -> None:
+    (case,) = bench((Case(4, 2, 64, 2, 64, Fill.RAGGED, CacheLayout.PAGE16, "float16"),)).cases
+    found = statuses(case.peers)
+    assert (found[SHIPPED], found[HEURISTIC]) == (Status.MEASURED, Status.MEASURED)
     assert case.best_peer is None
 
 

@@ -26,15 +26,18 @@ def site(
     mask_per_row: bool = False,
     is_causal: bool = False,
     row_padding: int = 0,
+    page_size: int = 0,
 ) -> AttentionSpec:
-    """A (batch, heads, length, dim) cache whose rows are ``row_padding`` elements longer than its heads are wide."""
+    """A (batch, heads, length, dim) cache whose rows are ``row_padding`` elements longer than its heads are wide; or
+    pages in place of sequences."""
     value_dim = head_dim if value_dim is None else value_dim
 
     def layout(dim: int) -> TensorLayout:
         row = dim + row_padding
-        return TensorLayout(kv_heads * kv_len * row, kv_len * row, row)
+        length = page_size or kv_len
+        return TensorLayout(kv_heads * length * row, length * row, row)
 
-    mask_dtype = {MaskKind.NONE: None, MaskKind.BOOL: torch.bool, MaskKind.ADDITIVE: dtype}[mask]
+    mask_dtype = {MaskKind.BOOL: torch.bool, MaskKind.ADDITIVE: dtype}.get(mask)
     return AttentionSpec(
         batch=batch,
         query_heads=query_heads,
@@ -51,10 +54,11 @@ def site(
         mask_dtype=mask_dtype,
         mask_per_row=mask_per_row,
         is_causal=is_causal,
+        page_size=page_size,
     )
 
 
-NONE, ADDITIVE = MaskKind.NONE, MaskKind.ADDITIVE
+NONE, ADDITIVE, LENGTHS = MaskKind.NONE, MaskKind.ADDITIVE, MaskKind.LENGTHS
 SPECS: dict[str, AttentionSpec] = {
     "Llama-8B": site(32, 8, 128, kv_len=8192),
     "Llama-8B batch 64": site(32, 8, 128, batch=64),
@@ -63,6 +67,12 @@ SPECS: dict[str, AttentionSpec] = {
     "Llama-8B float32": site(32, 8, 128, dtype=SINGLE),
     "Llama-8B float32 batch 64": site(32, 8, 128, batch=64, dtype=SINGLE),
     "Llama-8B dynamic cache": site(32, 8, 128, mask=NONE),
+    "Llama-8B pages of 16": site(32, 8, 128, mask=LENGTHS, page_size=16),
+    "Llama-8B batch 64, pages of 64": site(32, 8, 128, batch=64, mask=LENGTHS, page_size=64),
+    "Gemma-3 batch 64, pages of 1": site(8, 4, 256, batch=64, mask=LENGTHS, page_size=1),
+    "Llama-8B batch 64, pages of 16, 4 drafted tokens": site(
+        32, 8, 128, batch=64, q_len=5, mask=LENGTHS, page_size=16, is_causal=True
+    ),
     "SmolLM2-135M": site(9, 3, 64, kv_len=512),
     "SmolLM2-135M float32": site(9, 3, 64, kv_len=512, dtype=SINGLE),
     "Phi-3-mini": site(32, 32, 96, batch=16),
@@ -96,6 +106,10 @@ QUANTISED_SPECS: dict[str, AttentionSpec] = {
     "Llama-8B batch 64 int8, a scale a token": quantised(SPECS["Llama-8B batch 64"], INT8, TOKEN),
     "Llama-8B batch 64, 15 drafted tokens, e4m3": quantised(SPECS["Llama-8B batch 64, 15 drafted tokens"]),
     "Llama-8B dynamic cache, e5m2, a scale a token": quantised(SPECS["Llama-8B dynamic cache"], E5M2, TOKEN),
+    "Llama-8B, pages of 16, e4m3": quantised(SPECS["Llama-8B pages of 16"]),
+    "Llama-8B batch 64, pages of 64, int8, a scale a token": quantised(
+        SPECS["Llama-8B batch 64, pages of 64"], INT8, TOKEN
+    ),
     "Gemma-3 batch 64 e5m2": quantised(SPECS["Gemma-3 batch 64"], E5M2),
     "Falcon-7B, 7 drafted tokens, additive, int8": quantised(SPECS["Falcon-7B, 7 drafted tokens, additive"], INT8),
     "DeepSeek-V3, not absorbed, e4m3": quantised(SPECS["DeepSeek-V3, not absorbed"], E4M3, TOKEN),

@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from hypothesis import strategies as st
 
-from prefetch_compiler.spec import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM, MAX_Q_LEN, AttentionSpec, MaskKind, TensorLayout
+from prefetch_compiler.spec import (
+    HEAD_DIM_MULTIPLE,
+    MAX_HEAD_DIM,
+    MAX_Q_LEN,
+    PAGE_SIZES,
+    AttentionSpec,
+    MaskKind,
+    TensorLayout,
+)
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_BATCH, MAX_KV_LEN = 300, 140_000
@@ -44,27 +52,31 @@ def specs(draw: st.DrawFn) -> AttentionSpec:
     batch, length = draw(near_powers_of_two(MAX_BATCH)), draw(near_powers_of_two(MAX_KV_LEN))
     head_dim = draw(dims)
     value_dim = draw(st.just(head_dim) | dims)
-    key_layout = draw(layouts(heads, length, head_dim))
-    alike = TensorLayout(*(stride * value_dim // head_dim for stride in key_layout.strides))
     mask = draw(st.sampled_from(MaskKind))
+    page_size = draw(st.sampled_from((0, *PAGE_SIZES))) if mask is MaskKind.LENGTHS else 0
+    rows = page_size or length
+    key_layout = draw(layouts(heads, rows, head_dim))
+    alike = TensorLayout(*(stride * value_dim // head_dim for stride in key_layout.strides))
     dtype = draw(st.sampled_from(DTYPES))
-    mask_dtypes = {MaskKind.NONE: (None,), MaskKind.BOOL: (torch.bool,), MaskKind.ADDITIVE: DTYPES}
+    mask_dtypes = {MaskKind.BOOL: (torch.bool,), MaskKind.ADDITIVE: DTYPES}
+    masked = mask in mask_dtypes
     return AttentionSpec(
         batch=batch,
         query_heads=heads * group,
         kv_heads=heads,
         q_len=draw(near_powers_of_two(MAX_Q_LEN)),
-        kv_len=length,
+        kv_len=-(-length // page_size) * page_size if page_size else length,
         head_dim=head_dim,
         value_dim=value_dim,
         dtype=dtype,
         scale=draw(st.floats(0.01, 1)),
         key_layout=key_layout,
-        value_layout=draw(st.just(alike) | layouts(heads, length, value_dim)),
+        value_layout=draw(st.just(alike) | layouts(heads, rows, value_dim)),
         mask=mask,
-        mask_dtype=draw(st.sampled_from(mask_dtypes[mask])),
-        mask_per_row=mask is not MaskKind.NONE and draw(st.booleans()),
-        is_causal=mask is MaskKind.NONE and draw(st.booleans()),
+        mask_dtype=draw(st.sampled_from(mask_dtypes[mask])) if masked else None,
+        mask_per_row=masked and draw(st.booleans()),
+        is_causal=not masked and draw(st.booleans()),
         out_heads_first=draw(st.booleans()),
         symbolic=frozenset(draw(st.sets(st.sampled_from(("batch", "kv_len"))))),
+        page_size=page_size,
     )

@@ -15,7 +15,7 @@ from prefetch_compiler.templates.manifest import QUANTISED, SPLIT_KV, TEMPLATES,
 from prefetch_compiler.config import KernelConfig, Merge
 from prefetch_compiler.database.kernel_source.modules import PACKAGE, Sources
 from prefetch_compiler.database.kernel_source.program import Program
-from prefetch_compiler.database.key import MaskClass, TuningKey, is_quantised
+from prefetch_compiler.database.key import Feature, MaskClass, TuningKey, is_quantised
 from prefetch_compiler.database.template_hash import hash_for, present_hash, template_hash, whole_hashes
 from prefetch_compiler.device import REFERENCE_DEVICES
 from prefetch_compiler.lower.precompile import example_tensors, kernel_calls
@@ -32,8 +32,13 @@ FEATURES = [
     for template in TEMPLATES
     for feature in template.features
 ]
-PLAIN_KEYS = [replace(KEY, mask=mask, mask_dtype="float16" if "additive" in mask.value else "") for mask in MaskClass]
-
+MASKED = [replace(KEY, mask=mask, mask_dtype="float16" if "additive" in mask.value else "") for mask in MaskClass]
+PAGED = [
+    replace(KEY, mask=mask, features=(feature,))
+    for mask in (MaskClass.LENGTHS, MaskClass.CAUSAL_LENGTHS)
+    for feature in (Feature.PAGE1, Feature.PAGE64)
+]
+PLAIN_KEYS = [*MASKED, *PAGED]
 QUANTISED_KEYS = [quantised_key(key, "int8", scales) for key in PLAIN_KEYS for scales in ("head", "token")]
 KEYS = [*PLAIN_KEYS, *QUANTISED_KEYS]
 
@@ -89,25 +94,19 @@ def test_launches_without_a_feature_pass_what_the_manifest_says(key: TuningKey) 
 
 
 def test_each_mask_class_has_its_features() -> None:
-    features = {key.mask.value: SPLIT_KV.features_of(key) for key in PLAIN_KEYS}
+    features = {key.mask.value: SPLIT_KV.features_of(key) for key in MASKED}
     masks = {"bool", "bool_rows", "additive", "additive_rows"}
-    assert features == {"none": set(), "causal": {"causal"}, **{mask: {"mask"} for mask in masks}}
+    lengths = {"lengths": {"lengths"}, "causal_lengths": {"lengths", "causal_tail"}}
+    assert features == {"none": set(), "causal": {"causal"}, **lengths, **{mask: {"mask"} for mask in masks}}
+    assert [SPLIT_KV.features_of(key) for key in PAGED] == [features[key.mask.value] | {"paged"} for key in PAGED]
 
 
 @pytest.mark.parametrize("key", QUANTISED_KEYS, ids=lambda key: key.name)
 def test_scales_for_each_token_are_features(key: TuningKey) -> None:
-    plain = replace(key, kv_dtype=key.dtype, features=())
-    features = {"key_token_scales", "value_token_scales"} if key.features else set()
+    paging = tuple(feature for feature in key.features if feature.page_size)
+    plain = replace(key, kv_dtype=key.dtype, features=paging)
+    features = {"key_token_scales", "value_token_scales"} if len(key.features) > len(paging) else set()
     assert QUANTISED.features_of(key) == SPLIT_KV.features_of(plain) | features
-
-
-@pytest.mark.parametrize("mask", [MaskClass.NONE, MaskClass.CAUSAL])
-def test_bounds_without_a_mask_count_over_a_quantised_cache(mask: MaskClass, tmp_path: Path, unchanged: Path) -> None:
-    """They may be given there, though no key tells."""
-    old = "first = tl.maximum(tl.load(row), 0)"
-    changed = edited(tmp_path, lambda module, source: source.replace(old, old + " + 0"))
-    key = replace(QUANTISED_KEYS[0], mask=mask, mask_dtype="")
-    assert text_of(changed, key) != text_of(unchanged, key)
 
 
 def test_hashes_are_of_the_keys_features() -> None:
@@ -116,10 +115,10 @@ def test_hashes_are_of_the_keys_features() -> None:
     assert len(set(hashes)) == 3
     assert hashes == [present_hash(SPLIT_KV.name, key) for key in (plain, bool_mask, causal)]
     assert present_hash("gone", KEY) is None
-    masks = {"mask", "causal"}
+    common = {"mask", "lengths", "causal", "causal_tail", "paged"}
     assert whole_hashes() == {
-        SPLIT_KV.name: template_hash(SPLIT_KV, frozenset(masks)),
-        QUANTISED.name: template_hash(QUANTISED, frozenset({*masks, "key_token_scales", "value_token_scales"})),
+        SPLIT_KV.name: template_hash(SPLIT_KV, frozenset(common)),
+        QUANTISED.name: template_hash(QUANTISED, frozenset({*common, "key_token_scales", "value_token_scales"})),
     }
     assert all(re.fullmatch("[0-9a-f]{64}", one) for one in (*hashes, *whole_hashes().values()))
 
@@ -176,5 +175,21 @@ def test_masks_do_not_count_where_there_is_none(tmp_path: Path, unchanged: Path)
     old = "tl.load(pointers, mask=wanted, other=1) != 0"
     changed = edited(tmp_path, lambda module, source: source.replace(old, old + " + 0"))
     assert (changed / "masking.py").read_text() != (unchanged / "masking.py").read_text()
-    same = {key.mask.value for key in KEYS if text_of(changed, key) == text_of(unchanged, key)}
-    assert same == {"none", "causal"}
+    same = {key for key in KEYS if text_of(changed, key) == text_of(unchanged, key)}
+    assert same == {key for key in KEYS if "mask" not in template_of(key).features_of(key)}
+
+
+def test_pages_count_where_there_are_some(tmp_path: Path, unchanged: Path) -> None:
+    old = "first % PAGE_SIZE"
+    changed = edited(tmp_path, lambda module, source: source.replace(old, old + " + 0"))
+    assert (changed / "paging.py").read_text() != (unchanged / "paging.py").read_text()
+    other = {key for key in KEYS if text_of(changed, key) != text_of(unchanged, key)}
+    assert other == {key for key in KEYS if key.page_size}
+
+
+def test_lengths_count_where_there_are_some(tmp_path: Path, unchanged: Path) -> None:
+    old = "tl.load(lengths_ptr + sequence"
+    changed = edited(tmp_path, lambda module, source: source.replace(old, old + " + 0"))
+    assert (changed / "split_plan.py").read_text() != (unchanged / "split_plan.py").read_text()
+    other = {key for key in KEYS if text_of(changed, key) != text_of(unchanged, key)}
+    assert other == {key for key in KEYS if key.mask in (MaskClass.LENGTHS, MaskClass.CAUSAL_LENGTHS)}

@@ -14,7 +14,7 @@ import torch
 from prefetch_compiler.bench.ceiling import measure_ceiling
 from prefetch_compiler.bench.device_clock import device_us
 from prefetch_compiler.config import KernelConfig, LoadPath, Merge
-from prefetch_compiler.database.key import Alignment, Layout, MaskClass, TuningKey
+from prefetch_compiler.database.key import Alignment, Feature, Layout, MaskClass, TuningKey
 from prefetch_compiler.device import profile
 from prefetch_compiler.lower.launch import launch_decode
 from prefetch_compiler.select.heuristic import choose
@@ -55,6 +55,11 @@ KEYS = {
     "unaligned": replace(LLAMA, alignment=Alignment.NONE),
     "shared": replace(LLAMA, alignment=Alignment.ROWS, batch_bucket=4),
     "strided": replace(LLAMA, layout=Layout.STRIDED),
+    "pages of 1": replace(LLAMA, mask=MaskClass.NONE, features=(Feature.PAGE1,)),
+    "pages of 16": replace(LLAMA, mask=MaskClass.NONE, layout=Layout.BSHD, features=(Feature.PAGE16,)),
+    "pages of 64, batch 64": replace(
+        LLAMA, mask=MaskClass.NONE, batch_bucket=64, capacity_bucket=4096, features=(Feature.PAGE64,)
+    ),
 }
 
 
@@ -106,6 +111,15 @@ def test_time_follows_the_bytes_that_are_held() -> None:
     assert [fill.kv_bytes for fill in result.fills] == [64 * 8 * 256 * 2 * held for held in (512, 2048, 4096)]
     shares = [fill.ceiling_us / fill.median_us for fill in result.fills]
     assert all(0.3 < share < 1.1 for share in shares), shares
+
+
+@pytest.mark.parametrize("name", ["pages of 16", "pages of 64, batch 64"])
+def test_paged_caches_take_longer_the_more_they_hold(name: str) -> None:
+    key = KEYS[name]
+    result = session(key).trial(choose(key.spec(), profile(DEVICE)), 0.5)
+    by_held = sorted(result.fills, key=lambda fill: fill.held)
+    assert by_held[0].held < by_held[-1].held == key.capacity_bucket
+    assert by_held[0].median_us < by_held[-1].median_us
 
 
 def test_caches_are_found_cold() -> None:

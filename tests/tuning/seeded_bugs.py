@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from prefetch_compiler.config import KernelConfig, LoadPath, Merge, OperandOrder, Partition
-from prefetch_compiler.database.key import Alignment, Layout, MaskClass, TuningKey
+from prefetch_compiler.database.key import Alignment, Feature, Layout, MaskClass, TuningKey
 from prefetch_compiler.tuning.caches import quantised_key
 
 from .mutants import Bug
@@ -25,6 +25,9 @@ ADDITIVE = replace(BOOL, mask=MaskClass.ADDITIVE, mask_dtype="float16")
 PLAIN = replace(BOOL, mask=MaskClass.NONE)
 # More tiles than splits.
 LONGER = replace(BOOL, capacity_bucket=max(64, CAPACITY))
+PAGE16 = replace(LONGER, mask=MaskClass.LENGTHS, features=(Feature.PAGE16,))
+CAUSAL_PAGE16 = replace(PAGE16, mask=MaskClass.CAUSAL_LENGTHS, q_len_bucket=4)
+PAGE64 = replace(PAGE16, features=(Feature.PAGE64,))
 CAUSAL = replace(BOOL, mask=MaskClass.CAUSAL, q_len_bucket=4)
 
 ONE_SPLIT = KernelConfig(block_kv=16, num_splits=1, num_warps=4, num_stages=2)
@@ -39,6 +42,8 @@ KEYS_FIRST_TMA = replace(KEYS_FIRST, load_path=LoadPath.TMA)
 # Rows of 16 and 32 bytes, which TMA takes.
 QUANTISED_BOOL = replace(quantised_key(BOOL, "e4m3", "token"), value_dim=32, alignment=Alignment.TMA)
 QUANTISED_HEAD = replace(quantised_key(BOOL, "e4m3", "head"), value_dim=32, alignment=Alignment.TMA)
+QUANTISED_PAGE16 = replace(quantised_key(PAGE16, "e4m3", "token"), value_dim=32, alignment=Alignment.TMA)
+QUANTISED_PAGE64 = replace(quantised_key(PAGE64, "e4m3", "token"), value_dim=32, alignment=Alignment.TMA)
 QUANTISED_SPLIT = replace(SPLIT, num_warps=2, operand_order=OperandOrder.KQ)
 QUANTISED_TMA = replace(QUANTISED_SPLIT, num_splits=1, load_path=LoadPath.TMA)
 RIGHT = {
@@ -55,10 +60,16 @@ RIGHT = {
     "additive": (ADDITIVE, SPLIT),
     "no mask": (PLAIN, SPLIT),
     "causal": (CAUSAL, ONE_SPLIT),
+    "pages": (PAGE16, replace(SPLIT, block_kv=32)),
+    "pages of several tiles": (PAGE64, IN_PLACE),
+    "pages by TMA": (PAGE64, TMA),
+    "pages, causal": (CAUSAL_PAGE16, BALANCED),
     "quantised, split": (QUANTISED_BOOL, QUANTISED_SPLIT),
     "quantised, strided": (QUANTISED_HEAD, replace(QUANTISED_SPLIT, partition=Partition.STRIDED)),
     "quantised, balanced": (QUANTISED_BOOL, replace(QUANTISED_SPLIT, partition=Partition.BALANCED)),
     "quantised, TMA": (QUANTISED_BOOL, QUANTISED_TMA),
+    "quantised pages": (QUANTISED_PAGE16, replace(QUANTISED_SPLIT, block_kv=32)),
+    "quantised pages by TMA": (QUANTISED_PAGE64, QUANTISED_TMA),
 }
 
 
@@ -93,6 +104,10 @@ def softmax(key: TuningKey, config: KernelConfig, old: str, new: str) -> SeededB
     return SeededBug(key, config, (Bug("softmax", old, new),))
 
 
+def paging(key: TuningKey, config: KernelConfig, old: str, new: str) -> SeededBug:
+    return SeededBug(key, config, (Bug("paging", old, new),))
+
+
 def plan(key: TuningKey, config: KernelConfig, old: str, new: str) -> SeededBug:
     return SeededBug(key, config, (Bug("split_plan", old, new),))
 
@@ -116,6 +131,22 @@ SEEDED_BUGS: dict[str, SeededBug] = {
     "tail too short by one": plan(BOOL, ONE_SPLIT, "tl.load(row + 1)", "tl.load(row + 1) - 1"),
     "head late by one": plan(BOOL, ONE_SPLIT, "tl.load(row), 0)", "tl.load(row) + 1, 0)"),
     "last tile dropped": plan(PLAIN, ONE_SPLIT, "end - first + BLOCK_KV - 1, 0)", "end - first, 0)"),
+    "the first tile's page for all": decode(PAGE16, ONE_SPLIT, "pages = next_pages", "pages = pages"),
+    "every tile from its page's first row": paging(PAGE64, ONE_SPLIT, "first % PAGE_SIZE + tl", "0 + tl"),
+    "every tile from its page's first row by TMA": decode(PAGE64, TMA, "head, first % PAGE_SIZE, 0]", "head, 0, 0]"),
+    "rows beyond their page": paging(
+        PAGE16, replace(ONE_SPLIT, block_kv=32), "(first + tl.arange(0, BLOCK_KV)) % PAGE_SIZE",
+        "(first % PAGE_SIZE + tl.arange(0, BLOCK_KV))",
+    ),
+    "lengths short by one": plan(
+        PAGE16, ONE_SPLIT, "tl.load(lengths_ptr + sequence), 0)", "tl.load(lengths_ptr + sequence) - 1, 0)"
+    ),
+    "the next query's key seen": decode(
+        CAUSAL_PAGE16, ONE_SPLIT, "row_query + (end_key - q_len)", "row_query + 1 + (end_key - q_len)"
+    ),
+    "causal among the capacity's last keys": decode(
+        CAUSAL_PAGE16, ONE_SPLIT, "row_query + (end_key - q_len)", "row_query + (kv_len - q_len)"
+    ),
     "last tile dropped by TMA": decode(BOOL, TMA, "if PEEL and (whole_end < limit)", "if PEEL and (whole_end < 0)"),
     "last split dropped": merge(
         BOOL, SPLIT, "num_splits, BLOCK_KV, PARTITION)\n", "num_splits, BLOCK_KV, PARTITION) - 1\n"
@@ -198,11 +229,11 @@ SEEDED_BUGS: dict[str, SeededBug] = {
         "tl.trans(unpack_byte(v, FORMAT, True, ASSEMBLY))",
     ),
     "scales of K dropped": quantised(
-        QUANTISED_BOOL, QUANTISED_SPLIT,
-        "scores *= load_scales(k_scale_ptr, keys, end, K_SCALE_STRIDE, WHOLE)[:, None]", "pass",
+        QUANTISED_BOOL, QUANTISED_SPLIT, "scores *= k_scale[:, None]", "pass"
     ),
     "one scale of K for all heads": quantised(
-        QUANTISED_HEAD, QUANTISED_SPLIT, "kv_head_wide * k_scale_head_stride", "0 * k_scale_head_stride"
+        QUANTISED_HEAD, QUANTISED_SPLIT, "k_scale_batch_stride, k_scale_head_stride, 1",
+        "k_scale_batch_stride, 0 * k_scale_head_stride, 1",
     ),
     "accumulators not taken to a larger scale of V": quantised(
         replace(QUANTISED_BOOL, capacity_bucket=LONGER.capacity_bucket), replace(QUANTISED_SPLIT, num_splits=1),
@@ -210,6 +241,12 @@ SEEDED_BUGS: dict[str, SeededBug] = {
     ),
     "largest scale of V not given back": quantised(
         QUANTISED_BOOL, QUANTISED_SPLIT, "result_scale *= peak", "result_scale *= 1.0"
+    ),
+    "the first tile's page for all of a quantised cache": quantised(
+        QUANTISED_PAGE16, replace(QUANTISED_SPLIT, num_splits=1), "pages = next_pages", "pages = pages"
+    ),
+    "scales of every key from its page's first": quantised(
+        QUANTISED_PAGE64, QUANTISED_TMA, "page_stride, STRIDE, BLOCK_KV", "page_stride, 0, BLOCK_KV"
     ),
     "last tile of a quantised cache dropped by TMA": quantised(
         QUANTISED_BOOL, QUANTISED_TMA, "if PEEL and (whole_end < limit)", "if PEEL and (whole_end < 0)"

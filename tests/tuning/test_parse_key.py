@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefetch_compiler.database.key import Alignment, Feature, Layout, MaskClass, TuningKey, parse_key
+from prefetch_compiler.database.key import Alignment, Feature, Layout, MaskClass, TuningKey, key_of, parse_key
 from prefetch_compiler.errors import InvalidKeyNameError
+from prefetch_compiler.spec import PAGE_SIZES
 
 POWERS = st.integers(0, 17).map(lambda exponent: 1 << exponent)
 DTYPES = st.sampled_from(["float16", "bfloat16", "float32"])
@@ -35,6 +36,25 @@ def keys(draw: st.DrawFn) -> TuningKey:
     )
 
 
+PAGED = "bfloat16 32q/8kv d128 q1 b16 s4096 {}-{} lengths page{}"
+
+
+@pytest.mark.parametrize("page_size", PAGE_SIZES)
+@pytest.mark.parametrize("alignment", ["tma", "none"])
+@pytest.mark.parametrize("layout", Layout)
+def test_a_paged_key_is_that_of_its_spec(layout: Layout, alignment: str, page_size: int) -> None:
+    name = PAGED.format(layout.value, alignment, page_size)
+    key = parse_key(name)
+    assert (key.name, key.page_size, key.bounded) == (name, page_size, True)
+    spec = key.spec()
+    assert (spec.page_size, spec.kv_len, spec.cache_shape) == (page_size, 4096, (16 * 4096 // page_size, 8, page_size))
+    assert key_of(spec) == key
+
+
+def test_pages_of_a_small_cache_are_whole() -> None:
+    assert parse_key(PAGED.format("bhsd", "tma", 64)).at(batch=3, capacity=65).spec().kv_len == 128
+
+
 @given(keys())
 def test_a_name_reads_back_as_its_key(key: TuningKey) -> None:
     assert parse_key(key.name) == key
@@ -57,6 +77,10 @@ def test_sizes_go_to_their_buckets() -> None:
         ("bfloat16 32q/8kv d128 q1 b16 s4096 bhsd-tma bool-float16", "have a dtype"),
         ("bfloat16 32q/8kv d128 q1 b16 s4096 bhsd-tma sparse", "sparse"),
         ("bfloat16 32q/8kv d128 q1 b16 s4096 bhsd-tma bool shrinking", "shrinking"),
+        ("bfloat16 32q/8kv d128 q1 b16 s4096 bhsd-tma lengths page48", "page48"),
+        ("bfloat16 32q/8kv d128 q1 b16 s4096 bhsd-tma lengths page16 page64", "pages of one size"),
+        ("bfloat16 32q/8kv d128 q1 b16 s4096 bhsd-tma bool page16", "lengths for a mask"),
+        ("bfloat16 32q/8kv d128 q1 b16 s4096 bhsd-rows lengths page16", "pages lie apart"),
     ],
 )
 def test_what_is_no_name_is_refused_with_the_reason(name: str, why: str) -> None:

@@ -151,31 +151,32 @@ class Case:
         positions = self.capacity if page is None else self.pages_per_sequence * page
         return self.batch * positions * self.kv_bytes_per_key
 
-    def spec(self) -> AttentionSpec | None:
-        """The site that compiled code would find; None for paged caches, which are no operands of such a site."""
-        if self.layout.page_size is not None:
-            return None
-        layout = self.tensor_layout()
+    def spec(self) -> AttentionSpec:
+        """The site that compiled code would find, or the call of ``paged_decode_attention`` that it would make."""
+        layout, page = self.tensor_layout(), self.layout.page_size or 0
+        kind = MaskKind.LENGTHS if page else MaskKind.BOOL if self.needs_lengths else MaskKind.NONE
         return AttentionSpec(
             batch=self.batch,
             query_heads=self.query_heads,
             kv_heads=self.kv_heads,
             q_len=1,
-            kv_len=self.capacity,
+            kv_len=self.pages_per_sequence * page if page else self.capacity,
             head_dim=self.head_dim,
             value_dim=self.head_dim,
             dtype=self.torch_dtype,
             scale=self.scale,
             key_layout=layout,
             value_layout=layout,
-            mask=MaskKind.BOOL if self.needs_lengths else MaskKind.NONE,
-            mask_dtype=torch.bool if self.needs_lengths else None,
+            mask=kind,
+            mask_dtype=torch.bool if kind is MaskKind.BOOL else None,
+            page_size=page,
         )
 
     def tensor_layout(self) -> TensorLayout:
-        """Strides in elements of a cache in one piece, seen as (batch, kv_heads, capacity, head_dim)."""
-        heads, length, dim = self.kv_heads, self.capacity, self.head_dim
-        if self.layout is CacheLayout.BSHD:
+        """Strides in elements of a cache in one piece, seen as (batch, kv_heads, capacity, head_dim); of a page pool,
+        seen as (pages, kv_heads, page_size, head_dim)."""
+        heads, length, dim = self.kv_heads, self.layout.page_size or self.capacity, self.head_dim
+        if self.layout is not CacheLayout.BHSD:
             return TensorLayout(length * heads * dim, dim, heads * dim)
         return TensorLayout(heads * length * dim, length * dim, dim)
 

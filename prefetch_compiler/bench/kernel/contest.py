@@ -19,9 +19,9 @@ from .case_ceiling import CeilingTrial
 from .compile_ahead import CompileAhead
 from .operands import Operands
 from .oracle import OUR_LIMIT, PEER_LIMIT, Correctness, Oracle
-from .ours import NoChoice, OurChoice, attend_with, configs_of, standing_choices, why_not_ours
+from .ours import NoChoice, OurChoice, attend_with, configs_of, standing_choices
 from .peers.peer import Attend, Peer, UnsupportedCaseError, first_line, told
-from .result import BEST_BARE, BEST_PREFETCHING, OUR_FAMILY, OURS, CaseCeiling, PeerResult, Status
+from .result import BEST_BARE, BEST_PREFETCHING, OUR_FAMILY, CaseCeiling, PeerResult, Status
 from .search import search, with_prefetch, without_prefetch
 from .stopwatch import Recording, Stopwatch
 
@@ -57,11 +57,7 @@ class Contest:
 
     def enter_ours(self, compiler: CompileAhead, count: int) -> None:
         """All four of ours. ``count`` is how many configurations each of the two searches measures."""
-        case = self._operands.case
-        spec, refusal = case.spec(), why_not_ours(case)
-        if spec is None or refusal is not None:
-            self.results += [PeerResult(name, OUR_FAMILY, Status.UNSUPPORTED, refusal or "") for name in OURS]
-            return
+        spec = self._operands.case.spec()
         choices = standing_choices(spec, self._profile)
         choices += self._searched(spec, compiler, configs_of(choices), count)
         by_config: dict[KernelConfig, list[PeerResult]] = {}

@@ -17,12 +17,9 @@ from ...lower.launch import launch_decode
 from ...select.heuristic import choose
 from ...select.selection import select
 from ...spec import AttentionSpec
-from .cases import Case
 from .operands import Operands
 from .peers.peer import Attend
 from .result import HEURISTIC, SHIPPED
-
-PAGED_REASON = "paged caches are not supported yet"
 
 
 @dataclass(frozen=True)
@@ -59,20 +56,18 @@ def standing_choices(spec: AttentionSpec, profile: DeviceProfile) -> list[OurCho
 
 def attend_with(operands: Operands, config: KernelConfig) -> Attend:
     """Launch our kernels with ``config``. Bounds were computed before, as compiled code does once for all layers."""
-    mask, bounds, scale = operands.expanded_mask(), operands.bounds, operands.case.scale
+    mask, bounds, scale, table = operands.expanded_mask(), operands.bounds, operands.case.scale, operands.table
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if table is not None:
+            k, v = k.transpose(1, 2), v.transpose(1, 2)
         out: torch.Tensor = launch_decode(
-            q, k, v, mask, bounds, is_causal=False, scale=scale, heads_first=True, config=config
-        )
+            q, k, v, mask, bounds, is_causal=False, scale=scale, heads_first=True, config=config,
+            lengths=None if table is None else operands.held, table=table,
+        )  # fmt: skip
         return out.squeeze(2)
 
     return attend
-
-
-def why_not_ours(case: Case) -> str | None:
-    """Why our kernels do not take ``case``, or None."""
-    return PAGED_REASON if case.layout.page_size is not None else None
 
 
 def configs_of(choices: Iterable[OurChoice | NoChoice]) -> list[KernelConfig]:

@@ -1,0 +1,230 @@
+"""A decode attention that a model calls by name: what it is given, whether that fits together, and what it computes.
+
+What does not fit together is an error of the caller's. What fits and no kernel serves is refused with a reason.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidAttentionInputError, Refused
+from ..quantisation import granularity_of
+from ..spec import (
+    HEAD_DIM_MULTIPLE,
+    MAX_HEAD_DIM,
+    MAX_Q_LEN,
+    PAGE_SIZES,
+    QUANTISED_FORMATS,
+    SUPPORTED_DTYPES,
+    AttentionSpec,
+    MaskKind,
+    QuantisedCache,
+    TensorLayout,
+)
+
+_MASK_DTYPES = (torch.bool, *SUPPORTED_DTYPES)
+_LENGTH_DTYPES = (torch.int32, torch.int64)
+
+
+class AttentionCall(NamedTuple):
+    """Operands as in AttentionSpec; ``mask`` of four dimensions and not expanded. With a ``table`` K and V are page
+    pools, and there are ``lengths``."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    k_scale: Tensor | None
+    v_scale: Tensor | None
+    mask: Tensor | None
+    bounds: Tensor | None
+    lengths: Tensor | None
+    table: Tensor | None
+    is_causal: bool
+    scale: float
+
+    @property
+    def function(self) -> str:
+        """What the model called."""
+        return "quantised_decode_attention" if self.table is None else "paged_decode_attention"
+
+    @property
+    def kv_len(self) -> int:
+        """Keys that a sequence may hold."""
+        return self.k.shape[2] if self.table is None else self.table.shape[1] * self.k.shape[2]
+
+    def expanded_mask(self) -> Tensor | None:
+        """As the launch takes it."""
+        batch, query_heads, q_len, _ = self.q.shape
+        return None if self.mask is None else self.mask.expand(batch, query_heads, q_len, self.kv_len)
+
+
+def check_call(call: AttentionCall) -> None:
+    """Raises:
+    InvalidAttentionInputError: operands do not fit one another; names the first that does not.
+    """
+    _check_queries_and_cache(call)
+    _check_scale(call, "key_scale", call.k_scale)
+    _check_scale(call, "value_scale", call.v_scale)
+    _check_mask(call)
+    _check_bounds(call)
+    _check_lengths(call)
+    if call.table is not None:
+        _check_table(call, call.table)
+
+
+def _require(call: AttentionCall, holds: bool, argument: str, given: object, rule: str) -> None:
+    if not holds:
+        raise InvalidAttentionInputError(call.function, argument, given, rule)
+
+
+def _check_queries_and_cache(call: AttentionCall) -> None:
+    q, k, v = call.q, call.k, call.v
+    key, value = ("key", "value") if call.table is None else ("key_pages", "value_pages")
+    for name, tensor in (("query", q), (key, k), (value, v)):
+        _require(call, tensor.ndim == 4, name, tuple(tensor.shape), "of four dimensions")
+        _require(call, tensor.device == q.device, name, tensor.device, f"on the query's device, {q.device}")
+    _require(call, q.is_floating_point(), "query", q.dtype, "of a floating-point dtype")
+    formats = ", ".join(str(dtype) for dtype in QUANTISED_FORMATS)
+    if call.table is None:
+        _require(call, k.dtype in QUANTISED_FORMATS, key, k.dtype, f"of one of the dtypes {formats}")
+        _require(call, k.shape[0] == q.shape[0], key, tuple(k.shape), f"of the query's batch, {q.shape[0]}")
+    else:
+        fits = k.dtype == q.dtype or k.dtype in QUANTISED_FORMATS
+        _require(call, fits, key, k.dtype, f"of the query's dtype, {q.dtype}, or one of {formats}")
+        _require(call, min(k.shape[0], k.shape[2]) > 0, key, tuple(k.shape), "at least one page of at least one key")
+    _require(call, v.dtype == k.dtype, value, v.dtype, f"of the dtype of {key}, {k.dtype}")
+    _require(call, k.shape[3] == q.shape[3], key, tuple(k.shape), f"of the query's head_dim, {q.shape[3]}")
+    _require(call, v.shape[:3] == k.shape[:3], value, tuple(v.shape), f"of the {tuple(k.shape[:3])} of {key}")
+    divides = k.shape[1] > 0 and q.shape[1] % k.shape[1] == 0
+    _require(call, divides, key, tuple(k.shape), f"of a number of heads that divides the query's {q.shape[1]}")
+
+
+def _check_scale(call: AttentionCall, name: str, scale: Tensor | None) -> None:
+    if scale is None:
+        return
+    k = call.k
+    size, heads, length, _ = k.shape
+    _require(call, k.dtype in QUANTISED_FORMATS, name, "given", f"None for a cache of {k.dtype}")
+    _require(call, scale.is_floating_point(), name, scale.dtype, "of a floating-point dtype")
+    _require(call, scale.device == k.device, name, scale.device, f"on the cache's device, {k.device}")
+    shapes = ((), (1, 1, 1), (1, heads, 1), (size, 1, length), (size, heads, length))
+    rule = f"of shape () or (1, 1|{heads}, 1) or ({size}, 1|{heads}, {length})"
+    fits = tuple(scale.shape) in shapes
+    if call.table is None:
+        rule = f"of shape () or (1|{size}, 1|{heads}, 1|{length})"
+        fits = scale.ndim in (0, 3) and all(
+            given in (1, whole) for given, whole in zip(scale.shape, (size, heads, length), strict=False)
+        )
+    _require(call, fits, name, tuple(scale.shape), rule)
+
+
+def _check_mask(call: AttentionCall) -> None:
+    mask = call.mask
+    if mask is None:
+        return
+    batch, heads, q_len, _ = call.q.shape
+    whole = (batch, heads, q_len, call.kv_len)
+    _require(call, not call.is_causal, "is_causal", call.is_causal, "False where there is a mask")
+    _require(call, call.lengths is None, "lengths", "given", "None where there is a mask")
+    _require(call, mask.dtype in _MASK_DTYPES, "attn_mask", mask.dtype, "bool, float16, bfloat16 or float32")
+    _require(call, mask.device == call.q.device, "attn_mask", mask.device, f"on the query's device, {call.q.device}")
+    fits = mask.ndim <= 4 and all(
+        size in (1, wanted) for size, wanted in zip(reversed(mask.shape), reversed(whole), strict=False)
+    )
+    _require(call, fits, "attn_mask", tuple(mask.shape), f"broadcastable to {whole}")
+
+
+def _check_bounds(call: AttentionCall) -> None:
+    bounds, batch = call.bounds, call.q.shape[0]
+    if bounds is None:
+        return
+    _require(call, call.mask is not None, "bounds", "given", "None without a mask; lengths say how many keys there are")
+    _require(call, bounds.dtype == torch.int32, "bounds", bounds.dtype, "int32, as mask_bounds gives it")
+    _require(call, bounds.device == call.q.device, "bounds", bounds.device, f"on the query's device, {call.q.device}")
+    fits = bounds.ndim == 2 and bounds.shape[0] in (1, batch) and bounds.shape[1] == 4
+    _require(call, fits, "bounds", tuple(bounds.shape), f"of shape (1|{batch}, 4), as mask_bounds gives it")
+
+
+def _check_lengths(call: AttentionCall) -> None:
+    lengths, batch = call.lengths, call.q.shape[0]
+    if lengths is None:
+        _require(call, call.table is None, "lengths", None, "given for a paged cache")
+        return
+    fits = lengths.ndim == 1 and lengths.shape[0] == batch
+    _require(call, fits, "lengths", tuple(lengths.shape), f"of shape ({batch},)")
+    _require(call, lengths.dtype in _LENGTH_DTYPES, "lengths", lengths.dtype, "of dtype torch.int32 or torch.int64")
+    _require(call, lengths.device == call.q.device, "lengths", lengths.device, f"on the query's device, {call.q.device}")
+
+
+def _check_table(call: AttentionCall, table: Tensor) -> None:
+    batch = call.q.shape[0]
+    fits = table.ndim == 2 and table.shape[0] == batch and table.shape[1] > 0
+    _require(call, fits, "block_table", tuple(table.shape), f"of shape ({batch}, max_pages)")
+    _require(call, table.dtype == torch.int32, "block_table", table.dtype, "of dtype torch.int32")
+    _require(call, table.device == call.q.device, "block_table", table.device, f"on the query's device, {call.q.device}")
+
+
+def spec_of(call: AttentionCall) -> AttentionSpec:
+    """What is computed.
+
+    Raises:
+        Refused: no kernel serves such shapes, strides or dtypes.
+    """
+    _refuse_operands(call)
+    q, k, v, mask = call.q, call.k, call.v, call.mask
+    kind = MaskKind.NONE if call.lengths is None else MaskKind.LENGTHS
+    if mask is not None:
+        kind = MaskKind.BOOL if mask.dtype == torch.bool else MaskKind.ADDITIVE
+    return AttentionSpec(
+        batch=q.shape[0],
+        query_heads=q.shape[1],
+        kv_heads=k.shape[1],
+        q_len=q.shape[2],
+        kv_len=call.kv_len,
+        head_dim=q.shape[3],
+        value_dim=v.shape[3],
+        dtype=q.dtype,
+        scale=call.scale,
+        key_layout=TensorLayout(*k.stride()[:3]),
+        value_layout=TensorLayout(*v.stride()[:3]),
+        mask=kind,
+        mask_dtype=None if mask is None else mask.dtype,
+        mask_per_row=mask is not None and (mask.shape[1] > 1 or mask.shape[2] > 1),
+        is_causal=call.is_causal,
+        cache=_cache_of(call),
+        page_size=0 if call.table is None else k.shape[2],
+    )
+
+
+def _cache_of(call: AttentionCall) -> QuantisedCache | None:
+    if call.k.dtype not in QUANTISED_FORMATS:
+        return None
+    scale_dtype = next((given.dtype for given in (call.k_scale, call.v_scale) if given is not None), None)
+    return QuantisedCache(call.k.dtype, granularity_of(call.k_scale), granularity_of(call.v_scale), scale_dtype)
+
+
+def _refuse_operands(call: AttentionCall) -> None:
+    for name, tensor in (("query", call.q), ("key", call.k), ("value", call.v)):
+        if tensor.stride(3) != 1:
+            raise Refused(f"the last stride of {name} is {tensor.stride(3)}; it must be 1")
+        dim = tensor.shape[3]
+        if dim % HEAD_DIM_MULTIPLE or not 0 < dim <= MAX_HEAD_DIM:
+            raise Refused(f"{name} has heads of {dim}; multiples of {HEAD_DIM_MULTIPLE} up to {MAX_HEAD_DIM} are served")
+    if call.q.dtype not in SUPPORTED_DTYPES:
+        raise Refused(f"queries of {call.q.dtype}")
+    if call.q.shape[2] > MAX_Q_LEN:
+        raise Refused(f"{call.q.shape[2]} query positions, more than {MAX_Q_LEN}")
+    if call.k.dtype in QUANTISED_FORMATS and (call.k.data_ptr() | call.v.data_ptr()) % 2:
+        raise Refused("key or value starts at an odd address: columns are read in pairs")
+    if call.table is not None:
+        _refuse_pages(call.k.shape[2], call.table)
+
+
+def _refuse_pages(page_size: int, table: Tensor) -> None:
+    if page_size not in PAGE_SIZES:
+        raise Refused(f"pages of {page_size} keys: powers of two from {PAGE_SIZES[0]} to {PAGE_SIZES[-1]} are served")
+    if table.shape[1] > 1 and table.stride(1) != 1:
+        raise Refused(f"the last stride of block_table is {table.stride(1)}; it must be 1")

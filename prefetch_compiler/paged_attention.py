@@ -1,0 +1,67 @@
+"""``paged_decode_attention``: what a model that keeps its cache in pages calls in place of SDPA.
+
+No graph is searched for it: the call is the site. It is one operator to torch.compile, with any backend and with
+``fullgraph=True``, and to a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .lower.call import AttentionCall
+from .lower.call_op import attend
+from .options import DEFAULT_DECODE_OPTIONS, DecodeOptions
+
+
+def paged_decode_attention(
+    query: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    block_table: Tensor,
+    lengths: Tensor,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    options: DecodeOptions = DEFAULT_DECODE_OPTIONS,
+) -> Tensor:
+    """``softmax(query @ key^T * scale) @ value`` over the first ``lengths`` keys of each sequence.
+
+    Nothing waits for the device, so CUDA graphs can hold the call, once it has run with the same shapes before. No
+    gradients.
+
+    Args:
+        query: (batch, query_heads, q_len, head_dim), float16, bfloat16 or float32, its last stride 1.
+        key_pages: (pages, kv_heads, page_size, head_dim) in any memory order whose last stride is 1; of a pool that is
+            stored as (pages, page_size, kv_heads, head_dim) pass ``pool.transpose(1, 2)``. Pages of 1 to 256 keys, a
+            power of two. Query head ``h`` reads KV head ``h // (query_heads // kv_heads)``. In the query's dtype, or
+            quantised: float8_e4m3fn, float8_e5m2 or int8.
+        value_pages: (pages, kv_heads, page_size, value_dim), likewise, of the same dtype.
+        block_table: int32 (batch, max_pages), its last stride 1: the pages of each sequence, in the order of its keys.
+            Entries of pages beyond a sequence's length may be anything; the others must be pages of the pools.
+        lengths: int32 or int64 (batch,): keys that each sequence holds, those of this step among them. Lengths outside
+            of what a row of the table can hold count as none, or as all of it. A sequence of length 0 gets zeros.
+        key_scale, value_scale: what the numbers of a quantised cache are to be multiplied by, floating-point: of shape
+            () for all, (1, 1|kv_heads, 1) for each head, or (pages, 1|kv_heads, page_size) for each token. None is 1.
+        is_causal: the last ``q_len`` keys of a sequence are those of its queries, and query ``i`` sees none of later
+            ones: keys 0 to ``length - q_len + i``. Otherwise every query sees all keys.
+        scale: 1 / sqrt(head_dim) by default.
+        options: ``strict`` raises where no kernel serves the call, instead of gathering pages for SDPA.
+
+    Returns:
+        (batch, query_heads, q_len, value_dim) in the query's dtype, contiguous. Rows that see no key are 0.
+
+    Raises:
+        InvalidAttentionInputError: operands that do not fit one another. While Dynamo traces, its own error has this
+            one's text.
+        SiteNotLoweredError, KernelLaunchError, DatabaseError: under ``options.strict``.
+    """
+    if scale is None:
+        scale = query.shape[-1] ** -0.5
+    return attend(
+        AttentionCall(
+            query, key_pages, value_pages, key_scale, value_scale, None, None, lengths, block_table, is_causal, scale
+        ),
+        options,
+    )
