@@ -36,13 +36,15 @@ def scale_shape(granularity: ScaleGranularity, batch: int, kv_heads: int, kv_len
     }[granularity]
 
 
-def granularity_of(scale: Tensor | None) -> ScaleGranularity:
-    """Of a scale of shape () or (1|batch, 1|kv_heads, 1|kv_len)."""
+def granularity_of(scale: Tensor | None, *, paged: bool = False) -> ScaleGranularity:
+    """Of a scale of shape () or (1|batch, 1|kv_heads, 1|kv_len); of page pools (1, 1|kv_heads, 1) or (pages,
+    1|kv_heads, page_size)."""
     if scale is None:
         return ScaleGranularity.NONE
     if scale.ndim == 0 or scale.numel() == 1:
         return ScaleGranularity.TENSOR
-    return ScaleGranularity.HEAD if scale.shape[2] == 1 else ScaleGranularity.TOKEN
+    of_tokens = scale.shape[2] > 1 or (paged and scale.shape[0] > 1)
+    return ScaleGranularity.TOKEN if of_tokens else ScaleGranularity.HEAD
 
 
 def quantise(

@@ -203,7 +203,9 @@ def _cache_of(call: AttentionCall) -> QuantisedCache | None:
     if call.k.dtype not in QUANTISED_FORMATS:
         return None
     scale_dtype = next((given.dtype for given in (call.k_scale, call.v_scale) if given is not None), None)
-    return QuantisedCache(call.k.dtype, granularity_of(call.k_scale), granularity_of(call.v_scale), scale_dtype)
+    paged = call.table is not None
+    granularities = (granularity_of(scale, paged=paged) for scale in (call.k_scale, call.v_scale))
+    return QuantisedCache(call.k.dtype, *granularities, scale_dtype)
 
 
 def _refuse_operands(call: AttentionCall) -> None:

@@ -103,8 +103,8 @@ def quantised_call(
         "KV_STRIDE_UNIT": kv_unit,
         "FORMAT": quantised_format,
         "ASSEMBLY": has_assembly(quantised_format, device),
-        "K_SCALE_STRIDE": k_scale[2],
-        "V_SCALE_STRIDE": v_scale[2],
+        "K_SCALE_STRIDE": _token_stride(k_scale, t.page_size),
+        "V_SCALE_STRIDE": _token_stride(v_scale, t.page_size),
         "MASK": mode,
         "MASK_PER_ROW": mask_strides[1] != 0 or mask_strides[2] != 0,
         "CAUSAL": is_causal and t.lengths is None,
@@ -122,3 +122,10 @@ def quantised_call(
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, **overlap_option(config)}
     kernel = QUANTISED.load("quantised_decode").quantised_decode
     return KernelCall(kernel, (batch * kv_heads * tiles, config.num_splits), arguments, constants, options)
+
+
+def _token_stride(scale_strides: tuple[int, ...], page_size: int) -> int:
+    """Elements between the scales of two tokens, 0 where tokens share one. Tokens that are pages by themselves have
+    no neighbour there, but scales of their own."""
+    page_stride, _, stride, *_ = scale_strides
+    return 1 if page_size == 1 and page_stride else stride

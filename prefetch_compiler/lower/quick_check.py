@@ -74,7 +74,9 @@ def small(spec: AttentionSpec, config: KernelConfig) -> AttentionSpec:
     in_memory = MAX_CACHE_BYTES * spec.batch // (spec.kv_bytes_per_key * batch)
     in_time = MAX_SCORES // (batch * spec.query_heads * spec.q_len)
     wanted = _TILES_PER_SPLIT * config.num_splits * config.block_kv + _TAIL
-    whole = key_of(spec).at(batch=batch, capacity=max(1, min(spec.kv_len, wanted, in_memory, in_time))).spec()
+    page = spec.page_size or 1
+    capacity = max(page, min(spec.kv_len, wanted, in_memory, in_time) // page * page)
+    whole = key_of(spec).at(batch=batch, capacity=capacity).spec()
     return replace(
         whole, q_len=spec.q_len, scale=spec.scale, out_heads_first=spec.out_heads_first, symbolic=frozenset()
     )

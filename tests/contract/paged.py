@@ -9,8 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prefetch_compiler.quantisation import dequantise, quantise
+from prefetch_compiler.spec import QUANTISED_FORMATS
+
 from .cases import DEVICE
 from .poison import NAN
+from .quantised_cases import NAN_BYTE
 
 # Stale table entries: negative, just outside, and as large as they get.
 GARBAGE = (-1, -(2**31), 2**31 - 1, 1 << 20)
@@ -18,8 +22,9 @@ GARBAGE = (-1, -(2**31), 2**31 - 1, 1 << 20)
 
 @dataclass(frozen=True)
 class PagedProblem:
-    """``q``, ``k``, ``v`` and ``mask`` say in plain tensors what is to be computed, all finite. ``key_pages``,
-    ``value_pages`` (pages, kv_heads, page_size, dim), ``table`` and ``lengths`` are what a kernel is given."""
+    """``q``, ``k``, ``v`` and ``mask`` say in plain tensors what is to be computed, all finite; of a quantised cache
+    ``k`` and ``v`` are its exact numbers in float64. ``key_pages``, ``value_pages`` (pages, kv_heads, page_size, dim),
+    their scales, ``table``, ``lengths`` and ``causal`` are what a kernel is given."""
 
     q: Tensor
     k: Tensor
@@ -31,6 +36,9 @@ class PagedProblem:
     value_pages: Tensor
     table: Tensor
     lengths: Tensor
+    causal: bool = False
+    key_scale: Tensor | None = None
+    value_scale: Tensor | None = None
 
 
 def paged_problem(
@@ -45,10 +53,14 @@ def paged_problem(
     q_len: int = 1,
     dtype: torch.dtype = torch.float32,
     pages_first: bool = True,
+    causal: bool = False,
+    kv_dtype: torch.dtype | None = None,
+    scales: str = "token",
 ) -> PagedProblem:
     """Args:
     capacity: keys that a sequence may hold, whole pages.
     pages_first: heads outside of a page's keys, or inside.
+    kv_dtype: of a quantised cache, whose scales are of ``scales``.
     """
     assert capacity % page_size == 0
     batch, of_sequence = len(lengths), capacity // page_size
@@ -66,22 +78,34 @@ def paged_problem(
     table = order.view(batch, of_sequence).to(DEVICE)
 
     def pool(cache: Tensor) -> Tensor:
-        stale = cache.masked_fill(~visible[:, None, :, None], NAN)
-        rows = stale.unflatten(2, (of_sequence, page_size)).transpose(1, 2).flatten(0, 1)
-        shape = (batch * of_sequence + 2, *rows.shape[1:])
-        if pages_first:
-            pages = torch.full(shape, NAN, dtype=dtype, device=DEVICE)
-        else:
-            pages = torch.full((shape[0], shape[2], shape[1], shape[3]), NAN, dtype=dtype, device=DEVICE).transpose(
-                1, 2
-            )
+        """(pages, kv_heads, page_size, ...) of ``cache`` (batch, kv_heads, capacity, ...), NaN where nobody may look."""
+        one_byte = cache.dtype in QUANTISED_FORMATS
+        nan, numbers = (NAN_BYTE, cache.view(torch.uint8)) if one_byte else (NAN, cache)
+        unseen = ~visible[:, None].reshape(batch, 1, capacity, *[1] * (cache.ndim - 3))
+        rows = numbers.masked_fill(unseen, nan).unflatten(2, (of_sequence, page_size)).transpose(1, 2).flatten(0, 1)
+        inner = list(rows.shape[1:])
+        if not pages_first:
+            inner[:2] = reversed(inner[:2])
+        pages = torch.full((batch * of_sequence + 2, *inner), nan, dtype=numbers.dtype, device=DEVICE)
+        if not pages_first:
+            pages = pages.transpose(1, 2)
         pages[table.flatten()] = rows
-        return pages
+        return pages.view(cache.dtype)
 
-    key_pages, value_pages = pool(k), pool(v)
     stale = ~visible[:, ::page_size]
     garbage = torch.tensor(GARBAGE, dtype=torch.int32, device=DEVICE).repeat(table.numel())[: table.numel()]
-    table = torch.where(stale, garbage.view(table.shape), table.to(torch.int32))
+    given_table = torch.where(stale, garbage.view(table.shape), table.to(torch.int32))
+    behind = (q_len - 1 - torch.arange(q_len, device=DEVICE)) * causal
+    mask = torch.arange(capacity, device=DEVICE) < (held[:, None] - behind)[:, None, :, None]
+    key_scale = value_scale = None
+    stored = [k, v]
+    if kv_dtype is not None:
+        (numbers, key_scale), (values, value_scale) = (quantise(one, kv_dtype, scales) for one in (k, v))
+        stored = [numbers, values]
+        k, v = dequantise(numbers, key_scale, torch.float64), dequantise(values, value_scale, torch.float64)
+        if scales == "token" and key_scale is not None and value_scale is not None:
+            key_scale, value_scale = pool(key_scale), pool(value_scale)
     return PagedProblem(
-        q, k, v, visible[:, None, None, :], False, 1 / math.sqrt(head_dim), key_pages, value_pages, table, held
-    )
+        q, k, v, mask, False, 1 / math.sqrt(head_dim), pool(stored[0]), pool(stored[1]), given_table, held, causal,
+        key_scale, value_scale,
+    )  # fmt: skip

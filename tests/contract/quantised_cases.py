@@ -11,8 +11,9 @@ from torch import Tensor
 
 from prefetch_compiler.config import KernelConfig, LoadPath, Merge, OperandOrder, PrefetchKind
 from prefetch_compiler.device import profile
+from prefetch_compiler.lower.addresses import for_these_addresses
+from prefetch_compiler.lower.call import AttentionCall, spec_of
 from prefetch_compiler.lower.launch import launch_decode
-from prefetch_compiler.lower.quantised_ops import for_these_addresses, spec_of
 from prefetch_compiler.quantisation import dequantise, quantise
 from prefetch_compiler.recognize.bounds import mask_bounds
 from prefetch_compiler.select.admissible import why_inadmissible
@@ -145,7 +146,11 @@ def _conceding(config: KernelConfig) -> Iterator[KernelConfig]:
 def quantised_spec(operands: QuantisedOperands) -> AttentionSpec:
     """The spec that the operator would write for these operands."""
     o = operands
-    return spec_of(o.q, o.stored_k, o.stored_v, o.k_scale, o.v_scale, o.mask, o.is_causal, o.scale)
+    return spec_of(
+        AttentionCall(
+            o.q, o.stored_k, o.stored_v, o.k_scale, o.v_scale, o.mask, None, None, None, o.is_causal, o.scale
+        )
+    )
 
 
 def solve_quantised(case: QuantisedCase, operands: QuantisedOperands) -> Tensor:

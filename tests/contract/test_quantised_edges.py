@@ -9,7 +9,7 @@ import triton.language as tl
 from prefetch_compiler.templates.unpack import unpack_byte
 from torch import Tensor
 
-from prefetch_compiler import mask_bounds, quantise, quantised_decode_attention
+from prefetch_compiler import DecodeOptions, quantise, quantised_decode_attention
 from prefetch_compiler.quantisation import dequantise
 from prefetch_compiler.reference import exact_attention
 from prefetch_compiler.spec import QUANTISED_FORMATS
@@ -20,6 +20,7 @@ from .quantised_cases import E4M3, E5M2, INT8, NAN_BYTE, QuantisedOperands
 
 ASSEMBLY = [False, pytest.param(True, marks=pytest.mark.gpu)]
 FORMATS = list(QUANTISED_FORMATS)
+STRICT = DecodeOptions(strict=True)
 
 
 @triton.jit
@@ -53,7 +54,7 @@ def attention_of(
     generator = torch.Generator().manual_seed(11)
     q = torch.randn(k.shape[0], 2 * k.shape[1], 1, k.shape[3], generator=generator).to(DEVICE, dtype)
     scale = k.shape[3] ** -0.5
-    out = quantised_decode_attention(q, k, v, k_scale, v_scale, mask, strict=True)
+    out = quantised_decode_attention(q, k, v, k_scale, v_scale, mask, options=STRICT)
     exact_k, exact_v = dequantise(k, k_scale, torch.float64), dequantise(v, v_scale, torch.float64)
     return out, QuantisedOperands(q, exact_k, exact_v, k, v, k_scale, v_scale, mask, False, scale)
 
@@ -125,16 +126,21 @@ def test_a_query_as_large_or_as_small_as_bfloat16_allows() -> None:
     for exponent in (-90, 90):
         q = (torch.randn(1, 4, 1, 32, generator=generator) * 2.0**exponent).to(DEVICE, torch.bfloat16)
         scale = 2.0**-exponent / 100
-        out = quantised_decode_attention(q, k, v, scale=scale, strict=True)
+        out = quantised_decode_attention(q, k, v, scale=scale, options=STRICT)
         exact_k, exact_v = k.double(), v.double()
         assert_within_bound(out, QuantisedOperands(q, exact_k, exact_v, k, v, None, None, None, False, scale))
 
 
-def test_bounds_alone_say_which_keys_there_are() -> None:
+@pytest.mark.parametrize("length_dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_lengths_in_place_of_a_mask(is_causal: bool, length_dtype: torch.dtype) -> None:
+    """Of three queries; with ``is_causal`` the last keys are theirs."""
     k, v = random_numbers(INT8), random_numbers(INT8)
     scale = torch.tensor(0.01, device=DEVICE)
-    mask = (torch.arange(70, device=DEVICE) < 33)[None, None, None]
-    q = torch.randn(1, 4, 1, 32, generator=torch.Generator().manual_seed(1)).to(DEVICE, torch.bfloat16)
-    masked = quantised_decode_attention(q, k, v, scale, scale, mask, strict=True)
-    bounded = quantised_decode_attention(q, k, v, scale, scale, bounds=mask_bounds(mask, 70), strict=True)
-    assert torch.equal(masked, bounded)
+    ends = 33 - torch.arange(2, -1, -1, device=DEVICE)[:, None] * is_causal
+    mask = (torch.arange(70, device=DEVICE) < ends)[None, None]
+    q = torch.randn(1, 4, 3, 32, generator=torch.Generator().manual_seed(1)).to(DEVICE, torch.bfloat16)
+    lengths = torch.tensor([33], dtype=length_dtype, device=DEVICE)
+    out = quantised_decode_attention(q, k, v, scale, scale, lengths=lengths, is_causal=is_causal, options=STRICT)
+    exact_k, exact_v = dequantise(k, scale, torch.float64), dequantise(v, scale, torch.float64)
+    assert_within_bound(out, QuantisedOperands(q, exact_k, exact_v, k, v, scale, scale, mask, False, 32**-0.5))

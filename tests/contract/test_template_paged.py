@@ -1,8 +1,10 @@
-"""Paged caches in the split-KV template: every page size and tile, lengths at every edge, garbage beyond them."""
+"""Paged caches in the templates: page sizes and tiles, lengths at every edge, garbage beyond them, causal tails, and
+the same over quantised caches."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,46 +12,41 @@ from torch import Tensor
 
 from prefetch_compiler.config import KernelConfig, LoadPath, Merge, OperandOrder, Partition
 from prefetch_compiler.device import profile
+from prefetch_compiler.lower.call import AttentionCall, spec_of
 from prefetch_compiler.lower.launch import launch_decode
-from prefetch_compiler.recognize.bounds import length_bounds
 from prefetch_compiler.select.admissible import why_inadmissible
-from prefetch_compiler.spec import AttentionSpec, TensorLayout
+from prefetch_compiler.spec import AttentionSpec
 
 from .cases import DEVICE
 from .error_bounds import assert_within_bound
 from .paged import PagedProblem, paged_problem
 from .poison import uninitialised_is_nan
+from .quantised_cases import E4M3, E5M2, INT8
 
 PLAIN = KernelConfig(block_kv=16, num_splits=1, num_warps=4, num_stages=2)
+QUANTISED = replace(PLAIN, num_warps=2, operand_order=OperandOrder.KQ)
 PAGE_SIZES = [1, 16, 64, 256]
 
 
 def solve(problem: PagedProblem, config: KernelConfig) -> Tensor:
-    spec = spec_of(problem)
-    assert why_inadmissible(spec, config, profile(DEVICE)) is None
+    assert why_inadmissible(paged_spec(problem), config, profile(DEVICE)) is None
     with uninitialised_is_nan():
         return launch_decode(
-            problem.q, problem.key_pages, problem.value_pages, None, length_bounds(problem.lengths, spec.kv_len),
-            is_causal=False, scale=problem.scale, heads_first=True, config=config, table=problem.table,
+            problem.q, problem.key_pages, problem.value_pages, None, None, is_causal=problem.causal,
+            scale=problem.scale, heads_first=True, config=config, k_scale=problem.key_scale,
+            v_scale=problem.value_scale, lengths=problem.lengths, table=problem.table,
         )  # fmt: skip
 
 
-def spec_of(problem: PagedProblem) -> AttentionSpec:
-    batch, query_heads, q_len, head_dim = problem.q.shape
-    return AttentionSpec(
-        batch=batch,
-        query_heads=query_heads,
-        kv_heads=problem.k.shape[1],
-        q_len=q_len,
-        kv_len=problem.k.shape[2],
-        head_dim=head_dim,
-        value_dim=problem.v.shape[3],
-        dtype=problem.q.dtype,
-        scale=problem.scale,
-        key_layout=TensorLayout(*problem.key_pages.stride()[:3]),
-        value_layout=TensorLayout(*problem.value_pages.stride()[:3]),
-        page_size=problem.key_pages.shape[2],
-    )
+def paged_spec(problem: PagedProblem) -> AttentionSpec:
+    """The spec that the operator would write for these operands."""
+    p = problem
+    return spec_of(
+        AttentionCall(
+            p.q, p.key_pages, p.value_pages, p.key_scale, p.value_scale, None, None, p.lengths, p.table, p.causal,
+            p.scale,
+        )
+    )  # fmt: skip
 
 
 def edges(page_size: int, block_kv: int, capacity: int) -> list[int]:
@@ -59,27 +56,47 @@ def edges(page_size: int, block_kv: int, capacity: int) -> list[int]:
     return sorted(length for length in around if 0 <= length <= capacity)
 
 
-@pytest.mark.parametrize("block_kv", [16, 64])
-@pytest.mark.parametrize("page_size", PAGE_SIZES)
+@pytest.mark.parametrize(("page_size", "block_kv"), [(1, 16), (16, 16), (16, 64), (64, 16), (256, 64)])
 def test_lengths_at_edges_of_pages_and_tiles(page_size: int, block_kv: int) -> None:
     capacity = max(2 * page_size, 3 * 64)
     problem = paged_problem(edges(page_size, block_kv, capacity), page_size, capacity=capacity, kv_heads=1)
     assert_within_bound(solve(problem, replace(PLAIN, block_kv=block_kv)), problem)
 
 
-@pytest.mark.parametrize("partition", Partition)
-@pytest.mark.parametrize("merge", Merge)
-@pytest.mark.parametrize("page_size", PAGE_SIZES)
-def test_splits(page_size: int, merge: Merge, partition: Partition) -> None:
-    config = replace(PLAIN, num_splits=3, merge=merge, partition=partition)
-    problem = paged_problem((0, 100, 37, 256), page_size, capacity=256, kv_heads=1)
+SPLITS: list[dict[str, Any]] = [
+    {"page_size": 1, "partition": Partition.EVEN, "merge": Merge.SEPARATE},
+    {"page_size": 16, "partition": Partition.STRIDED, "merge": Merge.INPLACE},
+    {"page_size": 64, "partition": Partition.CHUNKED, "merge": Merge.SEPARATE},
+    {"page_size": 64, "partition": Partition.BALANCED, "merge": Merge.INPLACE},
+    {"page_size": 256, "partition": Partition.BALANCED, "merge": Merge.SEPARATE},
+]
+
+
+@pytest.mark.parametrize("given", SPLITS, ids=lambda given: "-".join(str(value) for value in given.values()))
+def test_splits(given: dict[str, Any]) -> None:
+    config = replace(PLAIN, num_splits=3, merge=given["merge"], partition=given["partition"])
+    problem = paged_problem((0, 100, 37, 256), given["page_size"], capacity=256, kv_heads=1)
     assert_within_bound(solve(problem, config), problem)
 
 
+@pytest.mark.parametrize("partition", Partition)
+@pytest.mark.parametrize("kv_dtype", [None, E4M3], ids=str)
+def test_causal_among_the_last_keys(kv_dtype: torch.dtype | None, partition: Partition) -> None:
+    """Four queries; of a sequence that holds fewer keys than that, the first of them see nothing."""
+    problem = paged_problem(
+        (0, 2, 17, 64), 16, capacity=64, kv_heads=1, q_len=4, causal=True, kv_dtype=kv_dtype, dtype=torch.float16
+    )
+    config = replace(PLAIN if kv_dtype is None else QUANTISED, num_splits=2, partition=partition)
+    out = solve(problem, config)
+    assert_within_bound(out, problem)
+    assert out[1, :, :2].count_nonzero() == 0
+
+
 @pytest.mark.parametrize("pages_first", [True, False])
-@pytest.mark.parametrize("order", OperandOrder)
-@pytest.mark.parametrize("q_len", [1, 2, 3, 4])
-@pytest.mark.parametrize("group", [1, 3, 8])
+@pytest.mark.parametrize(
+    ("group", "q_len", "order"),
+    [(1, 1, OperandOrder.QK), (3, 2, OperandOrder.KQ), (8, 3, OperandOrder.QK), (8, 4, OperandOrder.KQ)],
+)
 def test_query_heads_and_positions(group: int, q_len: int, order: OperandOrder, pages_first: bool) -> None:
     problem = paged_problem(
         (5, 40), 16, capacity=64, group=group, q_len=q_len, head_dim=40, value_dim=24, pages_first=pages_first
@@ -87,9 +104,15 @@ def test_query_heads_and_positions(group: int, q_len: int, order: OperandOrder, 
     assert_within_bound(solve(problem, replace(PLAIN, block_kv=32, num_splits=2, operand_order=order)), problem)
 
 
-@pytest.mark.parametrize("partition", Partition)
-@pytest.mark.parametrize("order", OperandOrder)
-@pytest.mark.parametrize("page_size", [16, 64])
+@pytest.mark.parametrize(
+    ("page_size", "order", "partition"),
+    [
+        (16, OperandOrder.QK, Partition.EVEN),
+        (16, OperandOrder.KQ, Partition.BALANCED),
+        (64, OperandOrder.QK, Partition.STRIDED),
+        (64, OperandOrder.KQ, Partition.CHUNKED),
+    ],
+)
 def test_tma(page_size: int, order: OperandOrder, partition: Partition) -> None:
     config = replace(PLAIN, num_splits=2, load_path=LoadPath.TMA, operand_order=order, partition=partition)
     problem = paged_problem(edges(page_size, 16, 128), page_size, capacity=128, kv_heads=1, dtype=torch.float16)
@@ -97,10 +120,35 @@ def test_tma(page_size: int, order: OperandOrder, partition: Partition) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("page_size", [1, 64])
-def test_half_precision(page_size: int, dtype: torch.dtype) -> None:
-    problem = paged_problem((3, 64, 65, 128), page_size, capacity=128, dtype=dtype, head_dim=64, value_dim=64)
+def test_half_precision(dtype: torch.dtype) -> None:
+    problem = paged_problem((3, 64, 65, 128), 64, capacity=128, dtype=dtype, head_dim=64, value_dim=64)
     assert_within_bound(solve(problem, replace(PLAIN, num_splits=2)), problem)
+
+
+QUANTISED_PAGES: list[dict[str, Any]] = [
+    {"page_size": 1, "kv_dtype": INT8, "scales": "token", "partition": Partition.BALANCED, "block_kv": 16},
+    {"page_size": 16, "kv_dtype": E4M3, "scales": "head", "partition": Partition.EVEN, "block_kv": 64},
+    {"page_size": 16, "kv_dtype": E5M2, "scales": "token", "partition": Partition.STRIDED, "block_kv": 64},
+    {"page_size": 64, "kv_dtype": E4M3, "scales": "token", "partition": Partition.CHUNKED, "block_kv": 32},
+    {"page_size": 256, "kv_dtype": INT8, "scales": "tensor", "partition": Partition.BALANCED, "block_kv": 32},
+    {"page_size": 64, "kv_dtype": E5M2, "scales": "none", "partition": Partition.EVEN, "block_kv": 16},
+]
+
+
+@pytest.mark.parametrize("load_path", LoadPath)
+@pytest.mark.parametrize("given", QUANTISED_PAGES, ids=lambda given: "-".join(str(value) for value in given.values()))
+def test_quantised_pages(given: dict[str, Any], load_path: LoadPath) -> None:
+    """Heads inside of a page's keys where loads are by TMA, which takes rows of 16 bytes."""
+    problem = paged_problem(
+        (0, 100, 37, 256), given["page_size"], capacity=256, q_len=2, head_dim=32, value_dim=16, dtype=torch.bfloat16,
+        kv_dtype=given["kv_dtype"], scales=given["scales"], pages_first=load_path is LoadPath.POINTER,
+    )  # fmt: skip
+    config = replace(
+        QUANTISED, num_splits=2, load_path=load_path, partition=given["partition"], block_kv=given["block_kv"]
+    )
+    if load_path is LoadPath.TMA and given["page_size"] < given["block_kv"]:
+        pytest.skip("pages smaller than tiles are not for TMA")
+    assert_within_bound(solve(problem, config), problem)
 
 
 def test_sequences_may_share_pages() -> None:
@@ -121,25 +169,30 @@ def test_a_table_may_be_part_of_a_wider_one() -> None:
     assert_within_bound(solve(replace(problem, table=wide[:, 4:7]), PLAIN), problem)
 
 
-@pytest.mark.parametrize("lengths", [(-5, 70), (-(2**31), 2**31 - 1)])
-def test_lengths_outside_the_cache_count_as_its_ends(lengths: tuple[int, int]) -> None:
-    problem = paged_problem((0, 48), 16, capacity=48)
-    given = torch.tensor(lengths, dtype=torch.int32, device=DEVICE)
-    assert torch.equal(solve(replace(problem, lengths=given), PLAIN), solve(problem, PLAIN))
+@pytest.mark.parametrize("partition", [Partition.EVEN, Partition.BALANCED])
+@pytest.mark.parametrize(
+    ("lengths", "dtype"), [((-5, 70), torch.int32), ((-(2**31), 2**31 - 1), torch.int32), ((-1, 2**40), torch.int64)]
+)
+def test_lengths_outside_the_cache_count_as_its_ends(
+    lengths: tuple[int, int], dtype: torch.dtype, partition: Partition
+) -> None:
+    problem, config = paged_problem((0, 48), 16, capacity=48), replace(PLAIN, num_splits=2, partition=partition)
+    given = torch.tensor(lengths, dtype=dtype, device=DEVICE)
+    assert torch.equal(solve(replace(problem, lengths=given), config), solve(problem, config))
 
 
 def test_pages_smaller_than_tiles_are_not_for_tma() -> None:
     problem = paged_problem((5,), 16, capacity=32, dtype=torch.float16)
     config = replace(PLAIN, block_kv=32, load_path=LoadPath.TMA)
-    reason = why_inadmissible(spec_of(problem), config, profile(DEVICE))
+    reason = why_inadmissible(paged_spec(problem), config, profile(DEVICE))
     assert reason is not None
     assert "pages of whole tiles" in reason
-    assert why_inadmissible(spec_of(problem), replace(config, block_kv=16), profile(DEVICE)) is None
+    assert why_inadmissible(paged_spec(problem), replace(config, block_kv=16), profile(DEVICE)) is None
 
 
 def test_no_table_is_read_before_it_may_be() -> None:
     reason = why_inadmissible(
-        spec_of(paged_problem((5,), 16, capacity=32)), replace(PLAIN, prologue_prefetch=True), profile(DEVICE)
+        paged_spec(paged_problem((5,), 16, capacity=32)), replace(PLAIN, prologue_prefetch=True), profile(DEVICE)
     )
     assert reason is not None
     assert "table" in reason

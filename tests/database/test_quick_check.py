@@ -90,11 +90,11 @@ def test_the_problem_is_of_the_same_kind_and_small(spec: AttentionSpec, config: 
     assert problem.batch <= 2
     assert problem.kv_len <= spec.kv_len
     kept = ("query_heads", "kv_heads", "head_dim", "value_dim", "q_len", "dtype", "scale", "mask", "mask_dtype")
-    kept += ("mask_per_row", "is_causal", "out_heads_first")
+    kept += ("mask_per_row", "is_causal", "out_heads_first", "page_size")
     assert [getattr(problem, name) for name in kept] == [getattr(spec, name) for name in kept]
     of_spec, of_problem = key_of(spec), key_of(problem)
     assert (of_problem.layout, of_problem.alignment) == (of_spec.layout, of_spec.alignment)
     assert Feature.GROWING not in of_problem.features
-    if problem.kv_len > 1:
+    if problem.kv_len > (problem.page_size or 1):
         assert problem.capacity_bytes <= MAX_CACHE_BYTES
         assert problem.batch * problem.query_heads * problem.q_len * problem.kv_len <= MAX_SCORES
