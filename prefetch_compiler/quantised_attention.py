@@ -11,7 +11,6 @@ from torch import Tensor
 from .lower.call import AttentionCall
 from .lower.call_op import attend
 from .options import DEFAULT_DECODE_OPTIONS, DecodeOptions
-from .recognize.bounds import mask_bounds
 
 
 def quantised_decode_attention(
@@ -56,8 +55,6 @@ def quantised_decode_attention(
         SiteNotLoweredError, KernelLaunchError, DatabaseError: under ``options.strict``.
     """
     mask = None if attn_mask is None else attn_mask[(None,) * (4 - attn_mask.ndim)]
-    if bounds is None and mask is not None:
-        bounds = mask_bounds(mask, key.shape[2])
     if scale is None:
         scale = query.shape[-1] ** -0.5
     return attend(

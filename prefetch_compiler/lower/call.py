@@ -94,7 +94,7 @@ def _check_queries_and_cache(call: AttentionCall) -> None:
     else:
         fits = k.dtype == q.dtype or k.dtype in QUANTISED_FORMATS
         _require(call, fits, key, k.dtype, f"of the query's dtype, {q.dtype}, or one of {formats}")
-        _require(call, min(k.shape[0], k.shape[2]) > 0, key, tuple(k.shape), "at least one page of at least one key")
+        _require(call, k.shape[0] > 0 and k.shape[2] > 0, key, tuple(k.shape), "at least one page of at least one key")
     _require(call, v.dtype == k.dtype, value, v.dtype, f"of the dtype of {key}, {k.dtype}")
     _require(call, k.shape[3] == q.shape[3], key, tuple(k.shape), f"of the query's head_dim, {q.shape[3]}")
     _require(call, v.shape[:3] == k.shape[:3], value, tuple(v.shape), f"of the {tuple(k.shape[:3])} of {key}")

@@ -17,6 +17,7 @@ from ..database.overlay import Overlays, load_or_none
 from ..device import profile
 from ..errors import InadmissibleConfigError, KernelLaunchError, Refused, SiteNotLoweredError
 from ..options import DecodeOptions
+from ..recognize.bounds import mask_bounds
 from ..recognize.marker import fake_output, library
 from ..select.selection import select
 from ..spec import AttentionSpec
@@ -52,6 +53,8 @@ def attend(call: AttentionCall, options: DecodeOptions) -> Tensor:
     # Traced, an exception is lost: then the operator's own check finds what is wrong.
     if not torch.compiler.is_compiling():
         check_call(call)
+    if call.mask is not None and call.bounds is None:
+        call = call._replace(bounds=mask_bounds(call.mask, call.kv_len))
     return CALLED_ATTENTION(  # type: ignore[no-any-return]
         *call, options.strict, options.deterministic, options.allow_unmeasured, list(options.tuning_db)
     )

@@ -36,8 +36,7 @@ FEW = [
 SITES: dict[int, list[str]] = {80: list(SPECS), 90: list(SPECS), 100: list(SPECS), 86: FEW, 89: FEW[:1], 120: FEW}
 FEW_QUANTISED = ["Llama-8B batch 64 e4m3", "Llama-8B dynamic cache, e5m2, a scale a token", "causal, int8"]
 QUANTISED_SITES: dict[int, list[str]] = {
-    80: list(QUANTISED_SPECS), 90: list(QUANTISED_SPECS), 86: FEW_QUANTISED, 89: FEW_QUANTISED, 100: FEW_QUANTISED,
-    120: FEW_QUANTISED,
+    80: FEW_QUANTISED, 90: list(QUANTISED_SPECS), 89: FEW_QUANTISED[:1], 100: FEW_QUANTISED[:1], 120: FEW_QUANTISED[:2],
 }  # fmt: skip
 
 

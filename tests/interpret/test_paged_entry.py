@@ -10,24 +10,34 @@ import torch
 import torch._dynamo.testing
 from torch import Tensor
 
-from prefetch_compiler import paged_decode_attention
-from prefetch_compiler.errors import InvalidPagedInputError
-from prefetch_compiler.lower import paged_ops
-from prefetch_compiler.recognize.bounds import length_bounds
+from prefetch_compiler import DecodeOptions, paged_decode_attention
+from prefetch_compiler.errors import InvalidAttentionInputError, KernelLaunchError, SiteNotLoweredError
+from prefetch_compiler.lower import call_op
+
+from prefetch_compiler.error_bound import yardstick
 
 from ..contract.error_bounds import assert_within_bound
 from ..contract.paged import PagedProblem, paged_problem
 
+STRICT = DecodeOptions(strict=True)
 PROBLEM = paged_problem((0, 1, 17, 64), 16, capacity=64, q_len=2, head_dim=24, value_dim=40, pages_first=False)
 
 
-def arguments(problem: PagedProblem = PROBLEM) -> dict[str, Tensor]:
+QUANTISED = paged_problem(
+    (0, 1, 17, 64), 16, capacity=64, q_len=2, head_dim=24, value_dim=40, causal=True, kv_dtype=torch.int8,
+    dtype=torch.bfloat16,
+)  # fmt: skip
+
+
+def arguments(problem: PagedProblem = PROBLEM) -> dict[str, Any]:
     return {
         "query": problem.q,
         "key_pages": problem.key_pages,
         "value_pages": problem.value_pages,
         "block_table": problem.table,
         "lengths": problem.lengths,
+        "key_scale": problem.key_scale,
+        "value_scale": problem.value_scale,
     }
 
 
@@ -38,7 +48,7 @@ def _kernels_only(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> Tensor:
         raise AssertionError("the kernel was not used")
 
-    monkeypatch.setattr(paged_ops, "gathered_attention", refuse)
+    monkeypatch.setattr(call_op, "plain_attention", refuse)
 
 
 @pytest.mark.parametrize("length_dtype", [torch.int32, torch.int64])
@@ -49,19 +59,27 @@ def test_eager(length_dtype: torch.dtype) -> None:
     assert out[0].count_nonzero() == 0
 
 
+def test_a_quantised_cache_and_a_causal_tail() -> None:
+    out = paged_decode_attention(**arguments(QUANTISED), is_causal=True, options=STRICT)
+    assert_within_bound(out, QUANTISED)
+    # Of a sequence with one key, the first of two queries sees none.
+    assert out[1, :, 0].count_nonzero() == 0
+
+
+def test_lengths_apart_in_memory() -> None:
+    apart = torch.stack((PROBLEM.lengths, PROBLEM.lengths + 7), 1)[:, 0]
+    assert torch.equal(
+        paged_decode_attention(**{**arguments(), "lengths": apart}), paged_decode_attention(**arguments())
+    )
+
+
 def test_another_scale() -> None:
     problem = replace(PROBLEM, scale=0.7)
     assert_within_bound(paged_decode_attention(**arguments(), scale=0.7), problem)
 
 
-def test_queries_in_any_memory_order() -> None:
-    apart = PROBLEM.q.transpose(2, 3).contiguous().transpose(2, 3)
-    assert apart.stride(3) != 1
-    assert torch.equal(paged_decode_attention(**{**arguments(), "query": apart}), paged_decode_attention(**arguments()))
-
-
 def test_meta_tensors_give_the_shape() -> None:
-    out = paged_decode_attention(**{name: tensor.to("meta") for name, tensor in arguments().items()})
+    out = paged_decode_attention(**{name: tensor.to("meta") for name, tensor in arguments().items() if tensor is not None})
     assert out.device.type == "meta"
     assert (out.shape, out.dtype) == ((4, 4, 2, 40), torch.float32)
     assert out.is_contiguous()
@@ -94,44 +112,69 @@ def test_a_model_that_writes_its_cache_compiles_whole(backend: str) -> None:
 
 
 def test_operator_is_well_formed() -> None:
-    bounds = length_bounds(PROBLEM.lengths, 64)
-    given = (PROBLEM.q, PROBLEM.key_pages.nan_to_num(), PROBLEM.value_pages.nan_to_num(), PROBLEM.table, bounds, 0.2)
+    key_pages, value_pages = PROBLEM.key_pages.nan_to_num(), PROBLEM.value_pages.nan_to_num()
+    tensors = (PROBLEM.q, key_pages, value_pages, None, None, None, None, PROBLEM.lengths, PROBLEM.table)
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(paged_ops.PAGED_DECODE_ATTENTION, given, test_utils=checks)
+    given = (*tensors, True, 0.2, False, False, False, [])
+    torch.library.opcheck(call_op.CALLED_ATTENTION, given, test_utils=checks)
 
 
-def _wider(tensor: Tensor) -> Tensor:
-    return torch.cat((tensor, tensor), -1)
-
-
-WRONG: dict[str, tuple[dict[str, Tensor], str]] = {
-    "three dimensions": ({"query": PROBLEM.q[:, :, 0]}, "query .* 4 dimensions"),
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "three dimensions": ({"query": PROBLEM.q[:, :, 0]}, "query .* four dimensions"),
+    "another dtype": ({"key_pages": PROBLEM.key_pages.half()}, "key_pages .* query's dtype"),
+    "another device": ({"value_pages": PROBLEM.value_pages.to("meta")}, "value_pages .* query's device"),
+    "head sizes": ({"query": PROBLEM.q[..., :16]}, "key_pages .* head_dim, 16"),
+    "no pages": ({"key_pages": PROBLEM.key_pages[:0]}, "key_pages .* at least one page"),
+    "page counts": ({"value_pages": PROBLEM.value_pages[1:]}, "value_pages .* of key_pages"),
+    "query heads": ({"query": PROBLEM.q[:, :3]}, "key_pages .* divides the query's 3"),
+    "a scale of what is not quantised": ({"key_scale": torch.ones(())}, "key_scale .* None for a cache of torch.float32"),
+    "table's rows": ({"block_table": PROBLEM.table[1:]}, r"block_table .* \(4, max_pages\)"),
+    "table's dtype": ({"block_table": PROBLEM.table.long()}, "block_table .*must be of dtype torch.int32"),
+    "lengths' shape": ({"lengths": PROBLEM.lengths[:, None]}, r"lengths .* \(4,\)"),
+    "lengths' dtype": ({"lengths": PROBLEM.lengths.float()}, "lengths .*must be of dtype"),
+    "scales of sequences": (
+        {**arguments(QUANTISED), "key_scale": torch.ones(4, 2, 1)}, r"key_scale .* or \(18, 1\|2, 16\)",
+    ),
+}  # fmt: skip
+# What fits together, and no kernel serves.
+UNSERVED: dict[str, tuple[dict[str, Any], str]] = {
     "double": ({
         "query": PROBLEM.q.double(), "key_pages": PROBLEM.key_pages.double(),
         "value_pages": PROBLEM.value_pages.double(),
-    }, "query .* dtypes"),
-    "another dtype": ({"key_pages": PROBLEM.key_pages.half()}, "key_pages .* query's dtype"),
-    "another device": ({"value_pages": PROBLEM.value_pages.to("meta")}, "value_pages .* query's device"),
-    "head size": ({"query": PROBLEM.q[..., :20]}, "query .* multiple of 8"),
-    "head sizes": ({"query": PROBLEM.q[..., :16]}, "key_pages .* heads of 16"),
-    "too many positions": ({"query": PROBLEM.q.repeat(1, 1, 9, 1)}, "query .* 1 to 16 query positions"),
-    "page size": ({"key_pages": PROBLEM.key_pages[:, :, :12]}, "key_pages .* power of two"),
-    "no pages": ({"key_pages": PROBLEM.key_pages[:0]}, "key_pages .* at least one page"),
-    "last stride": ({"key_pages": _wider(PROBLEM.key_pages)[..., ::2]}, "key_pages .* last stride 1"),
-    "page counts": ({"value_pages": PROBLEM.value_pages[1:]}, "value_pages .* as key_pages"),
-    "query heads": ({"query": PROBLEM.q[:, :3]}, "query .* multiple of the 2 KV heads"),
-    "table's rows": ({"block_table": PROBLEM.table[1:]}, r"block_table .* \(4, max_pages\)"),
-    "table's dtype": ({"block_table": PROBLEM.table.long()}, "block_table .*must be of dtype torch.int32"),
-    "table's stride": ({"block_table": _wider(PROBLEM.table)[:, ::2]}, "block_table .* last stride 1"),
-    "lengths' shape": ({"lengths": PROBLEM.lengths[:, None]}, r"lengths .* \(4,\)"),
-    "lengths' dtype": ({"lengths": PROBLEM.lengths.float()}, "lengths .*must be of dtype"),
+    }, "queries of torch.float64"),
+    "last stride": ({"key_pages": PROBLEM.key_pages.repeat_interleave(2, 3)[..., ::2]}, "the last stride of key is 2"),
+    "table's stride": (
+        {"block_table": PROBLEM.table.repeat_interleave(2, 1)[:, ::2]}, "the last stride of block_table is 2"
+    ),
+    "float32 queries of a quantised cache": ({**arguments(QUANTISED), "query": QUANTISED.q.float()}, "queries of torch"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNSERVED)
+def test_what_no_kernel_serves_is_sdpas_unless_strict(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed, message = UNSERVED[name]
+    given = {**arguments(), **changed}
+    quantised = given["key_scale"] is not None
+    problem = replace(QUANTISED if quantised else PROBLEM, q=given["query"])
+    with pytest.raises(SiteNotLoweredError, match=message):
+        paged_decode_attention(**given, is_causal=quantised, options=STRICT)
+    monkeypatch.undo()
+    out = paged_decode_attention(**given, is_causal=quantised)
+    assert torch.allclose(out.double(), yardstick(problem).answer, atol=1e-5)
+
+
+def test_too_many_positions_and_odd_pages_are_refused() -> None:
+    with pytest.raises(SiteNotLoweredError, match="18 query positions, more than 16"):
+        paged_decode_attention(**{**arguments(), "query": PROBLEM.q.repeat(1, 1, 9, 1)}, options=STRICT)
+    twelve = {name: arguments()[name][:, :, :12] for name in ("key_pages", "value_pages")}
+    with pytest.raises(SiteNotLoweredError, match="pages of 12 keys"):
+        paged_decode_attention(**{**arguments(), **twelve}, options=STRICT)
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_inputs_are_named(name: str) -> None:
     changed, message = WRONG[name]
-    with pytest.raises(InvalidPagedInputError, match=message):
+    with pytest.raises(InvalidAttentionInputError, match=message):
         paged_decode_attention(**{**arguments(), **changed})
 
 
@@ -153,12 +196,6 @@ def test_other_batches_and_capacities_need_few_graphs(dynamic: bool | None) -> N
     assert counter.frame_count <= 2
 
 
-def test_without_a_kernel_sdpa_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    monkeypatch.setattr(paged_ops, "config_for", lambda spec, device: None)
-    assert_within_bound(paged_decode_attention(**arguments()), PROBLEM)
-
-
 def test_a_kernel_that_fails_is_not_tried_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -169,9 +206,23 @@ def test_a_kernel_that_fails_is_not_tried_again(
         raise RuntimeError("no such kernel")
 
     monkeypatch.undo()
-    monkeypatch.setattr(paged_ops, "_failed", set())
-    monkeypatch.setattr(paged_ops, "launch_decode", fail)
+    monkeypatch.setattr(call_op, "_failed_configs", set())
+    monkeypatch.setattr(call_op, "_said", set())
+    monkeypatch.setattr(call_op, "launch_decode", fail)
     for _ in range(2):
         assert_within_bound(paged_decode_attention(**arguments()), PROBLEM)
     assert len(calls) == 1
     assert "no such kernel" in caplog.text
+    monkeypatch.setattr(call_op, "_failed_configs", set())
+    with pytest.raises(KernelLaunchError, match="no such kernel"):
+        paged_decode_attention(**arguments(), options=STRICT)
+
+
+def test_deterministic_gives_each_sequence_the_same_bits_alone() -> None:
+    options = DecodeOptions(strict=True, deterministic=True)
+    problem = paged_problem((1200, 37, 513), 16, capacity=1200, kv_heads=1)
+    given = arguments(problem)
+    together = paged_decode_attention(**given, options=options)
+    for one in range(3):
+        own = {name: given[name][one : one + 1].clone() for name in ("query", "block_table", "lengths")}
+        assert torch.equal(paged_decode_attention(**{**given, **own}, options=options)[0], together[one])

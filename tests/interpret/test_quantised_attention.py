@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefetch_compiler import kvprefetch, mask_bounds, quantise, quantised_decode_attention
+from prefetch_compiler import DecodeOptions, kvprefetch, mask_bounds, quantise, quantised_decode_attention
 from prefetch_compiler.error_bound import yardstick
-from prefetch_compiler.errors import InvalidQuantisedAttentionError, KernelLaunchError, SiteNotLoweredError
-from prefetch_compiler.lower import quantised_ops
+from prefetch_compiler.errors import InvalidAttentionInputError, KernelLaunchError, SiteNotLoweredError
+from prefetch_compiler.lower import call_op
 from prefetch_compiler.quantisation import dequantise
 from prefetch_compiler.select.heuristic import FIXED_CHUNK_KEYS
 
+STRICT = DecodeOptions(strict=True)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BATCH, HEADS, KV_HEADS, KEYS, DIM = 2, 4, 2, 48, 32
 HELD = 29
@@ -81,8 +82,8 @@ def test_the_operator_keeps_its_promises() -> None:
     bounds = mask_bounds(given["attn_mask"], KEYS)
     operands = tuple(given[name] for name in ("query", "key", "value", "key_scale", "value_scale", "attn_mask"))
     torch.library.opcheck(
-        quantised_ops.QUANTISED_DECODE_ATTENTION,
-        (*operands, bounds, False, DIM**-0.5, False, False),
+        call_op.CALLED_ATTENTION,
+        (*operands, bounds, None, None, False, DIM**-0.5, False, False, False, []),
         test_utils=("test_schema", "test_faketensor"),
     )
 
@@ -93,13 +94,13 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a cache that is not quantised": ({"key": torch.zeros(BATCH, KV_HEADS, KEYS, DIM)}, "key is torch.float32"),
     "caches of two formats": (
         {"value": torch.zeros(BATCH, KV_HEADS, KEYS, DIM, dtype=torch.int8)},
-        "value is torch.int8; it must be of the key's dtype, torch.float8_e4m3fn",
+        "value is torch.int8; it must be of the dtype of key, torch.float8_e4m3fn",
     ),
     "another batch": ({"query": torch.zeros(3, HEADS, 1, DIM)}, "it must be of the query's batch, 3"),
     "another head_dim": ({"query": torch.zeros(BATCH, HEADS, 1, 64)}, "it must be of the query's head_dim, 64"),
     "heads that do not divide": ({"query": torch.zeros(BATCH, 3, 1, DIM)}, "a number of heads that divides"),
     "a shorter value": (
-        {"value": torch.zeros(BATCH, KV_HEADS, 8, DIM, dtype=torch.float8_e4m3fn)}, "of the key's (2, 2, 48)",
+        {"value": torch.zeros(BATCH, KV_HEADS, 8, DIM, dtype=torch.float8_e4m3fn)}, "of the (2, 2, 48) of key",
     ),
     "a scale with columns": ({"key_scale": torch.ones(BATCH, KV_HEADS, KEYS, 1)}, "() or (1|2, 1|2, 1|48)"),
     "a scale of other tokens": ({"value_scale": torch.ones(1, 1, 7)}, "value_scale is (1, 1, 7)"),
@@ -107,6 +108,12 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an integer mask": ({"attn_mask": torch.ones(KEYS, dtype=torch.int32)}, "attn_mask is torch.int32"),
     "a mask of other keys": ({"attn_mask": torch.ones(7, dtype=torch.bool)}, "broadcastable to (2, 4, 1, 48)"),
     "a mask and is_causal": ({"is_causal": True}, "is_causal is True; it must be False where there is a mask"),
+    "lengths and a mask": (
+        {"lengths": torch.ones(BATCH, dtype=torch.int32)}, "lengths is given; it must be None where there is a mask",
+    ),
+    "bounds and no mask": (
+        {"attn_mask": None, "bounds": torch.zeros(1, 4, dtype=torch.int32)}, "bounds is given; it must be None without",
+    ),
     "bounds of another dtype": ({"bounds": torch.zeros(1, 4)}, "bounds is torch.float32; it must be int32"),
     "bounds of another batch": ({"bounds": torch.zeros(5, 4, dtype=torch.int32)}, "it must be of shape (1|2, 4)"),
 }  # fmt: skip
@@ -116,7 +123,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 def test_arguments_that_do_not_fit_are_named(wrong: str) -> None:
     changed, message = WRONG[wrong]
     moved = {name: value.to(DEVICE) if isinstance(value, Tensor) else value for name, value in changed.items()}
-    with pytest.raises(InvalidQuantisedAttentionError) as caught:
+    with pytest.raises(InvalidAttentionInputError) as caught:
         quantised_decode_attention(**(arguments() | moved))
     assert message in str(caught.value)
 
@@ -133,7 +140,7 @@ def test_float32_queries_are_dequantised_for_and_refused_when_strict() -> None:
     out = quantised_decode_attention(**given)
     assert yardstick(Problem(given)).share(out) <= 1
     with pytest.raises(SiteNotLoweredError, match=r"queries of torch\.float32"):
-        quantised_decode_attention(**given, strict=True)
+        quantised_decode_attention(**given, options=STRICT)
 
 
 def test_what_is_dequantised_reads_nothing_beyond_the_bounds() -> None:
@@ -149,10 +156,10 @@ def test_a_kernel_that_fails_leaves_the_attention_to_sdpa(monkeypatch: pytest.Mo
         raise ZeroDivisionError("no kernel today")
 
     given = arguments()
-    monkeypatch.setattr(quantised_ops, "_failed_configs", set())
-    monkeypatch.setattr(quantised_ops, "launch_decode", fail)
+    monkeypatch.setattr(call_op, "_failed_configs", set())
+    monkeypatch.setattr(call_op, "launch_decode", fail)
     with pytest.raises(KernelLaunchError, match="no kernel today"):
-        quantised_decode_attention(**given, strict=True)
+        quantised_decode_attention(**given, options=STRICT)
     out = quantised_decode_attention(**given)
     # Dequantised to bfloat16, which is what the bound measures, and then SDPA's own roundings of that dtype.
     assert yardstick(Problem(given)).share(out) <= 1
@@ -162,7 +169,7 @@ def test_columns_that_are_not_adjacent_are_refused() -> None:
     given = arguments()
     given["key"] = given["key"].view(torch.uint8).transpose(2, 3).contiguous().transpose(2, 3).view(torch.float8_e4m3fn)
     with pytest.raises(SiteNotLoweredError, match="the last stride of key is 48"):
-        quantised_decode_attention(**given, strict=True)
+        quantised_decode_attention(**given, options=STRICT)
 
 
 def test_deterministic_gives_each_sequence_the_same_bits_alone() -> None:
@@ -176,7 +183,7 @@ def test_deterministic_gives_each_sequence_the_same_bits_alone() -> None:
     operands = [query, key, value, key_scale, value_scale, mask]
 
     def attend(*given: Tensor | None) -> Tensor:
-        return quantised_decode_attention(*given, strict=True, deterministic=True)  # type: ignore[arg-type]
+        return quantised_decode_attention(*given, options=DecodeOptions(strict=True, deterministic=True))  # type: ignore[arg-type]
 
     together = attend(*operands)
     for one in range(3):
@@ -191,9 +198,9 @@ def test_deterministic_is_asked_of_the_selection(monkeypatch: pytest.MonkeyPatch
         asked.append(deterministic)
         return right(*given, deterministic=deterministic, **options)
 
-    right = quantised_ops.select
-    monkeypatch.setattr(quantised_ops, "select", select)
-    quantised_ops._selected.cache_clear()
+    right = call_op.select
+    monkeypatch.setattr(call_op, "select", select)
+    call_op._selected.cache_clear()
     for deterministic in (False, True, False):
-        quantised_decode_attention(**arguments(), strict=True, deterministic=deterministic)
+        quantised_decode_attention(**arguments(), options=DecodeOptions(strict=True, deterministic=deterministic))
     assert asked == [False, True]

@@ -25,7 +25,7 @@ ADDITIVE = replace(BOOL, mask=MaskClass.ADDITIVE, mask_dtype="float16")
 PLAIN = replace(BOOL, mask=MaskClass.NONE)
 # More tiles than splits.
 LONGER = replace(BOOL, capacity_bucket=max(64, CAPACITY))
-PAGE16 = replace(LONGER, mask=MaskClass.LENGTHS, features=(Feature.PAGE16,))
+PAGE16 = replace(LONGER, kv_heads=1, mask=MaskClass.LENGTHS, features=(Feature.PAGE16,))
 CAUSAL_PAGE16 = replace(PAGE16, mask=MaskClass.CAUSAL_LENGTHS, q_len_bucket=4)
 PAGE64 = replace(PAGE16, features=(Feature.PAGE64,))
 CAUSAL = replace(BOOL, mask=MaskClass.CAUSAL, q_len_bucket=4)
@@ -60,15 +60,9 @@ RIGHT = {
     "additive": (ADDITIVE, SPLIT),
     "no mask": (PLAIN, SPLIT),
     "causal": (CAUSAL, ONE_SPLIT),
-    "pages": (PAGE16, replace(SPLIT, block_kv=32)),
-    "pages of several tiles": (PAGE64, IN_PLACE),
-    "pages by TMA": (PAGE64, TMA),
-    "pages, causal": (CAUSAL_PAGE16, BALANCED),
+    "pages": (PAGE16, replace(ONE_SPLIT, block_kv=32)),
+    "pages, causal": (CAUSAL_PAGE16, ONE_SPLIT),
     "quantised, split": (QUANTISED_BOOL, QUANTISED_SPLIT),
-    "quantised, strided": (QUANTISED_HEAD, replace(QUANTISED_SPLIT, partition=Partition.STRIDED)),
-    "quantised, balanced": (QUANTISED_BOOL, replace(QUANTISED_SPLIT, partition=Partition.BALANCED)),
-    "quantised, TMA": (QUANTISED_BOOL, QUANTISED_TMA),
-    "quantised pages": (QUANTISED_PAGE16, replace(QUANTISED_SPLIT, block_kv=32)),
     "quantised pages by TMA": (QUANTISED_PAGE64, QUANTISED_TMA),
 }
 
