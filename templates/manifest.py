@@ -136,12 +136,8 @@ _PAGED = OptionalFeature(
     },
     present=lambda key: key.page_size > 0,
 )
-_PAGED_QUANTISED = replace(
-    _PAGED, absent={**_PAGED.absent, "k_scale_page_stride": None, "v_scale_page_stride": None}
-)
-_KEY_TOKEN_SCALES = OptionalFeature(
-    "key_token_scales", absent={"K_SCALE_STRIDE": 0}, present=_has("key_token_scales")
-)
+_PAGED_QUANTISED = replace(_PAGED, absent={**_PAGED.absent, "k_scale_page_stride": None, "v_scale_page_stride": None})
+_KEY_TOKEN_SCALES = OptionalFeature("key_token_scales", absent={"K_SCALE_STRIDE": 0}, present=_has("key_token_scales"))
 _VALUE_TOKEN_SCALES = OptionalFeature(
     "value_token_scales", absent={"V_SCALE_STRIDE": 0}, present=_has("value_token_scales")
 )

@@ -156,7 +156,9 @@ def _check_lengths(call: AttentionCall) -> None:
     fits = lengths.ndim == 1 and lengths.shape[0] == batch
     _require(call, fits, "lengths", tuple(lengths.shape), f"of shape ({batch},)")
     _require(call, lengths.dtype in _LENGTH_DTYPES, "lengths", lengths.dtype, "of dtype torch.int32 or torch.int64")
-    _require(call, lengths.device == call.q.device, "lengths", lengths.device, f"on the query's device, {call.q.device}")
+    _require(
+        call, lengths.device == call.q.device, "lengths", lengths.device, f"on the query's device, {call.q.device}"
+    )
 
 
 def _check_table(call: AttentionCall, table: Tensor) -> None:
@@ -164,7 +166,9 @@ def _check_table(call: AttentionCall, table: Tensor) -> None:
     fits = table.ndim == 2 and table.shape[0] == batch and table.shape[1] > 0
     _require(call, fits, "block_table", tuple(table.shape), f"of shape ({batch}, max_pages)")
     _require(call, table.dtype == torch.int32, "block_table", table.dtype, "of dtype torch.int32")
-    _require(call, table.device == call.q.device, "block_table", table.device, f"on the query's device, {call.q.device}")
+    _require(
+        call, table.device == call.q.device, "block_table", table.device, f"on the query's device, {call.q.device}"
+    )
 
 
 def spec_of(call: AttentionCall) -> AttentionSpec:
@@ -214,7 +218,9 @@ def _refuse_operands(call: AttentionCall) -> None:
             raise Refused(f"the last stride of {name} is {tensor.stride(3)}; it must be 1")
         dim = tensor.shape[3]
         if dim % HEAD_DIM_MULTIPLE or not 0 < dim <= MAX_HEAD_DIM:
-            raise Refused(f"{name} has heads of {dim}; multiples of {HEAD_DIM_MULTIPLE} up to {MAX_HEAD_DIM} are served")
+            raise Refused(
+                f"{name} has heads of {dim}; multiples of {HEAD_DIM_MULTIPLE} up to {MAX_HEAD_DIM} are served"
+            )
     if call.q.dtype not in SUPPORTED_DTYPES:
         raise Refused(f"queries of {call.q.dtype}")
     if call.q.shape[2] > MAX_Q_LEN:

@@ -6,8 +6,8 @@ attentions, which no model has, would flatter itself otherwise. A graph of those
 subtracted. Before each replay more memory than L2 holds several times over is read, so caches are found cold; that read
 lies outside the timed stretch.
 
-Mask, bounds and lengths are the same tensors in every launch, as layers share them, so that filling them anew makes the same
-graph run at another fill level. So is the table of a paged cache, whose pages are shuffled.
+Mask, bounds and lengths are the same tensors in every launch, as layers share them, so that filling them anew makes the
+same graph run at another fill level. So is the table of a paged cache, whose pages are shuffled.
 """
 
 from __future__ import annotations

@@ -147,9 +147,7 @@ def quantised_spec(operands: QuantisedOperands) -> AttentionSpec:
     """The spec that the operator would write for these operands."""
     o = operands
     return spec_of(
-        AttentionCall(
-            o.q, o.stored_k, o.stored_v, o.k_scale, o.v_scale, o.mask, None, None, None, o.is_causal, o.scale
-        )
+        AttentionCall(o.q, o.stored_k, o.stored_v, o.k_scale, o.v_scale, o.mask, None, None, None, o.is_causal, o.scale)
     )
 
 

@@ -68,11 +68,7 @@ SPECS: dict[str, AttentionSpec] = {
     "Llama-8B float32 batch 64": site(32, 8, 128, batch=64, dtype=SINGLE),
     "Llama-8B dynamic cache": site(32, 8, 128, mask=NONE),
     "Llama-8B pages of 16": site(32, 8, 128, mask=LENGTHS, page_size=16),
-    "Llama-8B batch 64, pages of 64": site(32, 8, 128, batch=64, mask=LENGTHS, page_size=64),
     "Gemma-3 batch 64, pages of 1": site(8, 4, 256, batch=64, mask=LENGTHS, page_size=1),
-    "Llama-8B batch 64, pages of 16, 4 drafted tokens": site(
-        32, 8, 128, batch=64, q_len=5, mask=LENGTHS, page_size=16, is_causal=True
-    ),
     "SmolLM2-135M": site(9, 3, 64, kv_len=512),
     "SmolLM2-135M float32": site(9, 3, 64, kv_len=512, dtype=SINGLE),
     "Phi-3-mini": site(32, 32, 96, batch=16),
@@ -107,8 +103,8 @@ QUANTISED_SPECS: dict[str, AttentionSpec] = {
     "Llama-8B batch 64, 15 drafted tokens, e4m3": quantised(SPECS["Llama-8B batch 64, 15 drafted tokens"]),
     "Llama-8B dynamic cache, e5m2, a scale a token": quantised(SPECS["Llama-8B dynamic cache"], E5M2, TOKEN),
     "Llama-8B, pages of 16, e4m3": quantised(SPECS["Llama-8B pages of 16"]),
-    "Llama-8B batch 64, pages of 64, int8, a scale a token": quantised(
-        SPECS["Llama-8B batch 64, pages of 64"], INT8, TOKEN
+    "Llama-8B batch 64, pages of 64, 4 drafted tokens, int8, a scale a token": quantised(
+        site(32, 8, 128, batch=64, q_len=5, mask=LENGTHS, page_size=64, is_causal=True), INT8, TOKEN
     ),
     "Gemma-3 batch 64 e5m2": quantised(SPECS["Gemma-3 batch 64"], E5M2),
     "Falcon-7B, 7 drafted tokens, additive, int8": quantised(SPECS["Falcon-7B, 7 drafted tokens, additive"], INT8),

@@ -55,10 +55,10 @@ KEYS = {
     "unaligned": replace(LLAMA, alignment=Alignment.NONE),
     "shared": replace(LLAMA, alignment=Alignment.ROWS, batch_bucket=4),
     "strided": replace(LLAMA, layout=Layout.STRIDED),
-    "pages of 1": replace(LLAMA, mask=MaskClass.NONE, features=(Feature.PAGE1,)),
-    "pages of 16": replace(LLAMA, mask=MaskClass.NONE, layout=Layout.BSHD, features=(Feature.PAGE16,)),
+    "pages of 1": replace(LLAMA, mask=MaskClass.LENGTHS, features=(Feature.PAGE1,)),
+    "pages of 16": replace(LLAMA, mask=MaskClass.LENGTHS, layout=Layout.BSHD, features=(Feature.PAGE16,)),
     "pages of 64, batch 64": replace(
-        LLAMA, mask=MaskClass.NONE, batch_bucket=64, capacity_bucket=4096, features=(Feature.PAGE64,)
+        LLAMA, mask=MaskClass.LENGTHS, batch_bucket=64, capacity_bucket=4096, features=(Feature.PAGE64,)
     ),
 }
 

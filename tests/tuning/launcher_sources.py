@@ -63,6 +63,15 @@ SPECS = {
     ),
     "strides beyond 32 bits": spec(key_layout=TensorLayout(1 << 36, 256 * 128, 128)),
     "float32": spec(dtype=torch.float32),
+    "pages of 16": spec(mask=MaskKind.LENGTHS, mask_dtype=None, page_size=16),
+    "pages of 64, causal, int8, a scale a token": spec(
+        mask=MaskKind.LENGTHS,
+        mask_dtype=None,
+        is_causal=True,
+        q_len=4,
+        page_size=64,
+        cache=QuantisedCache(torch.int8, TOKEN, TOKEN, torch.float32),
+    ),
     "e4m3": spec(cache=QuantisedCache(torch.float8_e4m3fn)),
     "int8, a scale a token": spec(cache=QuantisedCache(torch.int8, TOKEN, TOKEN, torch.float16), mask_per_row=True),
     "e5m2, strides beyond 32 bits": spec(

@@ -10,7 +10,7 @@ import torch
 from prefetch_compiler.templates.manifest import QUANTISED, SPLIT_KV
 from torch import Tensor
 
-from prefetch_compiler.config import KernelConfig, LoadPath, OperandOrder
+from prefetch_compiler.config import KernelConfig, OperandOrder
 from prefetch_compiler.database.key import Alignment, Feature, MaskClass, TuningKey, key_of, parse_key
 from prefetch_compiler.database.template_hash import hash_for
 from prefetch_compiler.device import REFERENCE_DEVICES, profile

@@ -1,0 +1,63 @@
+"""Kernels over paged, quantised, and paged quantised caches compile for GPUs that need not be here, in every partition.
+
+What the heuristic chooses is compiled in ``test_heuristic_compiles``; here each partition is, and TMA where there is
+TMA.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from prefetch_compiler.config import KernelConfig, LoadPath, OperandOrder, Partition, PrefetchKind
+from prefetch_compiler.device import REFERENCE_DEVICES
+from prefetch_compiler.lower.precompile import CompiledKernel
+from prefetch_compiler.select.admissible import why_inadmissible
+from prefetch_compiler.spec import AttentionSpec, MaskKind
+
+from .compile_worker import Job, compile_elsewhere
+from .representative_specs import E4M3, E5M2, INT8, TOKEN, quantised, site
+
+PARTITIONS = list(Partition)
+SHAPE = {"batch": 4, "mask": MaskKind.LENGTHS}
+PAGED = site(8, 2, 64, page_size=64, q_len=2, is_causal=True, **SHAPE)  # type: ignore[arg-type]
+SMALL_PAGES = site(8, 2, 64, page_size=16, **SHAPE)  # type: ignore[arg-type]
+CACHES: dict[str, list[AttentionSpec]] = {
+    "quantised": [quantised(site(8, 2, 64), E4M3), quantised(site(8, 2, 64, mask=MaskKind.NONE), INT8, TOKEN)],
+    "paged": [PAGED, SMALL_PAGES],
+    "paged and quantised": [quantised(PAGED, E5M2, TOKEN), quantised(SMALL_PAGES, E4M3, TOKEN)],
+}
+
+
+def job(cache: str, arch: int, place: int) -> Job:
+    """The four architectures share the partitions among them, each cache meets every one."""
+    device = REFERENCE_DEVICES[arch]
+    partition = PARTITIONS[(ARCHITECTURES.index(arch) + place) % len(PARTITIONS)]
+    spec = CACHES[cache][PARTITIONS.index(partition) % 2]
+    config = KernelConfig(32, 5, 4, 2, partition=partition)
+    if device.has_tma and spec.page_size != 16:
+        config = replace(config, load_path=LoadPath.TMA, prefetch_depth=1, prefetch_kind=PrefetchKind.BULK)
+    if spec.cache is not None:
+        config = replace(config, num_warps=2, operand_order=OperandOrder.KQ)
+    assert why_inadmissible(spec, config, device) is None
+    return spec, config, device
+
+
+ARCHITECTURES = [80, 90, 100, 120]
+
+
+def test_every_cache_compiles_for_every_architecture() -> None:
+    jobs = {
+        f"{cache}, sm_{arch}": job(cache, arch, place) for arch in ARCHITECTURES for place, cache in enumerate(CACHES)
+    }
+    results = dict(zip(jobs, compile_elsewhere(list(jobs.values())), strict=True))
+    assert {name: result for name, result in results.items() if isinstance(result, str)} == {}
+    for name, (_, _, device) in jobs.items():
+        decode, merge = results[name]
+        assert isinstance(decode, CompiledKernel)
+        assert isinstance(merge, CompiledKernel)
+        assert max(decode.shared_bytes, merge.shared_bytes) <= device.shared_memory_bytes, name
+
+
+def test_each_cache_meets_every_partition() -> None:
+    for place, cache in enumerate(CACHES):
+        assert {job(cache, arch, place)[1].partition for arch in ARCHITECTURES} == set(Partition)
