@@ -208,8 +208,8 @@ def _cache_of(call: AttentionCall) -> QuantisedCache | None:
         return None
     scale_dtype = next((given.dtype for given in (call.k_scale, call.v_scale) if given is not None), None)
     paged = call.table is not None
-    granularities = (granularity_of(scale, paged=paged) for scale in (call.k_scale, call.v_scale))
-    return QuantisedCache(call.k.dtype, *granularities, scale_dtype)
+    keys, values = (granularity_of(scale, paged=paged) for scale in (call.k_scale, call.v_scale))
+    return QuantisedCache(call.k.dtype, keys, values, scale_dtype)
 
 
 def _refuse_operands(call: AttentionCall) -> None:

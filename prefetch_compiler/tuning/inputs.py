@@ -244,7 +244,8 @@ def _poisoned_scale_pool(spec: AttentionSpec, scale: Tensor | None, stale: Tenso
 
 def _pages(spec: AttentionSpec, rows: Tensor) -> Tensor:
     """(batch, kv_heads, kv_len, ...) as (pages, kv_heads, page_size, ...), sequence by sequence."""
-    return rows.unflatten(2, (-1, spec.page_size)).transpose(1, 2).flatten(0, 1)
+    pages: Tensor = rows.unflatten(2, (-1, spec.page_size)).transpose(1, 2).flatten(0, 1)
+    return pages
 
 
 def _poisoned_like(shape: tuple[int, ...], layout: TensorLayout, like: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ def paged_problem(
     table = order.view(batch, of_sequence).to(DEVICE)
 
     def pool(cache: Tensor) -> Tensor:
-        """``cache`` (batch, kv_heads, capacity, ...) as (pages, kv_heads, page_size, ...), NaN where nobody may look."""
+        """From (batch, kv_heads, capacity, ...) to (pages, kv_heads, page_size, ...), NaN where nobody may look."""
         one_byte = cache.dtype in QUANTISED_FORMATS
         nan, numbers = (NAN_BYTE, cache.view(torch.uint8)) if one_byte else (NAN, cache)
         unseen = ~visible[:, None].reshape(batch, 1, capacity, *[1] * (cache.ndim - 3))

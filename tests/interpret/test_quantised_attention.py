@@ -175,9 +175,9 @@ def test_columns_that_are_not_adjacent_are_refused() -> None:
 def test_deterministic_gives_each_sequence_the_same_bits_alone() -> None:
     """Of three sequences whose lengths differ, in caches of three chunks."""
     capacity = 2 * FIXED_CHUNK_KEYS + 100
-    query = normal(3, HEADS, 1, DIM).to(torch.bfloat16)
-    key, key_scale = quantise(normal(3, KV_HEADS, capacity, DIM, seed=1), torch.int8, "token")
-    value, value_scale = quantise(normal(3, KV_HEADS, capacity, DIM, seed=2), torch.int8, "token")
+    query = normal(3, 2, 1, DIM).to(torch.bfloat16)
+    key, key_scale = quantise(normal(3, 1, capacity, DIM, seed=1), torch.int8, "token")
+    value, value_scale = quantise(normal(3, 1, capacity, DIM, seed=2), torch.int8, "token")
     held = torch.tensor([capacity, 37, FIXED_CHUNK_KEYS + 1], device=DEVICE)
     mask = (torch.arange(capacity, device=DEVICE) < held[:, None])[:, None, None, :]
     operands = [query, key, value, key_scale, value_scale, mask]
