@@ -144,7 +144,12 @@ WRONG: dict[str, Callable[[DecodeTensors], DecodeTensors]] = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_what_is_wrong_is_rejected(name: str) -> None:
-    key = replace(quantised_key(replace(BOOL, kv_heads=1), "e4m3", "token"), value_dim=16, alignment=Alignment.TMA, mask=MaskClass.BOOL)
+    key = replace(
+        quantised_key(replace(BOOL, kv_heads=1), "e4m3", "token"),
+        value_dim=16,
+        alignment=Alignment.TMA,
+        mask=MaskClass.BOOL,
+    )
     config = replace(CONFIG, num_splits=1)
 
     def launch(tensors: DecodeTensors, *, is_causal: bool, scale: float, config: KernelConfig) -> None:
