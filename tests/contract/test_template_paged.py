@@ -141,7 +141,8 @@ def test_quantised_pages(given: dict[str, Any], load_path: LoadPath) -> None:
     """Heads inside of a page's keys where loads are by TMA, which takes rows of 16 bytes."""
     problem = paged_problem(
         (0, 100, 37, 256), given["page_size"], capacity=256, group=1, q_len=2, head_dim=32, value_dim=16,
-        dtype=torch.bfloat16, kv_dtype=given["kv_dtype"], scales=given["scales"], pages_first=load_path is LoadPath.POINTER,
+        dtype=torch.bfloat16, kv_dtype=given["kv_dtype"], scales=given["scales"],
+        pages_first=load_path is LoadPath.POINTER,
     )  # fmt: skip
     config = replace(
         QUANTISED, num_splits=2, load_path=load_path, partition=given["partition"], block_kv=given["block_kv"]
