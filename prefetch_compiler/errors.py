@@ -55,7 +55,8 @@ class SiteNotLoweredError(KVPrefetchError):
     def __init__(self, site: str, reason: str) -> None:
         super().__init__(
             f"strict: attention site {site} was not lowered: {reason}. "
-            "Change the model as the reason says, or switch the option strict off."
+            "Change the model as the reason says, or set options={'kvprefetch.strict': False}, or of a call by name "
+            "DecodeOptions(strict=False)."
         )
 
 

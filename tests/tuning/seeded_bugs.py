@@ -40,11 +40,13 @@ TMA = replace(ONE_SPLIT, load_path=LoadPath.TMA)
 KEYS_FIRST = replace(SPLIT, num_splits=2, operand_order=OperandOrder.KQ)
 KEYS_FIRST_TMA = replace(KEYS_FIRST, load_path=LoadPath.TMA)
 # Rows of 16 and 32 bytes, which TMA takes.
-QUANTISED_BOOL = replace(quantised_key(BOOL, "e4m3", "token"), value_dim=32, alignment=Alignment.TMA)
+QUANTISED_BOOL = replace(
+    quantised_key(replace(BOOL, kv_heads=1), "e4m3", "token"), value_dim=32, alignment=Alignment.TMA
+)
 QUANTISED_HEAD = replace(quantised_key(BOOL, "e4m3", "head"), value_dim=32, alignment=Alignment.TMA)
 QUANTISED_PAGE16 = replace(quantised_key(PAGE16, "e4m3", "token"), value_dim=32, alignment=Alignment.TMA)
 QUANTISED_PAGE64 = replace(quantised_key(PAGE64, "e4m3", "token"), value_dim=32, alignment=Alignment.TMA)
-QUANTISED_SPLIT = replace(SPLIT, num_warps=2, operand_order=OperandOrder.KQ)
+QUANTISED_SPLIT = replace(SPLIT, num_splits=2, num_warps=2, operand_order=OperandOrder.KQ)
 QUANTISED_TMA = replace(QUANTISED_SPLIT, num_splits=1, load_path=LoadPath.TMA)
 RIGHT = {
     "bool, one split": (BOOL, ONE_SPLIT),
