@@ -28,7 +28,7 @@ def test_pages_are_whole() -> None:
     spec = paged.spec()
     assert (spec.page_size, spec.kv_len, spec.mask) == (64, 128, MaskKind.LENGTHS)
     assert spec.key_layout.strides == torch.empty(6, 64, 8, 128).transpose(1, 2).stride()[:3]
-    assert key_of(spec).name.endswith("s128 bshd-tma none page64")
+    assert key_of(spec).name.endswith("s128 bshd-tma lengths page64")
 
 
 def test_ragged_lengths_are_drawn_from_the_seed() -> None:
