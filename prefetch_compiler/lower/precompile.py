@@ -64,13 +64,14 @@ def example_tensors(spec: AttentionSpec, config: KernelConfig, device: torch.dev
         mask = torch.empty((spec.batch, *rows, spec.kv_len), dtype=spec.mask_dtype, device=device)
         mask = mask.expand(spec.batch, spec.query_heads, spec.q_len, spec.kv_len)
         bounds = torch.empty((spec.batch, 4), dtype=torch.int32, device=device)
-    return allocate(q, k, v, mask, bounds, spec.out_heads_first, config)
+    sink = torch.empty(spec.query_heads, dtype=spec.dtype, device=device) if spec.sink else None
+    return allocate(q, k, v, mask, bounds, spec.out_heads_first, config, sink)
 
 
 def kernel_calls(spec: AttentionSpec, config: KernelConfig, tensors: DecodeTensors) -> list[KernelCall]:
     """Every kernel that one launch of ``spec`` under ``config`` runs, in order."""
-    decode = decode_call(tensors, is_causal=spec.is_causal, scale=spec.scale, config=config)
-    merge = merge_call(tensors, is_causal=spec.is_causal, config=config)
+    decode = decode_call(tensors, is_causal=spec.is_causal, scale=spec.scale, softcap=spec.softcap, config=config)
+    merge = merge_call(tensors, is_causal=spec.is_causal, softcap=spec.softcap, config=config)
     return [decode] if merge is None else [decode, merge]
 
 

@@ -41,6 +41,12 @@ def is_sdpa(node: torch.fx.Node) -> bool:
     return node.op == "call_function" and node.target is F.scaled_dot_product_attention
 
 
+def marker_arguments(node: torch.fx.Node, any_device: bool = False) -> tuple[Any, ...]:
+    """What the marker that replaces an SDPA node is called with, less the site's number; raises as :func:`parse`."""
+    call = parse(node, any_device)
+    return call.q, call.k, call.v, call.mask, call.is_causal, call.scale, call.enable_gqa, call.heads_first
+
+
 def parse(node: torch.fx.Node, any_device: bool = False) -> SdpaCall:
     """Read one SDPA node.
 
@@ -58,10 +64,10 @@ def parse(node: torch.fx.Node, any_device: bool = False) -> SdpaCall:
     _require_inference(q, k, v, mask)
     _require_no_dropout(arguments["dropout_p"])
     _require_four_dimensions(_value(q), _value(k), _value(v))
-    _require_decode_length(_value(q).shape[2])
-    _require_dtypes(_value(q), _value(k), _value(v), None if mask is None else _value(mask), out)
+    require_decode_length(_value(q).shape[2])
+    require_dtypes(_value(q), _value(k), _value(v), None if mask is None else _value(mask), out)
     if not any_device:
-        _require_device(_value(q))
+        require_device(_value(q))
     _fix_heads_and_dims(_value(q), _value(k), _value(v))
     _require_shapes(_value(q), _value(k), _value(v), arguments["enable_gqa"])
     is_causal = _constant(arguments["is_causal"], bool, "is_causal")
@@ -137,9 +143,7 @@ def _fix_heads_and_dims(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> No
 
 
 def _require_shapes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, enable_gqa: Any) -> None:
-    for name, dim in (("head_dim", q.shape[3]), ("value head_dim", v.shape[3])):
-        if dim % HEAD_DIM_MULTIPLE or not 0 < dim <= MAX_HEAD_DIM:
-            raise Refused(f"{name} is {dim}; supported are multiples of {HEAD_DIM_MULTIPLE} up to {MAX_HEAD_DIM}")
+    require_head_dims(q, k, v)
     if k.shape[3] != q.shape[3]:
         raise Refused(f"query head_dim {q.shape[3]} differs from key head_dim {k.shape[3]}")
     if k.shape[1] != v.shape[1]:
@@ -153,15 +157,23 @@ def _require_shapes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, enable_gq
         raise Refused("there are no keys")
 
 
+def require_head_dims(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    """Head dims that kernels are compiled for, or Refused."""
+    for name, dim in (("head_dim", q.shape[3]), ("key head_dim", k.shape[3]), ("value head_dim", v.shape[3])):
+        if dim % HEAD_DIM_MULTIPLE or not 0 < dim <= MAX_HEAD_DIM:
+            raise Refused(f"{name} is {dim}; supported are multiples of {HEAD_DIM_MULTIPLE} up to {MAX_HEAD_DIM}")
+
+
 def _require_head_ratio(query_heads: int, kv_heads: int, enable_gqa: Any) -> None:
     divisible = kv_heads > 0 and query_heads % kv_heads == 0
     if query_heads != kv_heads and not (kv_heads == 1 or (enable_gqa is True and divisible)):
         raise Refused(f"{query_heads} query heads do not share {kv_heads} KV heads evenly")
 
 
-def _require_dtypes(
+def require_dtypes(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, out: torch.Tensor
 ) -> None:
+    """One dtype that the kernels read, for all, or Refused."""
     if q.dtype not in SUPPORTED_DTYPES:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in SUPPORTED_DTYPES)
         raise Refused(f"dtype {q.dtype} is not supported; supported are {names}")
@@ -173,15 +185,17 @@ def _require_dtypes(
         raise Refused(f"mask dtype {mask.dtype} is not supported")
 
 
-def _require_decode_length(q_len: Size) -> None:
-    """At most MAX_Q_LEN queries. A symbolic length adds a guard only where it holds, so prefill graphs stay general."""
+def require_decode_length(q_len: Size) -> None:
+    """At most MAX_Q_LEN queries, or NotDecode. A symbolic length adds a guard only where it holds, so prefill graphs
+    stay general."""
     if hint(q_len, MAX_Q_LEN + 1) > MAX_Q_LEN:
         raise NotDecode(f"prefill: {q_len} queries, more than {MAX_Q_LEN}")
     if not bool(operator.le(q_len, MAX_Q_LEN)):
         raise NotDecode(f"prefill: {q_len} queries, more than {MAX_Q_LEN}")
 
 
-def _require_device(q: torch.Tensor) -> None:
+def require_device(q: torch.Tensor) -> None:
+    """A device that the kernels run on, or Refused."""
     if q.device.type == "cuda" or (q.device.type == "cpu" and interpreting()):
         return
     if q.device.type == "cpu":

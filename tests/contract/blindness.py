@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from prefetch_compiler.lower import mark, rewrite
-from prefetch_compiler.lower.trace import insert_call
 from prefetch_compiler.recognize import bounds, marked, sdpa, views
 from prefetch_compiler.recognize.bounds import mask_bounds
 from prefetch_compiler.recognize.sdpa import SdpaCall
+from prefetch_compiler.recognize.trace import insert_call
 from prefetch_compiler.recognize.views import Atom, StoredKV
 
 Blind = Callable[[pytest.MonkeyPatch], None]
@@ -26,7 +26,7 @@ def to_call(change: Callable[[SdpaCall], SdpaCall]) -> Blind:
     parse = sdpa.parse
 
     def blind(monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(mark, "parse", lambda node, any_device=False: change(parse(node, any_device)))
+        monkeypatch.setattr(sdpa, "parse", lambda node, any_device=False: change(parse(node, any_device)))
 
     return blind
 
@@ -104,7 +104,7 @@ def to_uniform_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def to_which_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     """All masks of a graph share the bounds of the first."""
-    monkeypatch.setattr(rewrite, "_value_number", lambda node: 0)
+    monkeypatch.setattr(rewrite, "value_number", lambda node: 0)
 
 
 def to_head_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,10 +130,10 @@ def to_value_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """V is taken to repeat its heads as K does."""
 
     def pair(k: Node, v: Node) -> tuple[StoredKV, StoredKV]:
-        value = views._chain(v)[-1]
+        value = views.chain_of(v)[-1]
         return views.stored_kv(k), StoredKV(value, (0, 1, 2, 3))
 
-    monkeypatch.setattr(marked, "_stored_pair", pair)
+    monkeypatch.setattr(marked, "stored_pair", pair)
 
 
 def to_unread_writes(monkeypatch: pytest.MonkeyPatch) -> None:

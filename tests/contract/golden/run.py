@@ -30,6 +30,8 @@ class Attention:
     mask: Tensor | None
     is_causal: bool
     scale: float
+    softcap: float | None = None
+    sink: Tensor | None = None
 
 
 @dataclass(frozen=True)
