@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from torch.fx import Graph, Node
 
 from ..errors import Refused
-from .axes import Axes, Dims, shape_of
-from .compose import composed_mask
+from .axes import Dims, Group, after, resolved, shape_of
+from .compose import aligned, composed_mask
 from .marked import stored_pair
-from .reshape import as_dtype, merge_dims, permute, reshape, size_argument, spread
-from .scores import Scores, as_product, read_scores
+from .reshape import as_dtype, permute, spread
+from .scores import Factor, Scores, as_product, read_scores
 from .sdpa import require_dtypes, require_head_dims
 from .sinks import sink_per_head
 from .site import Site, describe_site
-from .sizes import is_symbolic, product, same
+from .sizes import same
 from .softmax_marker import MARKED_SOFTMAX
 from .trace import insert_call
 from .views import aten
@@ -34,8 +34,8 @@ class _Output:
 
     node: Node
     values: Node
-    lead: list[int]
-    rows: list[int]
+    lead: Group
+    rows: Group
     flipped: bool
 
 
@@ -52,12 +52,12 @@ def recognise_softmax_chain(node: Node) -> Site | None:
     scores = read_scores(source, node)  # type: ignore[arg-type]
     output = _read_output(node, scores)
     with node.graph.inserting_before(output.node):
-        return _Chain(node, scores, output).site(int(index))  # type: ignore[arg-type]
+        return _Chain(node.graph, scores, output).site(int(index))  # type: ignore[arg-type]
 
 
 def _read_output(softmax: Node, scores: Scores) -> _Output:
     """Follow the probabilities to the product with the values."""
-    node, dims = softmax, scores.axes.own()
+    node, dims = softmax, scores.dims
     sink = scores.sink is not None
     while (found := _product_with(node)) is None:
         user = _only_user(node)
@@ -66,19 +66,19 @@ def _read_output(softmax: Node, scores: Scores) -> _Output:
             continue
         if not user.args or user.args[0] is not node:
             raise Refused(f"the attention probabilities go through {user.target}, which is not understood")
-        dims, node = scores.axes.after(dims, user), user
+        dims, node = after(dims, user), user
     if sink:
         raise Refused("the sink's probability is not dropped")
-    return _output(*found, node, dims, len(scores.axes.sizes) - 1)
+    return _output(*found, node, resolved(dims), resolved(scores.dims)[-1])
 
 
-def _output(output: Node, left: Node, right: Node, weights: Node, dims: Dims, keys: int) -> _Output:
+def _output(output: Node, left: Node, right: Node, weights: Node, dims: Dims, keys: Group) -> _Output:
     if len(dims) != 3 or left is right:
         raise Refused("the attention probabilities are not a batch of matrices where they meet the values")
     lead, rows, columns = dims
-    if weights is left and columns == [keys]:
+    if weights is left and columns == keys:
         return _Output(output, right, lead, rows, flipped=False)
-    if weights is right and rows == [keys]:
+    if weights is right and rows == keys:
         return _Output(output, left, lead, columns, flipped=True)
     raise Refused("the product of probabilities and values does not sum over the keys")
 
@@ -116,30 +116,29 @@ def _drops_last(node: Node) -> bool:
 class _Chain:
     """One site's operands, brought to the layouts of AttentionSpec by views."""
 
-    def __init__(self, softmax: Node, scores: Scores, output: _Output) -> None:
-        self._softmax, self._scores, self._output = softmax, scores, output
-        self._graph: Graph = softmax.graph
-        self._axes: Axes = scores.axes
-        rank = len(self._axes.sizes)
-        if not 3 <= rank <= 5:
-            raise Refused(f"the scores have {rank} dimensions; expected (batch, heads, q, keys)")
-        self._heads = list(range(1, rank - 2))
-        self._queries, self._keys = rank - 2, rank - 1
-        self._rows = [0, *self._heads, self._queries]
+    def __init__(self, graph: Graph, scores: Scores, output: _Output) -> None:
+        self._graph, self._scores, self._output = graph, scores, output
+        if not 3 <= len(scores.dims) <= 5:
+            raise Refused(f"the scores have {len(scores.dims)} dimensions; expected (batch, heads, q, keys)")
+        batch, *heads, self._queries, self._keys = resolved(scores.dims)
+        if not self._keys:
+            raise Refused("there is one key")
+        self._order = [batch, [axis for group in heads for axis in group], self._queries]
 
     def site(self, index: int) -> Site:
         scores = self._scores
         q, keys = self._queries_and_keys()
         values = self._stored(_flip(self._graph, self._output.values, self._output.flipped), self._output.lead)
         q, keys, values = narrowed(self._graph, q, keys, values)
+        for factor in scores.factors:
+            q = self._multiplied(q, factor)
         q_value, k_value, v_value = q.meta["val"], keys.meta["val"], values.meta["val"]
         require_dtypes(q_value, k_value, v_value, None, q_value)
         require_head_dims(q_value, k_value, v_value)
         key, value = stored_pair(keys, values)
-        mask = composed_mask(
-            self._graph, self._output.node, self._axes, scores.terms, self._heads, q_value.dtype
-        )  # fmt: skip
-        sink = None if scores.sink is None else sink_per_head(scores.sink, self._heads)
+        order = [*self._order, self._keys]
+        mask = composed_mask(self._graph, self._output.node, scores.terms, order, q_value.dtype)
+        sink = None if scores.sink is None else sink_per_head(scores.sink)
         spec = describe_site(
             q, key, value, mask, False, scores.scale, True, softcap=scores.softcap, has_sink=sink is not None
         )
@@ -150,50 +149,33 @@ class _Chain:
     def _queries_and_keys(self) -> tuple[Node, Node]:
         """(batch, heads, q, dim), and (batch, heads or KV heads, keys, dim)."""
         found = self._scores.product
-        lead, rows, columns = found.dims
-        if columns == [self._keys]:
+        lead, rows, columns = resolved(found.dims)
+        if columns == self._keys:
             q, keys = found.left, _flip(self._graph, found.right, True)
-        elif rows == [self._keys]:
+        elif rows == self._keys:
             q, keys, rows = _flip(self._graph, found.right, True), found.left, columns
         else:
             raise Refused("the keys are not one dimension of the product with the queries")
-        spread_q = spread(self._graph, self._axes, q, [lead, rows], self._rows)
-        return self._merged(spread_q), self._stored(keys, lead)
+        return spread(self._graph, q, [lead, rows], self._order), self._stored(keys, lead)
 
-    def _stored(self, operand: Node, lead: list[int]) -> Node:
+    def _multiplied(self, q: Node, factor: Factor) -> Node:
+        """What multiplies all scores of a query may as well multiply the query."""
+        tensor = factor.tensor
+        if tensor.meta["val"].ndim:
+            tensor = aligned(self._graph, tensor, factor.dims, [*self._order, self._keys])
+        target = aten.div.Tensor if factor.divides else aten.mul.Tensor
+        return as_dtype(self._graph, insert_call(self._graph, target, q, tensor), q.meta["val"].dtype)
+
+    def _stored(self, operand: Node, lead: Group) -> Node:
         """(lead, keys, dim) as (batch, heads or KV heads, keys, dim)."""
-        if self._queries in lead:
-            raise Refused("keys or values differ between query positions")
-        order = [0, *self._heads, self._keys]
-        return self._merged(spread(self._graph, self._axes, operand, [lead, [self._keys]], order))
-
-    def _merged(self, tensor: Node) -> Node:
-        if not self._heads:
-            return insert_call(self._graph, aten.unsqueeze.default, tensor, 1)
-        return merge_dims(self._graph, tensor, 1, len(self._heads))
+        batch, heads, _ = self._order
+        return spread(self._graph, operand, [lead, self._keys], [batch, heads, self._keys])
 
     def _restore(self, result: Node) -> Node:
         """(batch, heads, q, value_dim) as the product of probabilities and values has it."""
-        graph, axes, output = self._graph, self._axes, self._output
-        batch, q_len, dim = (size_argument(graph, result, at) for at in (0, 2, 3))
-        result = reshape(graph, result, [batch, *(int(axes.sizes[axis]) for axis in self._heads), q_len, dim])
-        wanted = [*output.lead, *output.rows]
-        trivial = [axis for axis in self._rows if axis not in wanted]
-        order = [self._rows.index(axis) for axis in (*trivial, *wanted)]
-        result = permute(graph, result, [*order, len(order)])
-        read = {0: batch, self._queries: q_len}
-        result = reshape(
-            graph, result, [_folded_size(axes, output.lead, read), _folded_size(axes, output.rows, read), dim]
-        )
-        return as_dtype(graph, _flip(graph, result, output.flipped), output.node.meta["val"].dtype)
-
-
-def _folded_size(axes: Axes, group: list[int], read: dict[int, object]) -> object:
-    """Of a dimension made of ``group``, as a size argument."""
-    if len(group) == 1 and group[0] in read:
-        return read[group[0]]
-    size = product(axes.sizes[axis] for axis in group)
-    return -1 if is_symbolic(size) else int(size)
+        output = self._output
+        spread_out = spread(self._graph, result, self._order, [output.lead, output.rows])
+        return as_dtype(self._graph, _flip(self._graph, spread_out, output.flipped), output.node.meta["val"].dtype)
 
 
 def _flip(graph: Graph, tensor: Node, flipped: bool) -> Node:

@@ -12,8 +12,8 @@ import torch
 from torch.fx import Graph, Node
 
 from ..errors import Refused
-from .axes import Axes, Dims, shape_of
-from .reshape import merge_dims, spread
+from .axes import Dims, Group, resolved, shape_of
+from .reshape import spread
 from .scores import Bias, Fill
 from .sizes import product, same
 from .trace import inline, insert_call
@@ -24,7 +24,7 @@ Term = Bias | Fill
 
 
 def composed_mask(
-    graph: Graph, before: Node, axes: Axes, terms: Sequence[Term], heads: Sequence[int], dtype: torch.dtype
+    graph: Graph, before: Node, terms: Sequence[Term], order: Sequence[Group], dtype: torch.dtype
 ) -> Node | None:
     """What ``terms`` make of scores, as a mask that SDPA would take: bool if they only fill in -inf, else additive.
 
@@ -33,7 +33,7 @@ def composed_mask(
 
     Args:
         before: where in the graph the mask is needed.
-        heads: the axes between the batch and the queries.
+        order: the axes that make up batch, heads, queries and keys.
         dtype: of an additive mask in which nothing is added.
 
     Raises:
@@ -41,7 +41,7 @@ def composed_mask(
     """
     if not terms:
         return None
-    tensors = [_aligned(graph, axes, _tensor(term), term.dims, heads) for term in terms]
+    tensors = [aligned(graph, _tensor(term), term.dims, order) for term in terms]
     only = terms[0]
     if len(terms) == 1 and isinstance(only, Bias) and only.factor == 1:
         return tensors[0]
@@ -63,28 +63,36 @@ def _meaning(term: Term) -> Any:
     return term.factor if isinstance(term, Bias) else (term.where, term.value)
 
 
-def _aligned(graph: Graph, axes: Axes, tensor: Node, dims: Dims, heads: Sequence[int]) -> Node:
+def aligned(graph: Graph, tensor: Node, dims: Dims, order: Sequence[Group]) -> Node:
     """``tensor``, which broadcasts to scores made of ``dims``, as it broadcasts to (batch, heads, q, keys)."""
     shape = shape_of(tensor)
     if len(shape) > len(dims):
         raise Refused("a mask has more dimensions than the scores")
-    if len(heads) == 1 and dims == axes.own():
+    dims = resolved(dims)
+    if dims == resolved(order):
         return tensor
     own: Dims = []
     for size, group in zip(shape, dims[len(dims) - len(shape) :], strict=True):
-        if not (same(size, 1) or same(size, product(axes.sizes[axis] for axis in group))):
+        if not (same(size, 1) or same(size, product(axis.size for axis in group))):
             raise Refused("a mask does not broadcast to the scores")
         own.append([] if same(size, 1) else group)
-    whole = spread(graph, axes, tensor, own, range(len(axes.sizes)))
-    return _merged_heads(graph, axes, whole, heads)
+    return spread(graph, *_with_whole_heads(graph, tensor, own, dims, resolved(order)[1]), order)
 
 
-def _merged_heads(graph: Graph, axes: Axes, mask: Node, heads: Sequence[int]) -> Node:
-    """One dimension for all head axes, broadcast over those that the mask does not have unless it has none."""
-    if any(not same(shape_of(mask)[axis], 1) for axis in heads):
-        sizes = [int(axes.sizes[axis]) if axis in heads else -1 for axis in range(len(axes.sizes))]
-        mask = insert_call(graph, aten.expand.default, mask, sizes)
-    return merge_dims(graph, mask, 1, len(heads))
+def _with_whole_heads(graph: Graph, tensor: Node, own: Dims, dims: Dims, heads: Group) -> tuple[Node, Dims]:
+    """The tensor broadcast over all axes of the heads if it has some of them."""
+    present = [axis for group in own for axis in group]
+    if not any(axis in present for axis in heads) or all(axis in present for axis in heads):
+        return tensor, own
+    dims = dims[len(dims) - len(own) :]
+    wanted = [group if any(axis in heads for axis in group) else mine for group, mine in zip(dims, own, strict=True)]
+    if sum(axis in heads for group in wanted for axis in group) != len(heads):
+        raise Refused("a mask differs between some heads in a way that is not understood")
+    sizes = [
+        -1 if mine == group else int(product(axis.size for axis in group))
+        for mine, group in zip(own, wanted, strict=True)
+    ]
+    return insert_call(graph, aten.expand.default, tensor, sizes), wanted
 
 
 def _compose(terms: Sequence[Term], dtype: torch.dtype, *tensors: torch.Tensor) -> torch.Tensor:

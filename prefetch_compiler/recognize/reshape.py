@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
 from ..errors import Refused
-from .axes import Axes, Dims, shape_of
-from .sizes import is_symbolic, same
+from .axes import Axis, Dims, Group, resolved, shape_of
+from .sizes import is_symbolic, product, same
 from .trace import insert_call
 from .views import aten
 
@@ -18,35 +18,46 @@ from .views import aten
 SizeArgument = Any
 
 
-def spread(graph: Graph, axes: Axes, tensor: Node, dims: Dims, order: Sequence[int]) -> Node:
-    """``tensor``, made of ``dims`` and of any more dimensions, with one dimension per axis in ``order`` (of size 1 for
-    axes that it does not have), then those more.
+def spread(graph: Graph, tensor: Node, dims: Dims, order: Sequence[Group]) -> Node:
+    """``tensor``, made of ``dims`` and of any more dimensions, with one dimension for each of ``order``, made of those
+    of its axes that the tensor has (of size 1 if none), then those more.
 
     Raises:
         Refused: it has an axis that is not in ``order``.
     """
+    dims = resolved(dims)
     present = [axis for group in dims for axis in group]
-    kept = [axis for axis in order if axis in present]
-    if len(kept) != len(present):
+    groups = [[axis for axis in group if axis in present] for group in resolved(order)]
+    wanted = [axis for group in groups for axis in group]
+    if len(wanted) != len(present):
         raise Refused("an operand of a product has a dimension that it should not have")
-    more = range(len(present), len(present) + tensor.meta["val"].ndim - len(dims))
+    more = [size_argument(graph, tensor, dim) for dim in range(len(dims), tensor.meta["val"].ndim)]
+    if groups == dims:
+        return tensor
+    read = {
+        group[0]: size_argument(graph, tensor, dim)
+        for dim, group in enumerate(dims)
+        if len(group) == 1 and is_symbolic(group[0].size)
+    }
     if any(len(group) != 1 for group in dims):
-        tensor = reshape(graph, tensor, _split_sizes(graph, axes, tensor, dims))
-    tensor = permute(graph, tensor, [*(present.index(axis) for axis in kept), *more])
-    for position, axis in enumerate(order):
-        if axis not in present:
-            tensor = insert_call(graph, aten.unsqueeze.default, tensor, position)
+        tensor = reshape(graph, tensor, [*(_size(axis, read) for axis in present), *more])
+    behind = range(len(present), len(present) + len(more))
+    tensor = permute(graph, tensor, [*(present.index(axis) for axis in wanted), *behind])
+    if any(len(group) != 1 for group in groups):
+        tensor = reshape(graph, tensor, [*(folded_size(group, read) for group in groups), *more])
     return tensor
 
 
-def _split_sizes(graph: Graph, axes: Axes, tensor: Node, dims: Dims) -> list[SizeArgument]:
-    sizes: list[SizeArgument] = []
-    for dim, group in enumerate(dims):
-        if len(group) == 1:
-            sizes.append(size_argument(graph, tensor, dim))
-        else:
-            sizes.extend(-1 if is_symbolic(axes.sizes[axis]) else int(axes.sizes[axis]) for axis in group)
-    return sizes + [size_argument(graph, tensor, dim) for dim in range(len(dims), tensor.meta["val"].ndim)]
+def _size(axis: Axis, read: Mapping[Axis, SizeArgument]) -> SizeArgument:
+    return read.get(axis, -1) if is_symbolic(axis.size) else int(axis.size)
+
+
+def folded_size(group: Group, read: Mapping[Axis, SizeArgument]) -> SizeArgument:
+    """Of a dimension made of ``group``, where ``read`` has nodes for some symbolic axes."""
+    if len(group) == 1:
+        return _size(group[0], read)
+    size = product(axis.size for axis in group)
+    return -1 if is_symbolic(size) else int(size)
 
 
 def permute(graph: Graph, tensor: Node, order: Sequence[int]) -> Node:
@@ -92,24 +103,6 @@ def _viewable(tensor: Node, sizes: Sequence[SizeArgument]) -> bool:
     except (RuntimeError, ValueError):
         return False
     return True
-
-
-def merge_dims(graph: Graph, tensor: Node, first: int, count: int) -> Node:
-    """Dimensions ``first`` to ``first + count`` of constant size as one; a new one of size 1 if ``count`` is 0.
-
-    Raises:
-        Refused: one of them is not constant.
-    """
-    if count == 1:
-        return tensor
-    shape = shape_of(tensor)
-    merged = 1
-    for size in shape[first : first + count]:
-        if is_symbolic(size):
-            raise Refused("the number of heads is not a constant of the graph")
-        merged *= int(size)
-    others = [size_argument(graph, tensor, dim) for dim in range(len(shape)) if not first <= dim < first + count]
-    return reshape(graph, tensor, [*others[:first], merged, *others[first:]])
 
 
 def as_dtype(graph: Graph, tensor: Node, dtype: torch.dtype) -> Node:

@@ -17,7 +17,7 @@ from torch.fx import Node
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..errors import Refused
-from .axes import CONVERSIONS, Axes, Dims, shape_of
+from .axes import CONVERSIONS, Dims, before, dims_of, shape_of
 from .sizes import same
 from .views import aten
 
@@ -46,6 +46,15 @@ class Fill:
 
 
 @dataclass(frozen=True)
+class Factor:
+    """Scores are multiplied, or divided, by a tensor that does not differ between keys. ``dims`` as in Bias."""
+
+    tensor: Node
+    dims: Dims
+    divides: bool
+
+
+@dataclass(frozen=True)
 class Product:
     """``left @ right``, a batch of matrices, made of the axes of the scores (or of the output)."""
 
@@ -57,17 +66,18 @@ class Product:
 
 @dataclass
 class Scores:
-    """``softmax([cap(scale * product) + terms, sink])``, where ``cap(x) = softcap * tanh(x / softcap)``.
+    """``softmax([cap(scale * factors * product) + terms, sink])``, where ``cap(x) = softcap * tanh(x / softcap)``.
 
     Attributes:
-        axes: the dimensions of the scores where they meet the softmax, less the sink's column; the last are the keys.
+        dims: of the scores where they meet the softmax, less the sink's column; the last is the keys'.
         terms: in the order in which they are applied.
         sink: (..., heads, q, 1) logits that only add to the softmax's denominator.
     """
 
-    axes: Axes
+    dims: Dims
     product: Product
     scale: float = 1.0
+    factors: list[Factor] = field(default_factory=list)
     softcap: float | None = None
     terms: list[Bias | Fill] = field(default_factory=list)
     sink: Node | None = None
@@ -84,7 +94,7 @@ def read_scores(scores: Node, softmax: Node) -> Scores:
     """
     reader = _Reader(scores, softmax)
     product = reader.run()
-    result = Scores(reader.axes, product, sink=reader.sink)
+    result = Scores(reader.dims, product, sink=reader.sink)
     for step in reversed(reader.steps):
         step(result)
     _require_hiding(result.terms)
@@ -102,6 +112,13 @@ def as_product(node: Node) -> tuple[Node, Node] | None:
     if node.target is aten.sum.dim_IntList and node.args[1] in ([2], [-2]) and len(node.args) == 2:
         return _as_summed_product(node.args[0])
     return None
+
+
+def _as_scores_product(node: Node) -> tuple[Node, Node] | None:
+    """The same, or the factors of a product to which a bias is added."""
+    if node.target is aten.baddbmm.default:
+        return node.args[1], node.args[2]  # type: ignore[return-value]
+    return as_product(node)
 
 
 def _as_summed_product(product: Any) -> tuple[Node, Node] | None:
@@ -131,15 +148,15 @@ class _Reader:
         if self._node.target is aten.cat.default:
             self._take_sink()
             shape = shape_of(self._node)
-        self.axes = Axes(shape)
-        self._dims = self.axes.own()
+        self.dims = self._dims = dims_of(shape)
 
     def run(self) -> Product:
-        while (found := as_product(self._node)) is None:
+        while (found := _as_scores_product(self._node)) is None:
             self._require_one_user()
             self._step()
         self._require_one_user()
         left, right = found
+        self._take_bias()
         return Product(self._node, left, right, self._dims)
 
     def _require_one_user(self) -> None:
@@ -160,8 +177,18 @@ class _Reader:
             return
         if node.op != "call_function":
             raise Refused("the scores do not come from a product of queries and keys")
-        self._dims = self.axes.before(self._dims, node)
+        self._dims = before(self._dims, node)
         self._go(node.args[0])
+
+    def _take_bias(self) -> None:
+        """``baddbmm(bias, left, right)`` is ``beta * bias + alpha * left @ right``."""
+        node = self._node
+        if node.target is not aten.baddbmm.default:
+            return
+        alpha, beta = (float(node.kwargs.get(name, 1)) for name in ("alpha", "beta"))  # type: ignore[arg-type]
+        if beta != 0:
+            self.steps.append(_adds(Bias(node.args[0], self._dims, beta)))  # type: ignore[arg-type]
+        self.steps.append(lambda scores: _scale(scores, alpha))
 
     # Before the first step: what leaves a softmax as it is, and the sink
 
@@ -191,13 +218,19 @@ class _Reader:
     # Steps
 
     def scaled(self) -> None:
-        """mul or div by a constant."""
-        source, factor = self._operand_and_constant(self._node.args)
-        if self._node.target in _DIVISIONS:
-            if self._node.args[0] is not source:
-                raise Refused("a constant is divided by the scores")
-            factor = 1 / factor if factor else float("inf")
-        self.steps.append(lambda scores: _scale(scores, factor))
+        """mul or div by a constant, or by a tensor that does not differ between keys."""
+        source, other = self._scores_and_factor(*self._node.args)
+        divides = self._node.target in _DIVISIONS
+        if divides and source is not self._node.args[0]:
+            raise Refused("something is divided by the scores")
+        constant = constant_of(other)
+        if constant is None:
+            self.steps.append(_multiplies(Factor(other, self._dims, divides)))
+        elif divides and constant == 0:
+            raise Refused("the scores are divided by 0")
+        else:
+            number = 1 / constant if divides else constant
+            self.steps.append(lambda scores: _scale(scores, number))
         self._go(source)
 
     def capped(self) -> None:
@@ -240,16 +273,12 @@ class _Reader:
 
     # Operands
 
-    def _operand_and_constant(self, operands: Iterable[Any]) -> tuple[Any, float]:
-        tensors = [(operand, constant_of(operand)) for operand in operands]
-        (first, first_value), (second, second_value) = tensors
-        if second_value is not None and first_value is None:
-            self._require_full_shape(first)
-            return first, second_value
-        if first_value is not None and second_value is None:
-            self._require_full_shape(second)
-            return second, first_value
-        raise Refused("the scores are multiplied or divided by something that is not a constant")
+    def _scores_and_factor(self, first: Any, second: Any) -> tuple[Any, Any]:
+        for scores, factor in ((first, second), (second, first)):
+            if constant_of(scores) is None and (constant_of(factor) is not None or _is_same_for_all_keys(factor)):
+                self._require_full_shape(scores)
+                return scores, factor
+        raise Refused("the scores are multiplied or divided by something that differs between keys")
 
     def _scores_and_other(self, first: Any, second: Any) -> tuple[Any, Node]:
         """Which of two operands leads to the product."""
@@ -312,6 +341,8 @@ def constant_of(operand: Any) -> float | None:
         return float(operand)
     if not isinstance(operand, Node):
         return None
+    if isinstance(operand.meta.get("val"), torch.SymFloat | torch.SymInt):
+        return _fixed(operand.meta["val"])
     if operand.target is aten.full.default:
         return constant_of(operand.args[1])
     if operand.target is aten.full_like.default:
@@ -331,6 +362,11 @@ _SAME_NUMBER = (
 )  # fmt: skip
 
 
+def _fixed(number: torch.SymFloat | torch.SymInt) -> float | None:
+    """A number that ``dynamic=True`` made symbolic, with a guard: scales follow from head dims, which never change."""
+    return None if number.node.hint is None else float(number)
+
+
 def _stored_constant(node: Node) -> float | None:
     module = node.graph.owning_module
     value: Any = None if module is None else getattr(module, str(node.target), None)
@@ -346,7 +382,7 @@ def _leads_to_product(node: Node, user: Node) -> bool:
     do (a product with relative positions), either may be taken for the scores: the other is then a bias."""
     if node.op != "call_function" or any(other is not user for other in node.users):
         return False
-    return as_product(node) is not None or any(
+    return _as_scores_product(node) is not None or any(
         _leads_to_product(source, node) for source in node.all_input_nodes if _goes_on(source)
     )
 
@@ -369,6 +405,22 @@ def _scale(scores: Scores, factor: float) -> None:
     if scores.terms and factor <= 0:
         raise Refused("biased scores are multiplied by a number that is not positive")
     scores.terms = [_scaled_term(term, factor) for term in scores.terms]
+
+
+def _multiplies(factor: Factor) -> _Step:
+    def apply(scores: Scores) -> None:
+        if scores.softcap is not None or scores.terms:
+            raise Refused("capped or biased scores are multiplied by a tensor")
+        scores.factors.append(factor)
+
+    return apply
+
+
+def _is_same_for_all_keys(factor: Any) -> bool:
+    if not isinstance(factor, Node) or not isinstance(factor.meta.get("val"), torch.Tensor):
+        return False
+    shape = shape_of(factor)
+    return len(shape) == 0 or same(shape[-1], 1)
 
 
 def _scaled_term(term: Bias | Fill, factor: float) -> Bias | Fill:

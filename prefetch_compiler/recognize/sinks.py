@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch.fx import Node
 
 from ..errors import Refused
 from .views import source_of_dims
 
 
-def sink_per_head(column: Node, heads: Sequence[int]) -> Node:
+def sink_per_head(column: Node) -> Node:
     """The (query_heads,) tensor that a (batch, heads, q, 1) column of logits repeats.
 
     Raises:
         Refused: the column is anything else.
     """
-    if len(heads) == 1:
+    if column.meta["val"].ndim == 4:
         for base, dims in source_of_dims(column):
-            if base.meta["val"].ndim == 1 and _only_heads(dims, heads[0]):
+            if base.meta["val"].ndim == 1 and _only_heads(dims, 1):
                 return base
     raise Refused("a sink is not one number per query head")
 

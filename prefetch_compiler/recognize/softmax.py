@@ -48,6 +48,8 @@ def marker_arguments(node: Node, any_device: bool = False) -> tuple[Any, ...]:
     if value.requires_grad:
         raise NotDecode("gradients are on: call the model under torch.no_grad() or torch.inference_mode()")
     require_decode_length(value.shape[-2])
+    for heads in value.shape[1:-2]:
+        int(heads)  # a guard where dynamic=True made it a symbol: it never changes in a model
     if not any_device:
         require_device(value)
     dtype = _argument(node, 3 if node.target is F.softmax else 2, "dtype")
@@ -119,4 +121,4 @@ def _goes_on(node: Node, keys: Any) -> bool:
         return node.op != "placeholder"
     if _is_product(node):
         return True
-    return value.ndim >= 3 and any(same(value.shape[-1], size) for size in (keys, keys - 1))
+    return value.ndim >= 3 and any(same(have, size) for have in value.shape[-2:] for size in (keys, keys - 1))
