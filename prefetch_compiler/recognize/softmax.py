@@ -25,6 +25,8 @@ _PRODUCTS: tuple[Any, ...] = (torch.matmul, operator.matmul, torch.bmm, torch.ba
 _PRODUCT_METHODS = ("matmul", "bmm", "baddbmm", "__matmul__")
 # Nodes between a softmax and a product, at most: scaling, capping, masks, sinks, conversions, views.
 _MAX_DISTANCE = 24
+# Columns that a softmax may have more than there are keys.
+_MAX_SINKS = 4
 
 
 def is_attention_softmax(node: Node) -> bool:
@@ -121,4 +123,5 @@ def _goes_on(node: Node, keys: Any) -> bool:
         return node.op != "placeholder"
     if _is_product(node):
         return True
-    return value.ndim >= 3 and any(same(have, size) for have in value.shape[-2:] for size in (keys, keys - 1))
+    sizes = [keys - sinks for sinks in range(_MAX_SINKS + 1)]
+    return value.ndim >= 3 and any(same(have, size) for have in value.shape[-2:] for size in sizes)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from prefetch_compiler.lower import mark, rewrite
-from prefetch_compiler.recognize import bounds, marked, sdpa, views
+from prefetch_compiler.lower import mark, ops, rewrite
+from prefetch_compiler.recognize import bounds, chain, compose, marked, scores, sdpa, views
 from prefetch_compiler.recognize.bounds import mask_bounds
 from prefetch_compiler.recognize.sdpa import SdpaCall
 from prefetch_compiler.recognize.trace import insert_call
@@ -147,3 +147,63 @@ def to_unread_writes(monkeypatch: pytest.MonkeyPatch) -> None:
         return marks
 
     monkeypatch.setattr("prefetch_compiler.backend.mark", mark_and_sweep)
+
+
+def to_scale_of_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores, "_scale", lambda found, factor: None)
+
+
+def to_scale_of_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is multiplied after a bias was added multiplies the product alone."""
+    monkeypatch.setattr(scores, "_scaled_term", lambda term, factor: term)
+
+
+def to_softcap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores, "_cap", lambda found: None)
+
+
+def to_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores, "_adds", lambda bias: lambda found: None)
+
+
+def to_fill(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores, "_fills", lambda fill: lambda found: None)
+
+
+def to_fill_polarity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a condition says what is filled or what is not."""
+    fills = scores._fills
+    monkeypatch.setattr(scores, "_fills", lambda fill: fills(replace(fill, where=not fill.where)))
+
+
+def to_fill_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All fills are -inf."""
+    fills = scores._fills
+    monkeypatch.setattr(scores, "_fills", lambda fill: fills(replace(fill, value=float("-inf"))))
+
+
+def to_factor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain._Chain, "_multiplied", lambda self, q, factor: q)
+
+
+def to_sink(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = ops.launch_decode
+    monkeypatch.setattr(ops, "launch_decode", lambda *args, **kwargs: launch(*args, **{**kwargs, "sink": None}))
+
+
+def to_which_sink(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Query heads take one another's sinks."""
+    launch = ops.launch_decode
+
+    def flipped(*args: Any, **kwargs: Any) -> Tensor:
+        return launch(*args, **{**kwargs, "sink": kwargs["sink"].flip(0)})
+
+    monkeypatch.setattr(ops, "launch_decode", flipped)
+
+
+def to_composed_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the last of several masks counts."""
+    composed = compose.composed_mask
+    monkeypatch.setattr(
+        chain, "composed_mask", lambda graph, before, terms, *rest: composed(graph, before, terms[-1:], *rest)
+    )

@@ -129,11 +129,15 @@ class Products:
 
         def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, sink: Tensor | None) -> Tensor:
             def weigh(product: Tensor, arrange: Callable[[Tensor], Tensor]) -> Tensor:
-                scores = _scaled(product, given.scale, given.scale_is)
+                after = given.scale_is == "after_mask"
+                scores = product if after else _scaled(product, given.scale, given.scale_is)
                 if given.softcap is not None:
                     scores = torch.tanh(scores / given.softcap) * given.softcap
                 if mask is not None:
-                    scores = _APPLY[given.mask.partition("-")[0]](scores, arrange(mask))
+                    scores = _APPLY[given.mask.partition("-")[0]](
+                        scores, arrange(mask / given.scale if after else mask)
+                    )
+                scores = scores * given.scale if after else scores
                 return _softmax(scores, sink, given.sink, given.softmax)
 
             stored = [x.transpose(1, 2) if given.length_first else x for x in (keys, values)]
@@ -163,6 +167,8 @@ class Products:
         shape = [{"B": self.batch, "H": self.heads, "q": self.q_len, "S": KV_LEN}.get(x, 1) for x in letters.split(".")]
         visible = draw.visible(*shape)
         visible[..., :3] |= torch.arange(3, device=DEVICE) == 1
+        if kind == "bias":
+            return draw.normal(*shape)
         if kind in ("add", "alibi"):
             return draw.normal(*shape).masked_fill(~visible, torch.finfo(self.dtype).min)
         if kind == "uniform":
@@ -210,6 +216,13 @@ def _add(scores: Tensor, mask: Tensor) -> Tensor:
     return scores + mask
 
 
+def _fill_and_add(scores: Tensor, visible: Tensor) -> Tensor:
+    """Two masks, of which each hides what the other does not."""
+    keys = torch.arange(scores.shape[-1], device=scores.device)
+    scores = scores.masked_fill(~visible & (keys < 10), float("-inf"))
+    return scores + torch.zeros_like(scores).masked_fill(~visible & (keys >= 10), float("-inf"))
+
+
 def _fill_inf(scores: Tensor, visible: Tensor) -> Tensor:
     return scores.masked_fill(~visible, float("-inf"))
 
@@ -232,17 +245,15 @@ def _taken_off(scores: Tensor, hidden: Tensor) -> Tensor:
 
 
 _APPLY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "add": _add, "alibi": lambda scores, mask: mask + scores, "inf": _fill_inf, "where_inf": _where_inf,
-    "min": _fill_min, "uniform": _fill_min, "thousands": _fill_thousands, "taken": _taken_off,
+    "add": _add, "bias": _add, "alibi": lambda scores, mask: mask + scores, "inf": _fill_inf, "where_inf": _where_inf,
+    "both": _fill_and_add, "min": _fill_min, "uniform": _fill_min, "thousands": _fill_thousands, "taken": _taken_off,
 }  # fmt: skip
 
 
 def _as_added(name: str, mask: Tensor, dtype: torch.dtype) -> Tensor:
     """What SDPA would be given for it."""
     kind = name.partition("-")[0]
-    if kind in ("add", "alibi"):
-        return mask
-    if kind in ("inf", "where_inf"):
+    if kind in ("add", "bias", "alibi", "inf", "where_inf", "both"):
         return mask
     wide = torch.float32 if dtype is torch.float16 else dtype
     return torch.zeros(mask.shape, dtype=wide, device=mask.device).masked_fill(~mask, torch.finfo(wide).min)
@@ -282,6 +293,7 @@ _SCORES = [
     Products("divided", scale_is="divided"),
     Products("scaled_by_tensor", scale_is="tensor", scale=-0.4),
     Products("scaled_by_learned", scale_is="learned", scale=0.5),
+    Products("scaled_after_mask", mask="bias-1.H.1.S", scale_is="after_mask"),
     Products("softcap", softcap=3.0, mask="add-B.1.1.S"),
     Products("softcap_of_groups", grouped_einsum, softcap=5.0),
     Products("sink", sink="plain", mask="add-B.1.1.S"),
