@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..demo.decode_state import CacheKind
+from ..demo.cache_kind import CacheKind
 
 if TYPE_CHECKING:
     from rich.table import Table
