@@ -118,8 +118,12 @@ def load_model(source: ModelSource, dtype: torch.dtype, device: torch.device) ->
 
 
 def _load(auto_class: Any, source: ModelSource, **arguments: Any) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
         return auto_class.from_pretrained(source.location, **source.load_arguments(), **arguments)
+    except StrictDataclassError as error:  # its first line says that something is wrong, its cause what
+        raise ModelNotLoadedError(source.name, error.__cause__ or error) from error
     except (OSError, ValueError, KeyError) as error:
         raise ModelNotLoadedError(source.name, error) from error
 

@@ -35,7 +35,7 @@ class ExplainRequest:
     """What to explain. None is for what the model, or the machine, suggests.
 
     Attributes:
-        model: as for ``tuning.capture.capture``: a preset, a local folder, a .gguf file or a hub id.
+        model: a preset, ``smollm2``, a local folder, a .gguf file, a hub id, or a transformers configuration.
         gpu: as for ``choose_gpu``.
         attention: transformers' attention implementation.
         batch: sequences.
@@ -45,7 +45,7 @@ class ExplainRequest:
         q_len: tokens of the step, of each sequence.
     """
 
-    model: str
+    model: str | Any
     gpu: str | None = None
     attention: str | None = None
     cache: CacheKind = CacheKind.STATIC

@@ -7,6 +7,7 @@ it alone is built where transformers has it by itself. Encoder-decoders take an 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,31 +42,35 @@ class FakeDecode:
     trust_remote_code: bool = False
 
 
-def text_config(config: Any, name: str) -> Any:
-    """The section of ``config`` that configures the decoder; the whole of it for most models.
-
-    Raises:
-        SeveralTextConfigsError: there are several.
-    """
-    try:
-        return config.get_text_config(decoder=True)
-    except ValueError as error:
-        names = [key for key, part in vars(config).items() if hasattr(part, "get_text_config")]
-        raise SeveralTextConfigsError(name, names) from error
-
-
 def decoder_config(config: Any, name: str) -> Any:
-    """What decodes of the model that ``config`` is of: its language model, where transformers has it by itself.
+    """What decodes of the model that ``config`` is of: its language model, where transformers has it by itself; the
+    one section that generates text, as the thinker of a model that thinks and talks; or the whole model.
 
     Raises:
-        SeveralTextConfigsError: it has several.
+        SeveralTextConfigsError: several sections may be meant.
     """
     import transformers
 
-    text = text_config(config, name)
-    if config.is_encoder_decoder or type(text) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+    sections = {key: part for key, part in vars(config).items() if hasattr(part, "get_text_config")}
+    try:
+        text = config.get_text_config(decoder=True)
+    except ValueError as error:
+        raise SeveralTextConfigsError(name, sections) from error
+    if config.is_encoder_decoder:
         return config
-    return text
+    if type(text) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        return text
+    classes = _auto_classes(_DECODER_CLASSES)
+    generating = [key for key, part in sections.items() if any(type(part) in one._model_mapping for one in classes)]
+    if len(generating) > 1:
+        raise SeveralTextConfigsError(name, generating)
+    return sections[generating[0]] if generating else config
+
+
+def _auto_classes(names: Iterable[str]) -> list[Any]:
+    import transformers
+
+    return [getattr(transformers, name) for name in names]
 
 
 class Decoder:
@@ -100,10 +105,8 @@ class Decoder:
         return {"input_ids": _tokens(self._step.batch, q_len)}
 
     def _auto_class(self, config: Any, name: str) -> Any:
-        import transformers
-
         own = getattr(config, "auto_map", None) or {}
-        for auto_class in (getattr(transformers, class_name) for class_name in self.auto_classes):
+        for auto_class in _auto_classes(self.auto_classes):
             if type(config) in auto_class._model_mapping or auto_class.__name__ in own:
                 return auto_class
         raise NoDecoderError(name, config.model_type)
