@@ -61,7 +61,8 @@ def _lines(group: SiteGroup) -> Iterator[tuple[str, str]]:
     site = group.first
     count = f"{group.count} site{'s'[: group.count != 1]}"
     numbers = group.numbers.replace("-", "–")
-    where = f"layer{'s'[: not numbers.isdigit()]} {numbers}: {count}, {group.layers}" if numbers else group.layers
+    path = group.layers.replace(group.numbers, "*") if "," in numbers else group.layers  # a long list is read once
+    where = f"layer{'s'[: not numbers.isdigit()]} {numbers}: {count}, {path}" if numbers else path
     yield "sites", f"[bold]{escape(where)}[/]"
     yield "form", site.form
     if site.spec is not None:

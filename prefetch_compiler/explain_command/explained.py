@@ -22,6 +22,7 @@ from ..tracing.decoders import FakeDecode, decoder_config
 from ..tracing.fake_decode import TRACED_ATTENTION, TracedDecode, trace_model
 from ..tracing.layer_cut import layer_number
 from ..tuning.capture import configuration
+from ..tuning.presets import PRESETS
 from .gpu import choose_gpu
 
 DEFAULT_HELD = 1000
@@ -144,8 +145,7 @@ def _step(request: ExplainRequest, config: Any) -> FakeDecode:
         UnknownDtypeError, CapacityError, InvalidOptionError: the values cannot be used, or not together.
     """
     text = config.get_text_config(decoder=True)
-    positions = next((value for key in _POSITIONS if isinstance(value := getattr(text, key, None), int)), None)
-    capacity = request.capacity or min(DEFAULT_CAPACITY, positions or DEFAULT_CAPACITY)
+    capacity = request.capacity or min(DEFAULT_CAPACITY, _positions(request.model, text) or DEFAULT_CAPACITY)
     held = request.held or max(1, min(DEFAULT_HELD, capacity - request.q_len))
     _require_room(request.cache, capacity, held, request.q_len)
     if request.cache is CacheKind.DYNAMIC and held <= request.q_len:
@@ -162,6 +162,13 @@ def _step(request: ExplainRequest, config: Any) -> FakeDecode:
     )
 
 
+def _positions(model: str | Any, config: Any) -> int | None:
+    """How many positions the decoder has, where it is said."""
+    if isinstance(model, str) and model in PRESETS:
+        return PRESETS[model].positions
+    return next((value for key in _POSITIONS if isinstance(value := getattr(config, key, None), int)), None)
+
+
 def _require_room(cache: CacheKind, capacity: int, held: int, q_len: int) -> None:
     if cache is CacheKind.STATIC and held + q_len > capacity:
         raise CapacityError(capacity, held + q_len)
@@ -170,8 +177,8 @@ def _require_room(cache: CacheKind, capacity: int, held: int, q_len: int) -> Non
 def _dtype(name: str | None, config: Any) -> torch.dtype:
     """The dtype called ``name``, by default the one that the model was saved in, or else bfloat16."""
     if name is None:
-        saved = getattr(config, "dtype", None)
-        return saved if saved in DTYPES.values() else torch.bfloat16
+        saved: object = getattr(config, "dtype", None)
+        return next((dtype for dtype in DTYPES.values() if dtype is saved), torch.bfloat16)
     if name not in DTYPES:
         raise UnknownDtypeError(name, DTYPES)
     return DTYPES[name]

@@ -86,6 +86,7 @@ def capture(
     cache: CacheKind | str = CacheKind.STATIC,
     attention: str = "sdpa",
     all_layers: bool = False,
+    trust_remote_code: bool = False,
     done: Callable[[], None] = lambda: None,
 ) -> Capture:
     """Trace decode steps of every batch, capacity and dtype.
@@ -96,6 +97,7 @@ def capture(
         dtypes: of the model and its cache, by name.
         cache: Hugging Face's: preallocated, or growing.
         all_layers: trace every layer, instead of one of each kind.
+        trust_remote_code: whether Python code that comes with the model may run.
         done: called after each of the ``len(batches) * len(capacities) * len(dtypes)`` points.
 
     Raises:
@@ -108,12 +110,12 @@ def capture(
         if capacity <= _FEW + 1:
             raise CapacityError(capacity, _FEW + 2)
     kind = CacheKind(cache)
-    name, config = configuration(model)
+    name, config = configuration(model, trust_remote_code)
     config = decoder_config(config, name)
     found = Capture(name)
     for element, batch, capacity in product(elements, batches, capacities):
         for held in _held(config, capacity, kind):
-            step = FakeDecode(batch, capacity, held, element, kind, attention)
+            step = FakeDecode(batch, capacity, held, element, kind, attention, trust_remote_code=trust_remote_code)
             traced = trace_model(config, name, step, all_layers)
             _add(found, ((site, len(layers)) for site, layers in traced.in_whole_model()))
         done()

@@ -15,6 +15,7 @@ from prefetch_compiler.errors import InvalidOptionError
 from prefetch_compiler.explain_command.explained import ExplainedModel, ExplainRequest, explain_model
 from prefetch_compiler.report import Verdict
 from prefetch_compiler.tracing.errors import AttentionImplementationError, NoDecoderError, SeveralTextConfigsError
+from prefetch_compiler.tuning.capture import capture
 
 transformers = pytest.importorskip("transformers")
 
@@ -178,6 +179,15 @@ def test_the_dtype_is_the_one_that_the_model_was_saved_in() -> None:
     assert explained(LLAMA).to_dict()["dtype"] == "bfloat16"
 
 
+def test_a_preset_is_not_held_to_positions_that_it_does_not_tell() -> None:
+    from prefetch_compiler.explain_command.explained import _positions
+    from prefetch_compiler.tuning.presets import preset_config
+
+    assert _positions("llama-3-70b", preset_config("llama-3-70b")) is None
+    assert _positions("gpt2", preset_config("gpt2")) == 1024
+    assert _positions(WHISPER, WHISPER) == 48
+
+
 CONFIGURATION_CODE = """
 from pathlib import Path
 from transformers import LlamaConfig
@@ -214,3 +224,7 @@ def test_code_of_a_model_runs_only_where_it_is_trusted(own_code: Path) -> None:
     assert (own_code / "ran").exists()
     assert found.decode.architecture == "OwnForCausalLM"
     assert len(found.report.lowered) == 4
+    with pytest.raises(RemoteCodeError):
+        capture(str(own_code), [1], [32])
+    (site,) = capture(str(own_code), [1], [32], trust_remote_code=True).sites
+    assert site.layers == 4

@@ -89,6 +89,12 @@ def test_the_table_names_the_record_and_how_many_layers_share_it() -> None:
         assert expected in text, text
 
 
+def test_a_list_of_layers_is_shown_once() -> None:
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(site_table(Report([layer(number) for number in (0, 1, 3, 5, 6)], graphs=1)))
+    assert "layers 0–1,3,5–6: 5 sites, model.layers.*.self_attn" in console.export_text()
+
+
 def test_no_column_is_lost_in_a_narrow_terminal() -> None:
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(site_table(Report([layer(number) for number in range(30)], graphs=1)))
