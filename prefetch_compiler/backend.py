@@ -115,7 +115,7 @@ def _compile(
     from torch._inductor import config as inductor_config
 
     user_pass = inductor.config.get("joint_custom_pre_pass", inductor_config.joint_custom_pre_pass)
-    inductor.config["joint_custom_pre_pass"] = LoweringPass(lowering, dump, user_pass)
+    inductor.config["joint_custom_pre_pass"] = LoweringPass(lowering, user_pass, dump)
     try:
         with functorch_config.patch(enable_autograd_cache=False):
             compiled = _compile_plainly(inductor, module, example_inputs)

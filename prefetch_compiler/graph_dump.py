@@ -47,8 +47,8 @@ def dump_folder(option: str | None, inductor_options: Mapping[str, Any]) -> Path
 
 
 class GraphDump:
-    """The files of one compiled graph. Whatever goes wrong with them is one warning, and the rest is left out: no
-    method raises."""
+    """The files of one compiled graph; none without a folder. Whatever goes wrong with them is one warning, and the rest
+    is left out: no method raises."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
@@ -102,6 +102,9 @@ class GraphDump:
         except Exception as error:
             log.warning("graphs are not written to %s: %s: %s", self._folder, type(error).__name__, error)
             self._folder = None
+
+
+NO_DUMP = GraphDump(None)
 
 
 def _readable(graph: Graph) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.fx import Graph
 
-from ..graph_dump import GraphDump
+from ..graph_dump import NO_DUMP, GraphDump
 from .rewrite import Lowering
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class LoweringPass(CustomGraphPass):
     the user's pass.
     """
 
-    def __init__(self, lowering: Lowering, dump: GraphDump, before: Any = None) -> None:
+    def __init__(self, lowering: Lowering, before: Any = None, dump: GraphDump = NO_DUMP) -> None:
         self._lowering = lowering
         self._dump = dump
         self._before: list[Callable[[Graph], None]] = _as_list(before)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from prefetch_compiler.config import KernelConfig
 from prefetch_compiler.demo.cache_kind import CacheKind
@@ -175,8 +176,12 @@ def test_sizes_and_names_that_cannot_be(request_: dict[str, Any], error: type[Ex
 
 
 def test_the_dtype_is_the_one_that_the_model_was_saved_in() -> None:
-    assert explained(transformers.LlamaConfig(**TINY, dtype="float16")).to_dict()["dtype"] == "float16"
-    assert explained(LLAMA).to_dict()["dtype"] == "bfloat16"
+    from prefetch_compiler.explain_command.explained import _dtype
+
+    assert _dtype(None, transformers.LlamaConfig(**TINY, dtype="float16")) == torch.float16
+    assert _dtype(None, transformers.LlamaConfig(**TINY, dtype="float64")) == torch.bfloat16
+    assert _dtype(None, LLAMA) == torch.bfloat16
+    assert _dtype("float32", LLAMA) == torch.float32
 
 
 def test_a_preset_is_not_held_to_positions_that_it_does_not_tell() -> None:
