@@ -47,8 +47,8 @@ def dump_folder(option: str | None, inductor_options: Mapping[str, Any]) -> Path
 
 
 class GraphDump:
-    """The files of one compiled graph; none without a folder. Whatever goes wrong with them is one warning, and the rest
-    is left out: no method raises."""
+    """The files of one compiled graph; none without a folder. Whatever goes wrong with them is one warning, and what is
+    left of them is left out: no method raises."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
