@@ -210,7 +210,7 @@ def _remarks(decode: TracedDecode, step: FakeDecode, report: Report) -> Iterable
         fix = f"{decode.architecture} has no other in this version of transformers that is lowered"
     if decode.attention not in TRACED_ATTENTION:
         yield f"attention implementation '{decode.attention}' calls kernels of its own, which are left alone: {fix}"
-    elif not any(site.decode for site in report.sites):
+    elif not report.sites:
         if decode.attention == "eager":
             yield f"no attention was recognised in attention implementation 'eager': {fix}"
         else:

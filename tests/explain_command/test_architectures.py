@@ -13,9 +13,11 @@ from prefetch_compiler.config import KernelConfig
 from prefetch_compiler.demo.cache_kind import CacheKind
 from prefetch_compiler.demo.errors import CapacityError, ModelNotLoadedError, RemoteCodeError, UnknownDtypeError
 from prefetch_compiler.errors import InvalidOptionError
-from prefetch_compiler.explain_command.explained import ExplainedModel, ExplainRequest, explain_model
-from prefetch_compiler.report import Verdict
+from prefetch_compiler.explain_command.explained import ExplainedModel, ExplainRequest, _remarks, explain_model
+from prefetch_compiler.report import Report, Verdict
+from prefetch_compiler.tracing.decoders import FakeDecode
 from prefetch_compiler.tracing.errors import AttentionImplementationError, NoDecoderError, SeveralTextConfigsError
+from prefetch_compiler.tracing.fake_decode import TracedDecode
 from prefetch_compiler.tuning.capture import capture
 
 transformers = pytest.importorskip("transformers")
@@ -92,6 +94,14 @@ def test_an_implementation_with_kernels_of_its_own_is_named_with_the_way_out() -
     assert remark.endswith("set attn_implementation='sdpa'")
 
 
+@pytest.mark.parametrize(("has_sdpa", "way_out"), [(True, "set attn_implementation='sdpa'"), (False, "has no other")])
+def test_eager_attention_that_is_not_recognised_is_named(has_sdpa: bool, way_out: str) -> None:
+    traced = TracedDecode("SomeForCausalLM", "eager", has_sdpa, (), ())
+    (remark,) = _remarks(traced, FakeDecode(1, 64, 20, torch.float16, CacheKind.STATIC), Report())
+    assert "'eager'" in remark
+    assert way_out in remark
+
+
 def test_a_refused_site_is_untouched_and_names_the_way_out() -> None:
     config = transformers.LlamaConfig(**TINY | {"head_dim": 20})
     found = explained(config)
@@ -104,6 +114,7 @@ def test_a_step_of_many_tokens_is_prefill() -> None:
     found = explained(LLAMA, q_len=17)
     assert not any(site.decode for site in found.report.sites)
     assert all("decode at most 16 at a time" in site.reason for site in found.report.sites)
+    assert found.remarks == ()
 
 
 def test_a_gpu_that_runs_no_configuration_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
