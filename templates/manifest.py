@@ -69,7 +69,7 @@ class Template:
 
 def _split_kv_refusal(spec: AttentionSpec) -> str | None:
     if spec.is_causal and spec.mask.value != "none":
-        return "is_causal=True together with a mask"
+        return "is_causal=True together with a mask: put the causality into the mask"
     return None
 
 

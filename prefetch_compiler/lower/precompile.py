@@ -7,10 +7,12 @@ a reason, instead of a crash in the first decode step.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ from ..device import DeviceProfile
 from ..spec import AttentionSpec, MaskKind, TensorLayout
 from .launch import allocate
 from .specialise import DecodeTensors, KernelCall, decode_call, merge_call
+
+log = logging.getLogger(__name__)
 
 _TRITON_TYPES = {
     torch.float16: "fp16",
@@ -86,7 +90,10 @@ def precompile(spec: AttentionSpec, config: KernelConfig, device: torch.device) 
     # Inductor runs its passes under a fake-tensor mode, in which tensors have no addresses.
     with torch.cuda.device(device), _disable_current_modes():
         for call in kernel_calls(spec, config, example_tensors(spec, config, "meta")):
+            began = time.perf_counter()
             call.precompile()
+            took_ms = (time.perf_counter() - began) * 1e3
+            log.debug("%s %s: compiled and loaded in %.0f ms", call.kernel.__name__, config.encode(), took_ms)
 
 
 def compile_for_target(spec: AttentionSpec, config: KernelConfig, profile: DeviceProfile) -> list[CompiledKernel]:

@@ -99,10 +99,13 @@ def describe_site(
     v_shape, value_layout = _layout(value, batch)
     for name, stored in (("key", key), ("value", value)):
         if not same(stored.base.meta["val"].stride(stored.order[3]), 1):
-            raise Refused(f"{name} rows are not contiguous along head_dim")
+            raise Refused(f"{name} rows are not contiguous along head_dim: store the cache with head_dim last")
     kv_heads = int(k_shape[1])
     if int(query_heads) % kv_heads:
-        raise Refused(f"{query_heads} query heads do not share {kv_heads} KV heads evenly")
+        raise Refused(
+            f"{query_heads} query heads do not share {kv_heads} KV heads evenly: use a number of query heads that is a "
+            "multiple of the KV heads"
+        )
     kind, mask_dtype, per_row = _mask_facts(mask)
     symbolic = {"batch": batch, "q_len": q_len, "kv_len": k_shape[2]}
     return AttentionSpec(

@@ -8,6 +8,7 @@ chain's views are replayed on those products. The graph must be functional, so t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from torch.fx import Node
 
 from .sizes import Size, product, same
 
+log = logging.getLogger(__name__)
 aten = torch.ops.aten
 
 
@@ -225,5 +227,7 @@ def stored_kv(operand: Node) -> StoredKV:
         except _NotRepresentable:
             continue
         if same(base.meta["val"].stride(order[3]), 1):
+            log.debug("%s is %s %s through %d views", operand, base, tuple(_shape(base)), base_at)
             return StoredKV(base, order)
+    log.debug("%s %s is read as it is, at the end of %d views", operand, tuple(_shape(operand)), len(chain) - 1)
     return StoredKV(operand, (0, 1, 2, 3))
