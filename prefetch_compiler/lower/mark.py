@@ -65,7 +65,7 @@ def _replace(node: Node, form: Markable, arguments: tuple[Any, ...], index: int)
     """Put the form's marker in ``node``'s place; the returned function puts the node back."""
     graph = node.graph
     with graph.inserting_before(node):
-        marker = graph.call_function(form.marker, (*arguments, index))
+        marker = graph.call_function(form.stand_in, (*arguments, index))
     # Not the whole meta: Inductor asserts that "eager_input_vals" fit the node's own target.
     marker.meta = {name: node.meta[name] for name in _KEPT_META if name in node.meta}
     op, target, args, kwargs, meta = node.op, node.target, node.args, dict(node.kwargs), node.meta

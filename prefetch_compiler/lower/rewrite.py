@@ -18,7 +18,7 @@ from ..database.overlay import NO_DATABASES, Overlays
 from ..device import profile, visible_profiles
 from ..errors import InadmissibleConfigError, Refused
 from ..recognize.bounds import mask_bounds
-from ..recognize.markable import marked_form
+from ..recognize.markable import MARKERS, is_marker
 from ..recognize.registry import recognise
 from ..recognize.site import Site
 from ..recognize.sizes import is_symbolic
@@ -134,7 +134,7 @@ class Lowering:
 
     def _give_up(self, node: Node, reason: str) -> None:
         """Report the site as untouched and unmark it. Should even that fail, the marker stays: it can be run."""
-        if marked_form(node) is None:
+        if not is_marker(node):
             log.warning("%s is left as it is: %s", node.name, reason)
             return
         report = self.reports[_site_index(node)]
@@ -239,14 +239,12 @@ def _erase_with_sources(node: Node) -> None:
 
 def unmark(node: Node) -> None:
     """Trace what a marker stands for where it stands."""
-    form = marked_form(node)
-    assert form is not None
     *arguments, _ = node.args
     operands = [operand for operand in arguments if isinstance(operand, Node)]
 
     def meaning(*tensors: torch.Tensor) -> torch.Tensor:
         values = iter(tensors)
-        return form.meaning(*(next(values) if isinstance(given, Node) else given for given in arguments))
+        return MARKERS[node.target](*(next(values) if isinstance(given, Node) else given for given in arguments))
 
     result = inline(node.graph, node, meaning, operands)
     node.replace_all_uses_with(result)

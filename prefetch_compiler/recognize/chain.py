@@ -98,8 +98,11 @@ def _only_user(node: Node) -> Node:
     if len(users) == 1 and users[0].op == "call_function":
         return users[0]
     if any(user.op == "output" for user in users):
-        raise Refused("the attention probabilities are returned: call the model with output_attentions=False")
-    raise Refused("the attention probabilities are used more than once: call the model with output_attentions=False")
+        raise Refused(f"the attention probabilities are returned: {_WITHOUT_WEIGHTS}")
+    raise Refused(f"the attention probabilities are used more than once: {_WITHOUT_WEIGHTS}")
+
+
+_WITHOUT_WEIGHTS = "call the model with output_attentions=False (nn.MultiheadAttention: need_weights=False)"
 
 
 def _drops_last(node: Node) -> bool:
