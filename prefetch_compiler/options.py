@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeGuard
 
 from .errors import InvalidOptionError, UnknownOptionError
 
@@ -45,10 +45,12 @@ class Options(DecodeOptions):
     Attributes:
         enabled: False compiles with plain Inductor.
         mode: an Inductor mode ("reduce-overhead", ...), since torch.compile takes either ``mode=`` or ``options=``.
+        dump_graphs: folder to write every graph to, before and after the pass, as text (``graph_dump``).
     """
 
     enabled: bool = True
     mode: str | None = None
+    dump_graphs: str | None = None
 
 
 def split_options(options: Mapping[str, Any] | None) -> tuple[Options, dict[str, Any]]:
@@ -75,6 +77,10 @@ def split_options(options: Mapping[str, Any] | None) -> tuple[Options, dict[str,
 def _checked(name: str, short: str, value: object) -> object:
     if short == "tuning_db":
         return _paths(name, value)
+    if short == "dump_graphs":
+        if not _is_path(value):
+            raise InvalidOptionError(name, value, "the path of a folder")
+        return os.fspath(value)
     if short == "mode":
         if not isinstance(value, str):
             raise InvalidOptionError(name, value, "the name of an Inductor mode")
@@ -85,7 +91,10 @@ def _checked(name: str, short: str, value: object) -> object:
 
 def _paths(name: str, value: object) -> tuple[str, ...]:
     paths = tuple(value) if isinstance(value, list | tuple) else (value,)
-    for path in paths:
-        if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str) or not os.fspath(path):
-            raise InvalidOptionError(name, value, "the path of a tuning database, or a list of such paths")
+    if not all(map(_is_path, paths)):
+        raise InvalidOptionError(name, value, "the path of a tuning database, or a list of such paths")
     return tuple(os.fspath(path) for path in paths)
+
+
+def _is_path(value: object) -> TypeGuard[str | os.PathLike[str]]:
+    return isinstance(value, str | os.PathLike) and isinstance(os.fspath(value), str) and bool(os.fspath(value))

@@ -24,9 +24,11 @@ def paged_decode_attention(
     *,
     is_causal: bool = False,
     scale: float | None = None,
+    softcap: float | None = None,
+    sink: Tensor | None = None,
     options: DecodeOptions = DEFAULT_DECODE_OPTIONS,
 ) -> Tensor:
-    """``softmax(query @ key^T * scale) @ value`` over the first ``lengths`` keys of each sequence.
+    """``softmax(cap(query @ key^T * scale)) @ value`` over the first ``lengths`` keys of each sequence.
 
     Nothing waits for the device, so CUDA graphs can hold the call, once it has run with the same shapes before. No
     gradients.
@@ -47,6 +49,9 @@ def paged_decode_attention(
         is_causal: the last ``q_len`` keys of a sequence are those of its queries, and query ``i`` sees none of later
             ones: keys 0 to ``length - q_len + i``. Otherwise every query sees all keys.
         scale: 1 / sqrt(head_dim) by default.
+        softcap: cap(x) is ``softcap * tanh(x / softcap)``, as in Gemma 2, or x where it is None.
+        sink: (query_heads,), floating-point: a logit of each head that takes its share of the softmax and no value, as
+            in gpt-oss.
         options: ``strict`` raises where no kernel serves the call, instead of gathering pages for SDPA.
 
     Returns:
@@ -59,9 +64,8 @@ def paged_decode_attention(
     """
     if scale is None:
         scale = query.shape[-1] ** -0.5
-    return attend(
-        AttentionCall(
-            query, key_pages, value_pages, key_scale, value_scale, None, None, lengths, block_table, is_causal, scale
-        ),
-        options,
-    )
+    call = AttentionCall(
+        query, key_pages, value_pages, key_scale, value_scale, None, None, lengths, block_table, sink, is_causal, scale,
+        softcap,
+    )  # fmt: skip
+    return attend(call, options)

@@ -25,9 +25,12 @@ def quantised_decode_attention(
     lengths: Tensor | None = None,
     is_causal: bool = False,
     scale: float | None = None,
+    softcap: float | None = None,
+    sink: Tensor | None = None,
     options: DecodeOptions = DEFAULT_DECODE_OPTIONS,
 ) -> Tensor:
-    """``softmax(query @ (key * key_scale)^T * scale + attn_mask) @ (value * value_scale)``, K and V read as they are.
+    """``softmax(cap(query @ (key * key_scale)^T * scale) + attn_mask) @ (value * value_scale)``, K and V read as they
+    are.
 
     Args:
         query: (batch, query_heads, q_len, head_dim), float16 or bfloat16; few queries (decoding, not a prompt).
@@ -44,6 +47,9 @@ def quantised_decode_attention(
         is_causal: query ``i`` sees keys ``0..i``, as in SDPA; not with a mask. With ``lengths`` the last ``q_len`` keys
             of a sequence are those of its queries: query ``i`` sees keys 0 to ``length - q_len + i``.
         scale: 1 / sqrt(head_dim) by default.
+        softcap: cap(x) is ``softcap * tanh(x / softcap)``, as in Gemma 2, or x where it is None.
+        sink: (query_heads,), floating-point: a logit of each head that takes its share of the softmax and no value, as
+            in gpt-oss.
         options: ``strict`` raises where no kernel serves the call, instead of dequantising for SDPA.
 
     Returns:
@@ -57,6 +63,7 @@ def quantised_decode_attention(
     mask = None if attn_mask is None else attn_mask[(None,) * (4 - attn_mask.ndim)]
     if scale is None:
         scale = query.shape[-1] ** -0.5
-    return attend(
-        AttentionCall(query, key, value, key_scale, value_scale, mask, bounds, lengths, None, is_causal, scale), options
+    call = AttentionCall(
+        query, key, value, key_scale, value_scale, mask, bounds, lengths, None, sink, is_causal, scale, softcap
     )
+    return attend(call, options)

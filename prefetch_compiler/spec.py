@@ -113,6 +113,9 @@ class AttentionSpec:
 
     ``is_causal`` is SDPA's: query i sees keys 0..i. With lengths, which SDPA does not have, the last ``q_len`` keys of
     a sequence are those of its queries: query i sees keys 0..length - q_len + i.
+
+    ``softcap`` c makes scores ``c * tanh(scale * q.k / c)`` before the mask. ``sink`` says that every query head has
+    one more logit, which takes its share of the softmax and no value.
     """
 
     batch: int
@@ -131,6 +134,8 @@ class AttentionSpec:
     mask_per_row: bool = False
     is_causal: bool = False
     out_heads_first: bool = True
+    softcap: float | None = None
+    sink: bool = False
     symbolic: frozenset[str] = field(default_factory=frozenset)
     cache: QuantisedCache | None = None
     page_size: int = 0
@@ -200,4 +205,6 @@ class AttentionSpec:
         return (
             f"{self.query_heads}q/{self.kv_heads}kv {dims} q{size('q_len', self.q_len)} "
             f"S{size('kv_len', self.kv_len)} b{size('batch', self.batch)} {dtype} mask={mask}{pages}"
+            + (f" softcap={self.softcap:g}" if self.softcap is not None else "")
+            + (" sink" if self.sink else "")
         )

@@ -69,7 +69,7 @@ class Template:
 
 def _mask_refusal(spec: AttentionSpec) -> str | None:
     if spec.is_causal and spec.mask.value not in ("none", "lengths"):
-        return "is_causal=True together with a mask"
+        return "is_causal=True together with a mask: put the causality into the mask"
     if spec.page_size and spec.mask.value != "lengths":
         return f"a paged cache with a mask of kind {spec.mask.value}: it takes lengths only"
     return None
@@ -114,6 +114,8 @@ _MASK = OptionalFeature(
     present=_has_mask,
 )
 _LENGTHS = OptionalFeature("lengths", absent={"lengths_ptr": None, "HAS_LENGTHS": False}, present=_has_lengths)
+_SOFTCAP = OptionalFeature("softcap", absent={"softcap": None}, present=_has("softcap"))
+_SINK = OptionalFeature("sink", absent={"sink_ptr": None}, present=_has("sink"))
 _CAUSAL = OptionalFeature("causal", absent={"CAUSAL": False}, present=lambda key: key.mask.value == "causal")
 # Among the last keys of a length, and not among the first of a cache.
 _CAUSAL_TAIL = OptionalFeature(
@@ -143,7 +145,7 @@ _VALUE_TOKEN_SCALES = OptionalFeature(
 )
 
 # Whatever the cache is made of.
-_FEATURES = (_MASK, _LENGTHS, _CAUSAL, _CAUSAL_TAIL)
+_FEATURES = (_MASK, _LENGTHS, _CAUSAL, _CAUSAL_TAIL, _SOFTCAP, _SINK)
 
 SPLIT_KV = Template(
     name="split_kv_decode",

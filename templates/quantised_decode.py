@@ -23,7 +23,7 @@ from .paging import page_rows, prefetch_paged_l2, tile_pages
 from .prefetch import prefetch_tile_l2
 from .products import multiply
 from .rounding import round_to
-from .softmax import online_softmax
+from .softmax import online_softmax, sink_statistics, soft_cap
 from .split_plan import active_splits, balanced_counts, balanced_split, guessed_begin, split_range, valid_keys
 from .unpack import unpack_byte
 
@@ -104,7 +104,7 @@ def attend_tile(
     q_even, q_odd, maximum, total, peak, even, odd,
     k_head_ptr, v_head_ptr, k_descriptor, v_descriptor, k_scale_ptr, v_scale_ptr,
     mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, first, end, clean_first, clean_end,
-    row_query, row_scale, k_row_stride, v_row_stride,
+    row_query, row_scale, softcap, k_row_stride, v_row_stride,
     K_UNITS: tl.constexpr, V_UNITS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_KV: tl.constexpr,
     FORMAT: tl.constexpr, ASSEMBLY: tl.constexpr, K_SCALE_STRIDE: tl.constexpr, V_SCALE_STRIDE: tl.constexpr,
     MASK: tl.constexpr, MASK_PER_ROW: tl.constexpr, CAUSAL: tl.constexpr, TMA: tl.constexpr, UPCAST: tl.constexpr,
@@ -135,6 +135,8 @@ def attend_tile(
             pages, k_scale_page_stride, PAGED, PAGE_SIZE, TILES_IN_PAGES,
         )  # fmt: skip
         scores *= k_scale[:, None]
+    if softcap is not None:
+        scores = soft_cap(scores, softcap)
     if MASK != "none":
         needed = ((keys < clean_first) | (keys >= clean_end)) & (keys < end)
         if MASK_PER_ROW:
@@ -197,7 +199,7 @@ def attend_range(
     q_even, q_odd, maximum, total, peak, even, odd,
     k_head_ptr, v_head_ptr, k_descriptor, v_descriptor, k_scale_ptr, v_scale_ptr,
     mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, first, limit, step, end, clean_first, clean_end,
-    row_query, row_scale, k_row_stride, v_row_stride,
+    row_query, row_scale, softcap, k_row_stride, v_row_stride,
     K_UNITS: tl.constexpr, V_UNITS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_KV: tl.constexpr,
     FORMAT: tl.constexpr, ASSEMBLY: tl.constexpr, K_SCALE_STRIDE: tl.constexpr, V_SCALE_STRIDE: tl.constexpr,
     MASK: tl.constexpr, MASK_PER_ROW: tl.constexpr, CAUSAL: tl.constexpr, TMA: tl.constexpr, UPCAST: tl.constexpr,
@@ -233,9 +235,9 @@ def attend_range(
             q_even, q_odd, maximum, total, peak, even, odd,
             k_head_ptr, v_head_ptr, k_descriptor, v_descriptor, k_scale_ptr, v_scale_ptr,
             mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, tile_first, end, clean_first, clean_end,
-            row_query, row_scale, k_row_stride, v_row_stride, K_UNITS, V_UNITS, BLOCK_K, BLOCK_V, BLOCK_KV, FORMAT,
-            ASSEMBLY, K_SCALE_STRIDE, V_SCALE_STRIDE, MASK, MASK_PER_ROW, CAUSAL, TMA, UPCAST, EXP2_SCALE, WHOLE,
-            row_last, pages, k_page_stride, v_page_stride, k_scale_page_stride, v_scale_page_stride, CAUSAL_TAIL,
+            row_query, row_scale, softcap, k_row_stride, v_row_stride, K_UNITS, V_UNITS, BLOCK_K, BLOCK_V, BLOCK_KV,
+            FORMAT, ASSEMBLY, K_SCALE_STRIDE, V_SCALE_STRIDE, MASK, MASK_PER_ROW, CAUSAL, TMA, UPCAST, EXP2_SCALE,
+            WHOLE, row_last, pages, k_page_stride, v_page_stride, k_scale_page_stride, v_scale_page_stride, CAUSAL_TAIL,
             PAGED, PAGE_SIZE, TILES_IN_PAGES,
         )  # fmt: skip
         if PAGED:
@@ -289,7 +291,9 @@ def quantised_decode(
     stats_ptr,
     lengths_ptr,
     table_ptr,
+    sink_ptr,
     score_scale,
+    softcap,
     q_len,
     kv_len,
     kv_heads,
@@ -354,8 +358,8 @@ def quantised_decode(
     k and v are int16 (batch, kv_heads, kv_len, dim / 2), strides in multiples of KV_STRIDE_UNIT units; BLOCK_K and
     BLOCK_V are powers of two that hold HEAD_DIM / 2 and VALUE_DIM / 2 units. Scales are finite; absent where all are 1.
     K_SCALE_STRIDE and V_SCALE_STRIDE are the elements between two tokens' scales, 0 where tokens share one.
-    ``score_scale``, ``EXP2_SCALE``, partial results, statistics, lengths, pages and the table are those of
-    ``split_kv_decode``; scales' batch strides, too, lead from page to page.
+    ``score_scale``, ``softcap``, sinks, ``EXP2_SCALE``, partial results, statistics, lengths, pages and the table are
+    those of ``split_kv_decode``; scales' batch strides, too, lead from page to page.
     """
     K_UNITS: tl.constexpr = HEAD_DIM // 2
     V_UNITS: tl.constexpr = VALUE_DIM // 2
@@ -471,6 +475,8 @@ def quantised_decode(
 
         maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
+        if sink_ptr is not None:
+            maximum, total = sink_statistics(sink_ptr, row_head, row_valid & (split == 0), EXP2_SCALE)
         peak = tl.full([], SMALLEST_PEAK, tl.float32)
         even = tl.zeros([BLOCK_V, BLOCK_M], tl.float32)
         odd = tl.zeros([BLOCK_V, BLOCK_M], tl.float32)
@@ -486,7 +492,7 @@ def quantised_decode(
             q_even, q_odd, maximum, total, peak, even, odd,
             k_head_ptr, v_head_ptr, k_descriptor, v_descriptor, k_scales, v_scales, mask_base, mask_rows,
             mask_key_stride, sequence, kv_head, first, loop_end, step, end_key, clean_first, clean_end,
-            row_query, row_scale, k_row, v_row, K_UNITS, V_UNITS, BLOCK_K, BLOCK_V, BLOCK_KV,
+            row_query, row_scale, softcap, k_row, v_row, K_UNITS, V_UNITS, BLOCK_K, BLOCK_V, BLOCK_KV,
             FORMAT, ASSEMBLY, K_SCALE_STRIDE, V_SCALE_STRIDE, MASK, MASK_PER_ROW, CAUSAL, TMA, UPCAST, EXP2_SCALE,
             PREFETCH_DEPTH, PREFETCH_BULK, ROWS_ADJACENT, PEEL,
             row_last, table_row, k_page, v_page, k_scale_page, v_scale_page, CAUSAL_TAIL, PAGED, PAGE_SIZE,
@@ -500,7 +506,7 @@ def quantised_decode(
                 q_even, q_odd, maximum, total, peak, even, odd,
                 k_head_ptr, v_head_ptr, k_descriptor, v_descriptor, k_scales, v_scales, mask_base, mask_rows,
                 mask_key_stride, sequence, kv_head, whole_end, end_key, clean_first, clean_end,
-                row_query, row_scale, k_row, v_row, K_UNITS, V_UNITS, BLOCK_K, BLOCK_V, BLOCK_KV,
+                row_query, row_scale, softcap, k_row, v_row, K_UNITS, V_UNITS, BLOCK_K, BLOCK_V, BLOCK_KV,
                 FORMAT, ASSEMBLY, K_SCALE_STRIDE, V_SCALE_STRIDE, MASK, MASK_PER_ROW, CAUSAL, TMA, UPCAST, EXP2_SCALE,
                 False, row_last, pages, k_page, v_page, k_scale_page, v_scale_page, CAUSAL_TAIL, PAGED, PAGE_SIZE,
                 TILES_IN_PAGES,

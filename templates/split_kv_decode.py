@@ -18,7 +18,7 @@ from .paging import page_rows, prefetch_paged_l2, tile_pages
 from .prefetch import prefetch_tile_l2
 from .products import multiply
 from .rounding import round_to
-from .softmax import along_keys, finite_maximum, online_softmax
+from .softmax import along_keys, finite_maximum, online_softmax, sink_statistics, soft_cap
 from .split_plan import active_splits, balanced_counts, balanced_split, guessed_begin, split_range, valid_keys
 
 
@@ -87,6 +87,7 @@ def fold_tile(
     clean_end,
     row_query,
     score_scale,
+    softcap,
     BLOCK_KV: tl.constexpr,
     MASK: tl.constexpr,
     MASK_PER_ROW: tl.constexpr,
@@ -108,6 +109,9 @@ def fold_tile(
     else:
         scores = multiply(q, tl.trans(k), None, UPCAST)
     valid = keys < end
+    if softcap is not None:
+        scores = soft_cap(scores * score_scale, softcap)
+        score_scale = 1.0
     if MASK == "none":
         scores *= score_scale
     else:
@@ -161,6 +165,7 @@ def attend_tile(
     clean_end,
     row_query,
     score_scale,
+    softcap,
     k_row_stride,
     v_row_stride,
     HEAD_DIM: tl.constexpr,
@@ -200,8 +205,8 @@ def attend_tile(
     )  # fmt: skip
     return fold_tile(
         q, maximum, total, accumulator, k, v, mask_ptr, mask_row_offsets, mask_key_stride, first, end,
-        clean_first, clean_end, row_query, score_scale, BLOCK_KV, MASK, MASK_PER_ROW, CAUSAL, KEYS_FIRST, UPCAST,
-        EXP2_SCALE, WHOLE, row_last, CAUSAL_TAIL,
+        clean_first, clean_end, row_query, score_scale, softcap, BLOCK_KV, MASK, MASK_PER_ROW, CAUSAL, KEYS_FIRST,
+        UPCAST, EXP2_SCALE, WHOLE, row_last, CAUSAL_TAIL,
     )  # fmt: skip
 
 
@@ -228,6 +233,7 @@ def attend_range(
     clean_end,
     row_query,
     score_scale,
+    softcap,
     k_row_stride,
     v_row_stride,
     HEAD_DIM: tl.constexpr,
@@ -297,8 +303,8 @@ def attend_range(
         maximum, total, accumulator = attend_tile(
             q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
             mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, tile_first, end, clean_first, clean_end,
-            row_query, score_scale, k_row_stride, v_row_stride, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
-            MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, WHOLE, row_last, pages,
+            row_query, score_scale, softcap, k_row_stride, v_row_stride, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV,
+            BLOCK_KV, MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, WHOLE, row_last, pages,
             k_page_stride, v_page_stride, CAUSAL_TAIL, PAGED, PAGE_SIZE, TILES_IN_PAGES,
         )  # fmt: skip
         if PAGED:
@@ -382,7 +388,9 @@ def split_kv_decode(
     arrivals_ptr,
     lengths_ptr,
     table_ptr,
+    sink_ptr,
     score_scale,
+    softcap,
     q_len,
     kv_len,
     kv_heads,
@@ -441,7 +449,8 @@ def split_kv_decode(
     """Grid (batch * kv_heads * row_tiles, num_splits); SPLIT says whether num_splits is more than 1.
 
     ``score_scale`` is the softmax scale, times log2(e) unless the mask is additive (EXP2_SCALE is 1 or log2(e)
-    accordingly: scaling an additive finfo.min by log2(e) would overflow to -inf and change rows that hide everything).
+    accordingly: scaling an additive finfo.min by log2(e) would overflow to -inf and change rows that hide everything)
+    or scores are capped. ``softcap`` is None or a float, ``sink_ptr`` None or a logit per query head.
     partial is fp32 (splits of the batch, rows, VALUE_DIM), stats fp32 (splits of the batch, rows, 2): maximum and
     total. The splits of a sequence and head are adjacent: (batch * kv_heads, num_splits), or where they are balanced
     (kv_heads, batch * num_splits).
@@ -546,6 +555,8 @@ def split_kv_decode(
 
         maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
+        if sink_ptr is not None:
+            maximum, total = sink_statistics(sink_ptr, row_head, row_valid & (split == 0), EXP2_SCALE)
         if KEYS_FIRST:
             accumulator = tl.zeros([BLOCK_DV, BLOCK_M], tl.float32)
         else:
@@ -561,7 +572,7 @@ def split_kv_decode(
         maximum, total, accumulator = attend_range(
             q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
             mask_base, mask_rows, mask_key_stride, sequence, kv_head, first, loop_end, step, end_key, clean_first,
-            clean_end, row_query, score_scale, k_row, v_row, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
+            clean_end, row_query, score_scale, softcap, k_row, v_row, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
             MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE,
             PREFETCH_DEPTH, PREFETCH_BULK, ROWS_ADJACENT, PEEL,
             row_last, table_row, k_page, v_page, CAUSAL_TAIL, PAGED, PAGE_SIZE, TILES_IN_PAGES,
@@ -574,7 +585,7 @@ def split_kv_decode(
             maximum, total, accumulator = attend_tile(
                 q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
                 mask_base, mask_rows, mask_key_stride, sequence, kv_head, whole_end, end_key, clean_first, clean_end,
-                row_query, score_scale, k_row, v_row, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
+                row_query, score_scale, softcap, k_row, v_row, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
                 MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, False, row_last, pages, k_page,
                 v_page, CAUSAL_TAIL, PAGED, PAGE_SIZE, TILES_IN_PAGES,
             )  # fmt: skip

@@ -4,8 +4,8 @@ Rounding rule: a size belongs to the bucket of the next power of two at or above
 <= n. Records are measured at the bucket's upper corner (:meth:`TuningKey.spec`), where every resource that a
 configuration takes is largest: what is admissible there is admissible over the whole bucket.
 
-Not part of a key, because they do not change which configuration is best: the softmax scale, the memory order of the
-output, and, of a quantised cache's scales, all but whether there is one for each token.
+Not part of a key, because they do not change which configuration is best: the softmax scale, the value of a soft cap,
+the memory order of the output, and, of a quantised cache's scales, all but whether there is one for each token.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from ..spec import (
 PLANNED_SYMBOLIC_KV_LEN = 8192
 # Elements between the rows of the ``strided`` example: 16-byte aligned for every dtype.
 STRIDED_GAP = 16
+# A key does not say what scores are capped at: all caps take the same time. This is Gemma 2's.
+EXAMPLE_SOFTCAP = 50.0
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _QUANTISED = {str(dtype).removeprefix("torch."): dtype for dtype in QUANTISED_FORMATS}
 
@@ -69,7 +71,7 @@ class MaskClass(str, Enum):
 class Feature(str, Enum):
     """What else decides: ``growing`` lengths are symbolic, and planned for as PLANNED_SYMBOLIC_KV_LEN at least; a
     quantised cache may have a scale for each token of K or of V; ``page16`` and the like are paged caches, by the keys
-    of a page."""
+    of a page; ``sink`` and ``softcap`` as in AttentionSpec."""
 
     GROWING = "growing"
     KEY_TOKEN_SCALES = "key_token_scales"
@@ -82,6 +84,8 @@ class Feature(str, Enum):
     PAGE64 = "page64"
     PAGE128 = "page128"
     PAGE256 = "page256"
+    SINK = "sink"
+    SOFTCAP = "softcap"
     VALUE_TOKEN_SCALES = "value_token_scales"
 
     @property
@@ -170,6 +174,8 @@ class TuningKey:
             mask_dtype=mask_dtype,
             mask_per_row=per_row,
             is_causal=self.mask in _CAUSAL,
+            softcap=EXAMPLE_SOFTCAP if Feature.SOFTCAP in self.features else None,
+            sink=Feature.SINK in self.features,
             symbolic=frozenset({"kv_len"} if Feature.GROWING in self.features else ()),
             cache=self._cache(),
             page_size=page_size,
@@ -248,6 +254,10 @@ def _features_of(spec: AttentionSpec) -> Iterator[Feature]:
         yield Feature.GROWING
     if spec.page_size:
         yield Feature(f"page{spec.page_size}")
+    if spec.sink:
+        yield Feature.SINK
+    if spec.softcap is not None:
+        yield Feature.SOFTCAP
     if spec.cache is not None and spec.cache.key_scales is ScaleGranularity.TOKEN:
         yield Feature.KEY_TOKEN_SCALES
     if spec.cache is not None and spec.cache.value_scales is ScaleGranularity.TOKEN:

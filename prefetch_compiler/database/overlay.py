@@ -100,12 +100,16 @@ def load_or_none(named: Sequence[PathLike] = (), *, strict: bool = False) -> Ove
         DatabaseError: under ``strict``, as :func:`load`.
     """
     try:
-        return load(named, strict=strict)
+        databases = load(named, strict=strict)
     except Exception as error:
         if strict:
             raise
         log.warning("no tuning database is used: %s: %s", type(error).__name__, error)
         return NO_DATABASES
+    for number, layer in enumerate(databases.layers):
+        for database in layer:
+            log.debug("tuning database %d: %s, %d records", number, database.device.name, len(database.records))
+    return databases
 
 
 def forget() -> None:

@@ -5,6 +5,7 @@ What does not fit together is an error of the caller's. What fits and no kernel 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -30,8 +31,8 @@ _LENGTH_DTYPES = (torch.int32, torch.int64)
 
 
 class AttentionCall(NamedTuple):
-    """Operands as in AttentionSpec; ``mask`` of four dimensions and not expanded. With a ``table`` K and V are page
-    pools, and there are ``lengths``."""
+    """Operands as in AttentionSpec; ``mask`` of four dimensions and not expanded, ``sink`` (query_heads,). With a
+    ``table`` K and V are page pools, and there are ``lengths``."""
 
     q: Tensor
     k: Tensor
@@ -42,8 +43,10 @@ class AttentionCall(NamedTuple):
     bounds: Tensor | None
     lengths: Tensor | None
     table: Tensor | None
+    sink: Tensor | None
     is_causal: bool
     scale: float
+    softcap: float | None
 
     @property
     def function(self) -> str:
@@ -73,6 +76,7 @@ def check_call(call: AttentionCall) -> None:
     _check_lengths(call)
     if call.table is not None:
         _check_table(call, call.table)
+    _check_softcap_and_sink(call)
 
 
 def _require(call: AttentionCall, holds: bool, argument: str, given: object, rule: str) -> None:
@@ -171,6 +175,16 @@ def _check_table(call: AttentionCall, table: Tensor) -> None:
     )
 
 
+def _check_softcap_and_sink(call: AttentionCall) -> None:
+    cap, sink, heads = call.softcap, call.sink, call.q.shape[1]
+    if cap is not None:
+        _require(call, 0 < cap < math.inf, "softcap", cap, "a positive number, or None where scores are not capped")
+    if sink is not None:
+        _require(call, tuple(sink.shape) == (heads,), "sink", tuple(sink.shape), f"of shape ({heads},)")
+        _require(call, sink.is_floating_point(), "sink", sink.dtype, "of a floating-point dtype")
+        _require(call, sink.device == call.q.device, "sink", sink.device, f"on the query's device, {call.q.device}")
+
+
 def spec_of(call: AttentionCall) -> AttentionSpec:
     """What is computed.
 
@@ -198,6 +212,8 @@ def spec_of(call: AttentionCall) -> AttentionSpec:
         mask_dtype=None if mask is None else mask.dtype,
         mask_per_row=mask is not None and (mask.shape[1] > 1 or mask.shape[2] > 1),
         is_causal=call.is_causal,
+        softcap=call.softcap,
+        sink=call.sink is not None,
         cache=_cache_of(call),
         page_size=0 if call.table is None else k.shape[2],
     )

@@ -1,4 +1,5 @@
-"""What serves a called attention where no kernel does: pages gathered, numbers dequantised, and PyTorch's SDPA."""
+"""What serves a called attention where no kernel does: pages gathered, numbers dequantised, and PyTorch's SDPA, or two
+matmuls where there is a soft cap or a sink, which SDPA does not know."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from ..paging import in_one_piece
 from ..quantisation import dequantise
+from ..reference import same_dtype_attention
 from .call import AttentionCall
 
 
@@ -23,6 +25,10 @@ def plain_attention(call: AttentionCall) -> Tensor:
         mask = _restricted(mask, inside[:, None, None, :])
     if mask is not None and mask.is_floating_point():
         mask = mask.to(call.q.dtype)
+    if call.softcap is not None or call.sink is not None:
+        return same_dtype_attention(
+            call.q, key, value, mask, is_causal=is_causal, scale=call.scale, softcap=call.softcap, sink=call.sink
+        )
     out = F.scaled_dot_product_attention(
         call.q, key, value, attn_mask=mask, is_causal=is_causal, scale=call.scale, enable_gqa=True
     )

@@ -31,8 +31,8 @@ log = logging.getLogger("prefetch_compiler")
 
 library.define(
     "called_attention(Tensor q, Tensor k, Tensor v, Tensor? k_scale, Tensor? v_scale, Tensor? mask, Tensor? bounds,"
-    " Tensor? lengths, Tensor? table, bool is_causal, float scale, bool strict, bool deterministic,"
-    " bool allow_unmeasured, str[] tuning_db) -> Tensor",
+    " Tensor? lengths, Tensor? table, Tensor? sink, bool is_causal, float scale, float? softcap, bool strict,"
+    " bool deterministic, bool allow_unmeasured, str[] tuning_db) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
 )
 
@@ -76,14 +76,16 @@ def _run(
     bounds: Tensor | None,
     lengths: Tensor | None,
     table: Tensor | None,
+    sink: Tensor | None,
     is_causal: bool,
     scale: float,
+    softcap: float | None,
     strict: bool,
     deterministic: bool,
     allow_unmeasured: bool,
     tuning_db: list[str],
 ) -> Tensor:
-    call = AttentionCall(q, k, v, k_scale, v_scale, mask, bounds, lengths, table, is_causal, scale)
+    call = AttentionCall(q, k, v, k_scale, v_scale, mask, bounds, lengths, table, sink, is_causal, scale, softcap)
     options = DecodeOptions(strict, deterministic, allow_unmeasured, tuple(tuning_db))
     try:
         spec = spec_of(call)
@@ -121,24 +123,27 @@ def _fake(
     bounds: Tensor | None,
     lengths: Tensor | None,
     table: Tensor | None,
+    sink: Tensor | None,
     is_causal: bool,
     scale: float,
+    softcap: float | None,
     strict: bool,
     deterministic: bool,
     allow_unmeasured: bool,
     tuning_db: list[str],
 ) -> Tensor:
     # Here and not only before the call: Dynamo reports what is raised here in our words.
-    check_call(AttentionCall(q, k, v, k_scale, v_scale, mask, bounds, lengths, table, is_causal, scale))
+    check_call(AttentionCall(q, k, v, k_scale, v_scale, mask, bounds, lengths, table, sink, is_causal, scale, softcap))
     return fake_output(q, v.shape[3], True)
 
 
 def _launched(call: AttentionCall, config: KernelConfig) -> Tensor:
-    # The kernels know lengths by their number alone.
-    lengths = None if call.lengths is None else call.lengths.contiguous()
+    # The kernels know the sizes of these alone, and not their strides.
+    lengths, sink = (None if given is None else given.contiguous() for given in (call.lengths, call.sink))
     return launch_decode(
         call.q, call.k, call.v, call.expanded_mask(), call.bounds, is_causal=call.is_causal, scale=call.scale,
         heads_first=True, config=config, k_scale=call.k_scale, v_scale=call.v_scale, lengths=lengths, table=call.table,
+        softcap=call.softcap, sink=sink,
     )  # fmt: skip
 
 

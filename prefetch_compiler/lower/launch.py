@@ -27,10 +27,12 @@ def allocate(
     bounds: torch.Tensor | None,
     heads_first: bool,
     config: KernelConfig,
+    *,
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
     lengths: torch.Tensor | None = None,
     table: torch.Tensor | None = None,
+    sink: torch.Tensor | None = None,
 ) -> DecodeTensors:
     """Operands plus freshly allocated output and scratch. CUDA-graph safe: all memory comes from torch's allocator."""
     batch, query_heads, q_len, _ = q.shape
@@ -44,7 +46,7 @@ def allocate(
         if config.merge is Merge.INPLACE:
             arrivals = torch.zeros(shapes[2], dtype=torch.int32, device=q.device)
     k_scale, v_scale = expanded_scale(k_scale, k), expanded_scale(v_scale, k)
-    return DecodeTensors(q, k, v, mask, bounds, out, partial, stats, arrivals, k_scale, v_scale, lengths, table)
+    return DecodeTensors(q, k, v, mask, bounds, out, partial, stats, arrivals, k_scale, v_scale, lengths, table, sink)
 
 
 def expanded_scale(scale: torch.Tensor | None, cache: torch.Tensor) -> torch.Tensor | None:
@@ -67,8 +69,10 @@ def launch_decode(
     v_scale: torch.Tensor | None = None,
     lengths: torch.Tensor | None = None,
     table: torch.Tensor | None = None,
+    softcap: float | None = None,
+    sink: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """softmax(q k^T * scale + mask) v, reading only the keys inside ``bounds``, or the first ``lengths``.
+    """softmax(cap(q k^T * scale) + mask) v, reading only the keys inside ``bounds``, or the first ``lengths``.
 
     Args:
         q, k, v: as in AttentionSpec; the last stride is 1.
@@ -80,31 +84,46 @@ def launch_decode(
         heads_first: memory order of the result.
         table: int32 (batch, pages of a sequence), its last stride 1, where K and V are page pools; there are lengths
             then. Entries of pages beyond a length may be anything.
+        softcap: cap(x) is softcap * tanh(x / softcap), or x where it is None.
+        sink: (query_heads,) adjacent logits of a key without a value, or None.
 
     Returns:
         (batch, query_heads, q_len, value_dim) in q's dtype.
     """
-    tensors = allocate(q, k, v, mask, bounds, heads_first, config, k_scale, v_scale, lengths, table)
+    tensors = allocate(
+        q, k, v, mask, bounds, heads_first, config, k_scale=k_scale, v_scale=v_scale, lengths=lengths, table=table,
+        sink=sink,
+    )  # fmt: skip
     if tensors.out.numel() > 0:
-        launch_kernels(tensors, is_causal=is_causal, scale=scale, config=config)
+        launch_kernels(tensors, is_causal=is_causal, scale=scale, softcap=softcap, config=config)
     return tensors.out
 
 
-def launch_kernels(tensors: DecodeTensors, *, is_causal: bool, scale: float, config: KernelConfig) -> None:
+def launch_kernels(
+    tensors: DecodeTensors, *, is_causal: bool, scale: float, softcap: float | None = None, config: KernelConfig
+) -> None:
     """Write ``tensors.out``, using up its scratch memory; arrival counters must be 0."""
-    for call in calls_of(tensors, is_causal=is_causal, scale=scale, config=config):
+    for call in calls_of(tensors, is_causal=is_causal, scale=scale, softcap=softcap, config=config):
         call.launch()
 
 
 def calls_of(
-    tensors: DecodeTensors, *, is_causal: bool, scale: float, config: KernelConfig, device: DeviceProfile | None = None
+    tensors: DecodeTensors,
+    *,
+    is_causal: bool,
+    scale: float,
+    softcap: float | None = None,
+    config: KernelConfig,
+    device: DeviceProfile | None = None,
 ) -> list[KernelCall]:
     """Every kernel that one launch runs, in order. ``device`` is what the kernels are for, where that is not what the
     tensors are on."""
     if tensors.k.dtype in QUANTISED_FORMATS:
         device = profile(tensors.q.device) if device is None else device
-        decode = quantised_call(tensors, is_causal=is_causal, scale=scale, config=config, device=device)
+        decode = quantised_call(
+            tensors, is_causal=is_causal, scale=scale, softcap=softcap, config=config, device=device
+        )
     else:
-        decode = decode_call(tensors, is_causal=is_causal, scale=scale, config=config)
-    merge = merge_call(tensors, is_causal=is_causal, config=config)
+        decode = decode_call(tensors, is_causal=is_causal, scale=scale, softcap=softcap, config=config)
+    merge = merge_call(tensors, is_causal=is_causal, softcap=softcap, config=config)
     return [decode] if merge is None else [decode, merge]

@@ -7,10 +7,12 @@ a reason, instead of a crash in the first decode step.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -27,6 +29,8 @@ from ..quantisation import scale_shape
 from ..spec import AttentionSpec, MaskKind, ScaleGranularity, TensorLayout
 from .launch import allocate, calls_of
 from .specialise import DecodeTensors, KernelCall
+
+log = logging.getLogger(__name__)
 
 _TRITON_TYPES = {
     torch.float16: "fp16",
@@ -73,7 +77,11 @@ def example_tensors(spec: AttentionSpec, config: KernelConfig, device: torch.dev
     if spec.page_size:
         table = torch.empty((spec.batch, spec.kv_len // spec.page_size), dtype=torch.int32, device=device)
     k_scale, v_scale = (_example_scale(spec, granularity, device) for granularity in _granularities(spec))
-    return allocate(q, k, v, mask, bounds, spec.out_heads_first, config, k_scale, v_scale, lengths, table)
+    sink = torch.empty(spec.query_heads, dtype=spec.dtype, device=device) if spec.sink else None
+    return allocate(
+        q, k, v, mask, bounds, spec.out_heads_first, config, k_scale=k_scale, v_scale=v_scale, lengths=lengths,
+        table=table, sink=sink,
+    )  # fmt: skip
 
 
 def _granularities(spec: AttentionSpec) -> tuple[ScaleGranularity, ScaleGranularity]:
@@ -96,7 +104,9 @@ def kernel_calls(
 ) -> list[KernelCall]:
     """Every kernel that one launch of ``spec`` under ``config`` runs, in order. ``device`` is what they are for, where
     that is not what ``tensors`` are on."""
-    return calls_of(tensors, is_causal=spec.is_causal, scale=spec.scale, config=config, device=device)
+    return calls_of(
+        tensors, is_causal=spec.is_causal, scale=spec.scale, softcap=spec.softcap, config=config, device=device
+    )
 
 
 def precompile(spec: AttentionSpec, config: KernelConfig, device: torch.device) -> None:
@@ -110,7 +120,10 @@ def precompile(spec: AttentionSpec, config: KernelConfig, device: torch.device) 
     # Inductor runs its passes under a fake-tensor mode, in which tensors have no addresses.
     with torch.cuda.device(device), _disable_current_modes():
         for call in kernel_calls(spec, config, example_tensors(spec, config, "meta"), profile_of(device)):
+            began = time.perf_counter()
             call.precompile()
+            took_ms = (time.perf_counter() - began) * 1e3
+            log.debug("%s %s: compiled and loaded in %.0f ms", call.kernel.__name__, config.encode(), took_ms)
 
 
 def compile_for_target(spec: AttentionSpec, config: KernelConfig, profile: DeviceProfile) -> list[CompiledKernel]:

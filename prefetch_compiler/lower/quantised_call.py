@@ -16,16 +16,17 @@ from ..device import DeviceProfile, interpreting
 from ..select.footprint import padded_units, quantised_row_tile
 from ..spec import QUANTISED_FORMATS
 from .specialise import (
-    LOG2_E,
     DecodeTensors,
     KernelCall,
     bounds_stride,
     descriptor,
     differing_strides,
+    exp2_scale,
     mask_mode,
     overlap_option,
     paging_constants,
     partition_constants,
+    score_arguments,
     stride_unit,
     strides,
     table_stride,
@@ -39,7 +40,13 @@ def has_assembly(quantised_format: str, device: DeviceProfile) -> bool:
 
 
 def quantised_call(
-    t: DecodeTensors, *, is_causal: bool, scale: float, config: KernelConfig, device: DeviceProfile
+    t: DecodeTensors,
+    *,
+    is_causal: bool,
+    scale: float,
+    softcap: float | None = None,
+    config: KernelConfig,
+    device: DeviceProfile,
 ) -> KernelCall:
     """The launch over a quantised cache, on ``device``, which the tensors need not be on."""
     batch, query_heads, q_len, head_dim = t.q.shape
@@ -47,7 +54,6 @@ def quantised_call(
     group = query_heads // kv_heads
     block_m = quantised_row_tile(group * q_len)
     tiles = -(-group * q_len // block_m)
-    mode = mask_mode(t.mask)
     mask_strides = differing_strides(t.mask)
     k, v = t.k.view(torch.int16), t.v.view(torch.int16)
     q_unit, kv_unit = stride_unit(t.q), stride_unit(k, v)
@@ -69,7 +75,8 @@ def quantised_call(
         "stats_ptr": t.stats,
         "lengths_ptr": t.lengths,
         "table_ptr": t.table,
-        "score_scale": scale if mode == "additive" else scale * LOG2_E,
+        "sink_ptr": t.sink,
+        **score_arguments(t.mask, scale, softcap),
         "q_len": q_len,
         "kv_len": t.kv_len,
         "kv_heads": kv_heads,
@@ -105,7 +112,7 @@ def quantised_call(
         "ASSEMBLY": has_assembly(quantised_format, device),
         "K_SCALE_STRIDE": _token_stride(k_scale, t.page_size),
         "V_SCALE_STRIDE": _token_stride(v_scale, t.page_size),
-        "MASK": mode,
+        "MASK": mask_mode(t.mask),
         "MASK_PER_ROW": mask_strides[1] != 0 or mask_strides[2] != 0,
         "CAUSAL": is_causal and t.lengths is None,
         "TMA": use_tma,
@@ -115,7 +122,7 @@ def quantised_call(
         **partition_constants(batch, config),
         "PROLOGUE_PREFETCH": config.prologue_prefetch and not emulated,
         "LAUNCH_OVERLAP": config.launch_overlap and not emulated,
-        "EXP2_SCALE": LOG2_E if mode == "additive" else 1.0,
+        "EXP2_SCALE": exp2_scale(t.mask, softcap),
         "UPCAST": emulated,
         **paging_constants(t, is_causal, config),
     }

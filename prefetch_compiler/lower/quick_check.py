@@ -53,6 +53,8 @@ class _Problem:
     v_scale: Tensor | None
     lengths: Tensor | None
     table: Tensor | None
+    softcap: float | None
+    sink: Tensor | None
 
 
 @lru_cache(maxsize=64)
@@ -78,7 +80,12 @@ def small(spec: AttentionSpec, config: KernelConfig) -> AttentionSpec:
     capacity = max(page, min(spec.kv_len, wanted, in_memory, in_time) // page * page)
     whole = key_of(spec).at(batch=batch, capacity=capacity).spec()
     return replace(
-        whole, q_len=spec.q_len, scale=spec.scale, out_heads_first=spec.out_heads_first, symbolic=frozenset()
+        whole,
+        q_len=spec.q_len,
+        scale=spec.scale,
+        softcap=spec.softcap,
+        out_heads_first=spec.out_heads_first,
+        symbolic=frozenset(),
     )
 
 
@@ -91,6 +98,7 @@ def _error_share(spec: AttentionSpec, config: KernelConfig, device: torch.device
         problem.q, problem.stored_k, problem.stored_v, mask, bounds,
         is_causal=spec.is_causal, scale=spec.scale, heads_first=spec.out_heads_first, config=config,
         k_scale=problem.k_scale, v_scale=problem.v_scale, lengths=problem.lengths, table=problem.table,
+        softcap=problem.softcap, sink=problem.sink,
     )  # fmt: skip
     return yardstick(problem).share(result)
 
@@ -127,7 +135,10 @@ def _problem(spec: AttentionSpec, device: torch.device) -> _Problem:
         k, v = in_one_piece(k, table), in_one_piece(v, table)
     mask = _mask(spec, generator, device) if lengths is None else _mask_of_lengths(spec, lengths)
     is_causal = spec.is_causal and lengths is None
-    return _Problem(q, k, v, mask, is_causal, spec.scale, stored_k, stored_v, k_scale, v_scale, lengths, table)
+    sink = normal(spec.query_heads).to(device, spec.dtype) if spec.sink else None
+    return _Problem(
+        q, k, v, mask, is_causal, spec.scale, stored_k, stored_v, k_scale, v_scale, lengths, table, spec.softcap, sink
+    )
 
 
 def _lengths_and_table(

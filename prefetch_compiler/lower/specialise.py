@@ -52,7 +52,8 @@ class KernelCall:
 
 @dataclass(frozen=True)
 class DecodeTensors:
-    """The operands of one decode launch; shapes as in AttentionSpec, ``mask`` and ``out`` 4-D, ``bounds`` (1|B, 4).
+    """The operands of one decode launch; shapes as in AttentionSpec, ``mask`` and ``out`` 4-D, ``bounds`` (1|B, 4),
+    ``sink`` (query_heads,).
 
     ``partial``, ``stats`` and ``arrivals`` are None with one split; ``arrivals`` also with a separate merge.
     ``k_scale`` and ``v_scale`` are those of a quantised cache, expanded to (batch, kv_heads, kv_len) with a stride of 0
@@ -73,6 +74,7 @@ class DecodeTensors:
     v_scale: torch.Tensor | None = None
     lengths: torch.Tensor | None = None
     table: torch.Tensor | None = None
+    sink: torch.Tensor | None = None
 
     @property
     def page_size(self) -> int:
@@ -108,6 +110,18 @@ def mask_mode(mask: torch.Tensor | None) -> str:
     return "bool" if mask.dtype == torch.bool else "additive"
 
 
+def exp2_scale(mask: torch.Tensor | None, softcap: float | None) -> float:
+    """What scores are multiplied by where they become powers of two: 1 where the softmax scale holds it."""
+    return LOG2_E if mask_mode(mask) == "additive" or softcap is not None else 1.0
+
+
+def score_arguments(mask: torch.Tensor | None, scale: float, softcap: float | None) -> dict[str, Any]:
+    """The kernels' arguments for the softmax scale, which holds what turns scores into powers of two if it may, and the
+    soft cap."""
+    held = LOG2_E if exp2_scale(mask, softcap) == 1.0 else 1.0
+    return {"score_scale": scale * held, "softcap": softcap}
+
+
 def differing_strides(tensor: torch.Tensor | None) -> tuple[int, ...]:
     """Strides by which elements of a mask or scale differ: a dimension of one element keeps whatever stride it was
     given. Zeros, four of them, where there is none."""
@@ -134,13 +148,14 @@ def strides(tensor: torch.Tensor, name: str, divisor: int) -> dict[str, int]:
     return {f"{name}_batch_stride": b, f"{name}_head_stride": h, f"{name}_row_stride": r}
 
 
-def decode_call(t: DecodeTensors, *, is_causal: bool, scale: float, config: KernelConfig) -> KernelCall:
+def decode_call(
+    t: DecodeTensors, *, is_causal: bool, scale: float, softcap: float | None = None, config: KernelConfig
+) -> KernelCall:
     """The split-KV kernel's launch."""
     batch, query_heads, q_len, head_dim = t.q.shape
     kv_heads, value_dim = t.k.shape[1], t.v.shape[3]
     group = query_heads // kv_heads
     tiles = row_tiles(group * q_len)
-    mode = mask_mode(t.mask)
     mask_strides = differing_strides(t.mask)
     q_unit, kv_unit = stride_unit(t.q), stride_unit(t.k, t.v)
     use_tma = config.load_path is LoadPath.TMA
@@ -160,7 +175,8 @@ def decode_call(t: DecodeTensors, *, is_causal: bool, scale: float, config: Kern
         "arrivals_ptr": t.arrivals,
         "lengths_ptr": t.lengths,
         "table_ptr": t.table,
-        "score_scale": scale if mode == "additive" else scale * LOG2_E,
+        "sink_ptr": t.sink,
+        **score_arguments(t.mask, scale, softcap),
         "q_len": q_len,
         "kv_len": t.kv_len,
         "kv_heads": kv_heads,
@@ -187,7 +203,7 @@ def decode_call(t: DecodeTensors, *, is_causal: bool, scale: float, config: Kern
         "SPLIT": config.num_splits > 1,
         "Q_STRIDE_UNIT": q_unit,
         "KV_STRIDE_UNIT": kv_unit,
-        "MASK": mode,
+        "MASK": mask_mode(t.mask),
         "MASK_PER_ROW": mask_strides[1] != 0 or mask_strides[2] != 0,
         "CAUSAL": is_causal and t.lengths is None,
         "TMA": use_tma,
@@ -200,7 +216,7 @@ def decode_call(t: DecodeTensors, *, is_causal: bool, scale: float, config: Kern
         "LAUNCH_OVERLAP": config.launch_overlap and not emulated,
         "MERGE_IN_PLACE": config.merge is Merge.INPLACE,
         **_merge_tile(group * q_len, padded_dim(value_dim), config),
-        "EXP2_SCALE": LOG2_E if mode == "additive" else 1.0,
+        "EXP2_SCALE": exp2_scale(t.mask, softcap),
         "UPCAST": emulated,
         **paging_constants(t, is_causal, config),
     }
@@ -244,7 +260,9 @@ def _merge_tile(rows: int, block_dv: int, config: KernelConfig) -> dict[str, int
     return {"ROWS_AT_ONCE": at_once, "SPLITS_AT_ONCE": splits}
 
 
-def merge_call(t: DecodeTensors, *, is_causal: bool, config: KernelConfig) -> KernelCall | None:
+def merge_call(
+    t: DecodeTensors, *, is_causal: bool, softcap: float | None = None, config: KernelConfig
+) -> KernelCall | None:
     """The separate merge's launch, or None when there is nothing to merge or it is merged in place."""
     if config.num_splits == 1 or config.merge is Merge.INPLACE:
         return None
@@ -278,7 +296,7 @@ def merge_call(t: DecodeTensors, *, is_causal: bool, config: KernelConfig) -> Ke
         **partition_constants(batch, config),
         "CAUSAL": is_causal and t.lengths is None,
         "LAUNCH_OVERLAP": config.launch_overlap and not interpreting(),
-        "EXP2_SCALE": LOG2_E if mask_mode(t.mask) == "additive" else 1.0,
+        "EXP2_SCALE": exp2_scale(t.mask, softcap),
         "UPCAST": interpreting(),
     }
     kernel = SPLIT_KV.load("merge_splits").merge_splits

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch.fx import Node
 
+from .chain import recognise_softmax_chain
 from .marked import recognise_marked_sdpa
 from .site import Recogniser, Site
 
-RECOGNISERS: tuple[Recogniser, ...] = (recognise_marked_sdpa,)
+RECOGNISERS: tuple[Recogniser, ...] = (recognise_marked_sdpa, recognise_softmax_chain)
 
 
 def recognise(node: Node) -> Site | None:

@@ -47,6 +47,7 @@ class Operands:
     v_scale: Tensor | None = None
     lengths: Tensor | None = None
     table: Tensor | None = None
+    sink: Tensor | None = None
 
     @property
     def is_causal(self) -> bool:
@@ -55,6 +56,10 @@ class Operands:
     @property
     def scale(self) -> float:
         return self.spec.scale
+
+    @property
+    def softcap(self) -> float | None:
+        return self.spec.softcap
 
     def expanded_mask(self) -> Tensor | None:
         """As the launch takes it: (batch, query_heads, q_len, kv_len), stride 0 where broadcast. None with lengths."""
@@ -129,6 +134,14 @@ def random_queries(spec: AttentionSpec, generator: torch.Generator) -> Tensor:
     return torch.empty(shape, dtype=spec.dtype, device=generator.device).normal_(generator=generator)
 
 
+def random_sink(spec: AttentionSpec, generator: torch.Generator) -> Tensor | None:
+    """Logits that take about as much of the softmax as all keys do."""
+    if not spec.sink:
+        return None
+    normal = torch.empty(spec.query_heads, dtype=spec.dtype, device=generator.device).normal_(generator=generator)
+    return normal + math.log(spec.kv_len)
+
+
 def prefix_mask(spec: AttentionSpec, held: int, device: torch.device) -> Tensor | None:
     """``held`` keys visible to every query, in the shape of the spec's mask: (batch, 1 or heads, 1 or q, keys)."""
     visible = torch.arange(spec.kv_len, device=device) < held
@@ -186,7 +199,10 @@ def operands(
         table = _with_garbage(table, stale[:, :: spec.page_size], generator)
     if lengths is not None:
         mask = _mask_of_lengths(spec, lengths)
-    return Operands(spec, queries, k, v, given.k, given.v, mask, bounds, given.k_scale, given.v_scale, lengths, table)
+    sink = random_sink(spec, generator)
+    return Operands(
+        spec, queries, k, v, given.k, given.v, mask, bounds, given.k_scale, given.v_scale, lengths, table, sink
+    )
 
 
 def _mask_of_lengths(spec: AttentionSpec, lengths: Tensor) -> Tensor:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from prefetch_compiler.lower import mark, rewrite
-from prefetch_compiler.lower.trace import insert_call
-from prefetch_compiler.recognize import bounds, marked, sdpa, views
+from prefetch_compiler.lower import mark, ops, rewrite
+from prefetch_compiler.recognize import bounds, chain, compose, marked, scores, sdpa, views
 from prefetch_compiler.recognize.bounds import mask_bounds
 from prefetch_compiler.recognize.sdpa import SdpaCall
+from prefetch_compiler.recognize.trace import insert_call
 from prefetch_compiler.recognize.views import Atom, StoredKV
 
 Blind = Callable[[pytest.MonkeyPatch], None]
@@ -26,7 +26,7 @@ def to_call(change: Callable[[SdpaCall], SdpaCall]) -> Blind:
     parse = sdpa.parse
 
     def blind(monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(mark, "parse", lambda node, any_device=False: change(parse(node, any_device)))
+        monkeypatch.setattr(sdpa, "parse", lambda node, any_device=False: change(parse(node, any_device)))
 
     return blind
 
@@ -104,7 +104,7 @@ def to_uniform_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def to_which_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     """All masks of a graph share the bounds of the first."""
-    monkeypatch.setattr(rewrite, "_value_number", lambda node: 0)
+    monkeypatch.setattr(rewrite, "value_number", lambda node: 0)
 
 
 def to_head_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,10 +130,10 @@ def to_value_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """V is taken to repeat its heads as K does."""
 
     def pair(k: Node, v: Node) -> tuple[StoredKV, StoredKV]:
-        value = views._chain(v)[-1]
+        value = views.chain_of(v)[-1]
         return views.stored_kv(k), StoredKV(value, (0, 1, 2, 3))
 
-    monkeypatch.setattr(marked, "_stored_pair", pair)
+    monkeypatch.setattr(marked, "stored_pair", pair)
 
 
 def to_unread_writes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,3 +147,63 @@ def to_unread_writes(monkeypatch: pytest.MonkeyPatch) -> None:
         return marks
 
     monkeypatch.setattr("prefetch_compiler.backend.mark", mark_and_sweep)
+
+
+def to_scale_of_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores, "_scale", lambda found, factor: None)
+
+
+def to_scale_of_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is multiplied after a bias was added multiplies the product alone."""
+    monkeypatch.setattr(scores, "_scaled_term", lambda term, factor: term)
+
+
+def to_softcap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores, "_cap", lambda found: None)
+
+
+def to_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores, "_adds", lambda bias: lambda found: None)
+
+
+def to_fill(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores, "_fills", lambda fill: lambda found: None)
+
+
+def to_fill_polarity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a condition says what is filled or what is not."""
+    fills = scores._fills
+    monkeypatch.setattr(scores, "_fills", lambda fill: fills(replace(fill, where=not fill.where)))
+
+
+def to_fill_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All fills are -inf."""
+    fills = scores._fills
+    monkeypatch.setattr(scores, "_fills", lambda fill: fills(replace(fill, value=float("-inf"))))
+
+
+def to_factor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain._Chain, "_multiplied", lambda self, q, factor: q)
+
+
+def to_sink(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = ops.launch_decode
+    monkeypatch.setattr(ops, "launch_decode", lambda *args, **kwargs: launch(*args, **{**kwargs, "sink": None}))
+
+
+def to_which_sink(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Query heads take one another's sinks."""
+    launch = ops.launch_decode
+
+    def flipped(*args: Any, **kwargs: Any) -> Tensor:
+        return launch(*args, **{**kwargs, "sink": kwargs["sink"].flip(0)})
+
+    monkeypatch.setattr(ops, "launch_decode", flipped)
+
+
+def to_composed_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the last of several masks counts."""
+    composed = compose.composed_mask
+    monkeypatch.setattr(
+        chain, "composed_mask", lambda graph, before, terms, *rest: composed(graph, before, terms[-1:], *rest)
+    )

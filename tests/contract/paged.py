@@ -39,6 +39,8 @@ class PagedProblem:
     causal: bool = False
     key_scale: Tensor | None = None
     value_scale: Tensor | None = None
+    softcap: float | None = None
+    sink: Tensor | None = None
 
 
 def paged_problem(
@@ -56,11 +58,14 @@ def paged_problem(
     causal: bool = False,
     kv_dtype: torch.dtype | None = None,
     scales: str = "token",
+    softcap: float | None = None,
+    sink: bool = False,
 ) -> PagedProblem:
     """Args:
     capacity: keys that a sequence may hold, whole pages.
     pages_first: heads outside of a page's keys, or inside.
     kv_dtype: of a quantised cache, whose scales are of ``scales``.
+    sink: whether every query head has one.
     """
     assert capacity % page_size == 0
     batch, of_sequence = len(lengths), capacity // page_size
@@ -107,5 +112,5 @@ def paged_problem(
             key_scale, value_scale = pool(key_scale), pool(value_scale)
     return PagedProblem(
         q, k, v, mask, False, 1 / math.sqrt(head_dim), pool(stored[0]), pool(stored[1]), given_table, held, causal,
-        key_scale, value_scale,
+        key_scale, value_scale, softcap, normal(group * kv_heads) + math.log(capacity) if sink else None,
     )  # fmt: skip

@@ -75,12 +75,14 @@ class QuantisedOperands:
     mask: Tensor | None
     is_causal: bool
     scale: float
+    softcap: float | None = None
+    sink: Tensor | None = None
 
 
 def build_quantised(case: QuantisedCase) -> QuantisedOperands:
     """The case's operands on DEVICE, the same at every call."""
     plain = build(replace(case, dtype=torch.float32, kv_layout="contiguous"))
-    q = build(case).q
+    typed = build(case)
     stale = plain.stale_k[:, :, :, 0].isnan()
     if case.kv_layout == "shared_batch":
         stale = stale.all(0, keepdim=True).expand_as(stale)
@@ -88,8 +90,11 @@ def build_quantised(case: QuantisedCase) -> QuantisedOperands:
     v, stored_v, v_scale = _quantised(case, plain.v, case.value_scales, stale)
     mask = plain.mask
     if mask is not None and mask.is_floating_point():
-        mask = build(case).mask
-    return QuantisedOperands(q, k, v, stored_k, stored_v, k_scale, v_scale, mask, plain.is_causal, plain.scale)
+        mask = typed.mask
+    return QuantisedOperands(
+        typed.q, k, v, stored_k, stored_v, k_scale, v_scale, mask, plain.is_causal, plain.scale, typed.softcap,
+        typed.sink,
+    )  # fmt: skip
 
 
 def _quantised(
@@ -147,8 +152,11 @@ def quantised_spec(operands: QuantisedOperands) -> AttentionSpec:
     """The spec that the operator would write for these operands."""
     o = operands
     return spec_of(
-        AttentionCall(o.q, o.stored_k, o.stored_v, o.k_scale, o.v_scale, o.mask, None, None, None, o.is_causal, o.scale)
-    )
+        AttentionCall(
+            o.q, o.stored_k, o.stored_v, o.k_scale, o.v_scale, o.mask, None, None, None, o.sink, o.is_causal, o.scale,
+            o.softcap,
+        )
+    )  # fmt: skip
 
 
 def solve_quantised(case: QuantisedCase, operands: QuantisedOperands) -> Tensor:
@@ -161,6 +169,7 @@ def solve_quantised(case: QuantisedCase, operands: QuantisedOperands) -> Tensor:
         return launch_decode(
             o.q, o.stored_k, o.stored_v, expanded, bounds, is_causal=o.is_causal, scale=o.scale,
             heads_first=case.heads_first, config=config, k_scale=o.k_scale, v_scale=o.v_scale,
+            softcap=o.softcap, sink=o.sink,
         )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from .error_bounds import assert_within_bound
 from .golden import rewritten_caches, spellings, static_cache
 from .golden.graph import Golden
 from .golden.hand_written import HandWritten
+from .golden.products import Products, grouped_einsum
 from .golden.run import assert_follows_eager, run_compiled, run_eagerly
 from .uncompiled import graphs_run_uncompiled
 
@@ -36,7 +37,7 @@ class Mutation:
     blind: Blind
 
 
-def _mutation(name: str, original: HandWritten, blind: Blind, **changes: object) -> Mutation:
+def _mutation(name: str, original: HandWritten | Products, blind: Blind, **changes: object) -> Mutation:
     mutant = replace(original, name=f"{original.name}_{name}", **changes)  # type: ignore[arg-type]
     return Mutation(name, original.golden, mutant.golden, blind)
 
@@ -47,6 +48,11 @@ _SIX_HEADS = HandWritten("six_heads", kv_heads=2, group=3)
 _BOOL = replace(_GROUPED, mask="bool-B.1.q.S")
 _THREE = replace(_GROUPED, batch=3)
 _BIASED = replace(_GROUPED, mask="bias-B.1.q.S")
+
+_BY_PRODUCTS = Products("products", q_len=5)
+_MASKED = Products("masked_products", mask="bias-1.H.1.S")
+_GROUPS = Products("grouped_products", grouped_einsum, q_len=5)
+_FILLED = Products("filled_products", mask="inf-B.1.q.S", q_len=5)
 
 MUTATIONS = [
     _mutation("scale", _GROUPED, blindness.to_scale, scale=0.9),
@@ -77,6 +83,19 @@ MUTATIONS = [
         value_spelling=spellings.tiled_by_expand,
         grouped=False,
     ),
+    _mutation("product_scale", _BY_PRODUCTS, blindness.to_scale_of_scores, scale=0.9),
+    _mutation("product_scale_sign", _BY_PRODUCTS, blindness.to_scale_of_scores, scale=-0.25),
+    _mutation("product_scale_of_bias", _MASKED, blindness.to_scale_of_bias, scale=0.5, scale_is="after_mask"),
+    _mutation("product_factor", _BY_PRODUCTS, blindness.to_factor, scale_is="learned", scale=0.7),
+    _mutation("product_softcap", _BY_PRODUCTS, blindness.to_softcap, softcap=0.7),
+    _mutation("product_bias", _BY_PRODUCTS, blindness.to_bias, mask="add-B.1.q.S"),
+    _mutation("product_bias_of_groups", _GROUPS, blindness.to_bias, mask="add-B.H.q.S"),
+    _mutation("product_fill", _BY_PRODUCTS, blindness.to_fill, mask="inf-B.1.1.S"),
+    _mutation("product_fill_polarity", _BY_PRODUCTS, blindness.to_fill_polarity, mask="where_inf-B.1.q.S"),
+    _mutation("product_fill_value", _FILLED, blindness.to_fill_value, mask="uniform-B.1.q.S"),
+    _mutation("product_sink", _BY_PRODUCTS, blindness.to_sink, sink="plain"),
+    _mutation("product_which_sink", _BY_PRODUCTS, blindness.to_which_sink, sink="less_maximum"),
+    _mutation("product_two_masks", _BY_PRODUCTS, blindness.to_composed_mask, mask="both-B.1.q.S"),
 ]  # fmt: skip
 
 # Triton's interpreter warns at every scalar that it converts: recording them takes longer than computing.

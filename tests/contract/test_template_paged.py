@@ -1,5 +1,5 @@
-"""Paged caches in the templates: page sizes and tiles, lengths at every edge, garbage beyond them, causal tails, and
-the same over quantised caches."""
+"""Paged caches in the templates: page sizes and tiles, lengths at every edge, garbage beyond them, causal tails, soft
+caps and sinks, and the same over quantised caches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from prefetch_compiler.spec import AttentionSpec
 from .cases import DEVICE
 from .error_bounds import assert_within_bound
 from .paged import PagedProblem, paged_problem
-from .poison import uninitialised_is_nan
+from .poison import NAN, uninitialised_is_nan
 from .quantised_cases import E4M3, E5M2, INT8
 
 PLAIN = KernelConfig(block_kv=16, num_splits=1, num_warps=4, num_stages=2)
@@ -35,6 +35,7 @@ def solve(problem: PagedProblem, config: KernelConfig) -> Tensor:
             problem.q, problem.key_pages, problem.value_pages, None, None, is_causal=problem.causal,
             scale=problem.scale, heads_first=True, config=config, k_scale=problem.key_scale,
             v_scale=problem.value_scale, lengths=problem.lengths, table=problem.table,
+            softcap=problem.softcap, sink=problem.sink,
         )  # fmt: skip
 
 
@@ -43,8 +44,8 @@ def paged_spec(problem: PagedProblem) -> AttentionSpec:
     p = problem
     return spec_of(
         AttentionCall(
-            p.q, p.key_pages, p.value_pages, p.key_scale, p.value_scale, None, None, p.lengths, p.table, p.causal,
-            p.scale,
+            p.q, p.key_pages, p.value_pages, p.key_scale, p.value_scale, None, None, p.lengths, p.table, p.sink,
+            p.causal, p.scale, p.softcap,
         )
     )  # fmt: skip
 
@@ -63,19 +64,26 @@ def test_lengths_at_edges_of_pages_and_tiles(page_size: int, block_kv: int) -> N
     assert_within_bound(solve(problem, replace(PLAIN, block_kv=block_kv)), problem)
 
 
+def _name(given: dict[str, Any]) -> str:
+    return "-".join(name if name in ("softcap", "sink") else str(value) for name, value in given.items())
+
+
 SPLITS: list[dict[str, Any]] = [
-    {"page_size": 1, "partition": Partition.EVEN, "merge": Merge.SEPARATE},
-    {"page_size": 16, "partition": Partition.STRIDED, "merge": Merge.INPLACE},
+    {"page_size": 1, "partition": Partition.EVEN, "merge": Merge.SEPARATE, "softcap": 2.0},
+    {"page_size": 16, "partition": Partition.STRIDED, "merge": Merge.INPLACE, "sink": True},
     {"page_size": 64, "partition": Partition.CHUNKED, "merge": Merge.SEPARATE},
     {"page_size": 64, "partition": Partition.BALANCED, "merge": Merge.INPLACE},
-    {"page_size": 256, "partition": Partition.BALANCED, "merge": Merge.SEPARATE},
+    {"page_size": 256, "partition": Partition.BALANCED, "merge": Merge.SEPARATE, "softcap": 2.0, "sink": True},
 ]
 
 
-@pytest.mark.parametrize("given", SPLITS, ids=lambda given: "-".join(str(value) for value in given.values()))
+@pytest.mark.parametrize("given", SPLITS, ids=_name)
 def test_splits(given: dict[str, Any]) -> None:
     config = replace(PLAIN, num_splits=3, merge=given["merge"], partition=given["partition"])
-    problem = paged_problem((0, 100, 37, 256), given["page_size"], capacity=256, kv_heads=1)
+    problem = paged_problem(
+        (0, 100, 37, 256), given["page_size"], capacity=256, kv_heads=1, softcap=given.get("softcap"),
+        sink="sink" in given,
+    )  # fmt: skip
     assert_within_bound(solve(problem, config), problem)
 
 
@@ -125,24 +133,31 @@ def test_half_precision(dtype: torch.dtype) -> None:
     assert_within_bound(solve(problem, replace(PLAIN, num_splits=2)), problem)
 
 
+def _row(
+    page_size: int, kv_dtype: torch.dtype, scales: str, partition: Partition, block_kv: int, **extra: Any
+) -> dict[str, Any]:
+    given = {"page_size": page_size, "kv_dtype": kv_dtype, "scales": scales, "partition": partition}
+    return {**given, "block_kv": block_kv, **extra}
+
+
 QUANTISED_PAGES: list[dict[str, Any]] = [
-    {"page_size": 1, "kv_dtype": INT8, "scales": "token", "partition": Partition.BALANCED, "block_kv": 16},
-    {"page_size": 16, "kv_dtype": E4M3, "scales": "head", "partition": Partition.EVEN, "block_kv": 64},
-    {"page_size": 16, "kv_dtype": E5M2, "scales": "token", "partition": Partition.STRIDED, "block_kv": 64},
-    {"page_size": 64, "kv_dtype": E4M3, "scales": "token", "partition": Partition.CHUNKED, "block_kv": 32},
-    {"page_size": 256, "kv_dtype": INT8, "scales": "tensor", "partition": Partition.BALANCED, "block_kv": 32},
-    {"page_size": 64, "kv_dtype": E5M2, "scales": "none", "partition": Partition.EVEN, "block_kv": 16},
+    _row(1, INT8, "token", Partition.BALANCED, 16),
+    _row(16, E4M3, "head", Partition.EVEN, 64, sink=True),
+    _row(16, E5M2, "token", Partition.STRIDED, 64, softcap=2.0),
+    _row(64, E4M3, "token", Partition.CHUNKED, 32, sink=True),
+    _row(256, INT8, "tensor", Partition.BALANCED, 32, softcap=2.0, sink=True),
+    _row(64, E5M2, "none", Partition.EVEN, 16),
 ]
 
 
 @pytest.mark.parametrize("load_path", LoadPath)
-@pytest.mark.parametrize("given", QUANTISED_PAGES, ids=lambda given: "-".join(str(value) for value in given.values()))
+@pytest.mark.parametrize("given", QUANTISED_PAGES, ids=_name)
 def test_quantised_pages(given: dict[str, Any], load_path: LoadPath) -> None:
     """Heads inside of a page's keys where loads are by TMA, which takes rows of 16 bytes."""
     problem = paged_problem(
         (0, 100, 37, 256), given["page_size"], capacity=256, group=1, q_len=2, head_dim=32, value_dim=16,
         dtype=torch.bfloat16, kv_dtype=given["kv_dtype"], scales=given["scales"],
-        pages_first=load_path is LoadPath.POINTER,
+        pages_first=load_path is LoadPath.POINTER, softcap=given.get("softcap"), sink="sink" in given,
     )  # fmt: skip
     config = replace(
         QUANTISED, num_splits=2, load_path=load_path, partition=given["partition"], block_kv=given["block_kv"]
@@ -150,6 +165,22 @@ def test_quantised_pages(given: dict[str, Any], load_path: LoadPath) -> None:
     if load_path is LoadPath.TMA and given["page_size"] < given["block_kv"]:
         pytest.skip("pages smaller than tiles are not for TMA")
     assert_within_bound(solve(problem, config), problem)
+
+
+@pytest.mark.parametrize("partition", [Partition.EVEN, Partition.BALANCED])
+@pytest.mark.parametrize("extra", [{}, {"softcap": 2.0, "sink": True}], ids=["", "softcap and sink"])
+def test_lengths_of_a_cache_in_one_piece(extra: dict[str, Any], partition: Partition) -> None:
+    """What the pages would hold."""
+    problem = paged_problem((0, 2, 17, 64), 16, capacity=64, kv_heads=1, q_len=3, causal=True, **extra)
+    config = replace(PLAIN, num_splits=2, partition=partition)
+    visible = (torch.arange(64, device=DEVICE) < problem.lengths[:, None])[:, None, :, None]
+    k, v = (cache.masked_fill(~visible, NAN) for cache in (problem.k, problem.v))
+    with uninitialised_is_nan():
+        out = launch_decode(
+            problem.q, k, v, None, None, is_causal=True, scale=problem.scale, heads_first=True, config=config,
+            lengths=problem.lengths, softcap=problem.softcap, sink=problem.sink,
+        )  # fmt: skip
+    assert_within_bound(out, problem)
 
 
 def test_sequences_may_share_pages() -> None:

@@ -113,9 +113,11 @@ def test_hashes_are_of_the_keys_features() -> None:
     plain, bool_mask, causal = (replace(KEY, mask=mask) for mask in (MaskClass.NONE, MaskClass.BOOL, MaskClass.CAUSAL))
     hashes = [hash_for(SPLIT_KV, key) for key in (plain, bool_mask, causal)]
     assert len(set(hashes)) == 3
+    extras = [replace(KEY, mask=MaskClass.NONE, features=(extra,)) for extra in (Feature.SINK, Feature.SOFTCAP)]
+    assert len({*hashes, *(hash_for(SPLIT_KV, key) for key in extras)}) == 5
     assert hashes == [present_hash(SPLIT_KV.name, key) for key in (plain, bool_mask, causal)]
     assert present_hash("gone", KEY) is None
-    common = {"mask", "lengths", "causal", "causal_tail", "paged"}
+    common = {"mask", "lengths", "causal", "causal_tail", "softcap", "sink", "paged"}
     assert whole_hashes() == {
         SPLIT_KV.name: template_hash(SPLIT_KV, frozenset(common)),
         QUANTISED.name: template_hash(QUANTISED, frozenset({*common, "key_token_scales", "value_token_scales"})),

@@ -65,6 +65,25 @@ def test_a_quantised_cache_and_a_causal_tail() -> None:
     assert out[1, :, 0].count_nonzero() == 0
 
 
+@pytest.mark.parametrize("kv_dtype", [None, torch.int8], ids=str)
+def test_soft_caps_and_sinks(kv_dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a kernel, in eager code and compiled, and by what stands in for it. Sinks may be apart in memory."""
+    problem = paged_problem(
+        (0, 1, 17, 64), 16, capacity=64, q_len=2, head_dim=24, value_dim=40, causal=True, kv_dtype=kv_dtype,
+        dtype=torch.bfloat16, softcap=2.0, sink=True,
+    )  # fmt: skip
+    assert problem.sink is not None
+    apart = torch.stack((problem.sink, problem.sink + 7), 1)[:, 0]
+    given = {**arguments(problem), "is_causal": True, "softcap": 2.0, "sink": apart}
+    out = paged_decode_attention(**given, options=STRICT)
+    assert_within_bound(out, problem)
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(paged_decode_attention, backend="aot_eager", fullgraph=True)(**given), out)
+    monkeypatch.undo()
+    given["key_pages"] = problem.key_pages.repeat_interleave(2, 3)[..., ::2]
+    assert_within_bound(paged_decode_attention(**given), problem)
+
+
 def test_lengths_apart_in_memory() -> None:
     apart = torch.stack((PROBLEM.lengths, PROBLEM.lengths + 7), 1)[:, 0]
     assert torch.equal(
@@ -116,7 +135,7 @@ def test_operator_is_well_formed() -> None:
     key_pages, value_pages = PROBLEM.key_pages.nan_to_num(), PROBLEM.value_pages.nan_to_num()
     tensors = (PROBLEM.q, key_pages, value_pages, None, None, None, None, PROBLEM.lengths, PROBLEM.table)
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    given = (*tensors, True, 0.2, False, False, False, [])
+    given = (*tensors, torch.randn(PROBLEM.q.shape[1]), True, 0.2, 30.0, False, False, False, [])
     torch.library.opcheck(call_op.CALLED_ATTENTION, given, test_utils=checks)
 
 
@@ -133,6 +152,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "table's dtype": ({"block_table": PROBLEM.table.long()}, "block_table .*must be of dtype torch.int32"),
     "lengths' shape": ({"lengths": PROBLEM.lengths[:, None]}, r"lengths .* \(4,\)"),
     "lengths' dtype": ({"lengths": PROBLEM.lengths.float()}, "lengths .*must be of dtype"),
+    "a soft cap of nothing": ({"softcap": 0.0}, "softcap is 0.0; it must be a positive number, or None"),
+    "no soft cap": ({"softcap": float("nan")}, "softcap is nan; it must be a positive number"),
+    "sinks of other heads": ({"sink": torch.ones(2)}, r"sink is \(2,\); it must be of shape \(4,\)"),
+    "sinks that are no logits": ({"sink": torch.ones(4, dtype=torch.int32)}, "sink is torch.int32"),
+    "sinks elsewhere": ({"sink": torch.ones(4, device="meta")}, "sink is meta; it must be on the query's device"),
     "scales of sequences": (
         {**arguments(QUANTISED), "key_scale": torch.ones(4, 2, 1)}, r"key_scale .* or \(18, 1\|2, 16\)",
     ),

@@ -43,6 +43,7 @@ class Problem:
         self.k = dequantise(given["key"], given["key_scale"], torch.float64)
         self.v = dequantise(given["value"], given["value_scale"], torch.float64)
         self.mask, self.is_causal, self.scale = given["attn_mask"], False, DIM**-0.5
+        self.softcap, self.sink = given.get("softcap"), given.get("sink")
 
 
 class Layer(torch.nn.Module):
@@ -83,7 +84,7 @@ def test_the_operator_keeps_its_promises() -> None:
     operands = tuple(given[name] for name in ("query", "key", "value", "key_scale", "value_scale", "attn_mask"))
     torch.library.opcheck(
         call_op.CALLED_ATTENTION,
-        (*operands, bounds, None, None, False, DIM**-0.5, False, False, False, []),
+        (*operands, bounds, None, None, None, False, DIM**-0.5, None, False, False, False, []),
         test_utils=("test_schema", "test_faketensor"),
     )
 
@@ -141,6 +142,15 @@ def test_float32_queries_are_dequantised_for_and_refused_when_strict() -> None:
     assert yardstick(Problem(given)).share(out) <= 1
     with pytest.raises(SiteNotLoweredError, match=r"queries of torch\.float32"):
         quantised_decode_attention(**given, options=STRICT)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["kernel", "dequantised"])
+def test_soft_caps_and_sinks(dtype: torch.dtype) -> None:
+    given = arguments(dtype) | {"softcap": 1.5, "sink": normal(HEADS, seed=3) + 3}
+    out = quantised_decode_attention(**given, options=DecodeOptions(strict=dtype is torch.bfloat16))
+    assert yardstick(Problem(given)).share(out) <= 1
+    assert yardstick(Problem(given | {"softcap": None})).share(out) > 1
+    assert yardstick(Problem(given | {"sink": None})).share(out) > 1
 
 
 def test_what_is_dequantised_reads_nothing_beyond_the_bounds() -> None:

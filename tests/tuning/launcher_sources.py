@@ -63,6 +63,7 @@ SPECS = {
     ),
     "strides beyond 32 bits": spec(key_layout=TensorLayout(1 << 36, 256 * 128, 128)),
     "float32": spec(dtype=torch.float32),
+    "capped, with sinks": spec(softcap=50.0, sink=True),
     "pages of 16": spec(mask=MaskKind.LENGTHS, mask_dtype=None, page_size=16),
     "pages of 64, causal, int8, a scale a token": spec(
         mask=MaskKind.LENGTHS,
@@ -72,7 +73,7 @@ SPECS = {
         page_size=64,
         cache=QuantisedCache(torch.int8, TOKEN, TOKEN, torch.float32),
     ),
-    "e4m3": spec(cache=QuantisedCache(torch.float8_e4m3fn)),
+    "e4m3, capped, with sinks": spec(cache=QuantisedCache(torch.float8_e4m3fn), softcap=50.0, sink=True),
     "int8, a scale a token": spec(cache=QuantisedCache(torch.int8, TOKEN, TOKEN, torch.float16), mask_per_row=True),
     "e5m2, strides beyond 32 bits": spec(
         cache=QuantisedCache(torch.float8_e5m2, ScaleGranularity.HEAD, TOKEN, torch.float32),
@@ -138,7 +139,7 @@ MEASURED_KEYS = (
     "bfloat16 4q/2kv d64 q4 b2 s128 bhsd-tma causal",
     "bfloat16/float8_e4m3fn 8q/2kv d64 q1 b2 s256 bhsd-tma bool",
     "float16/int8 4q/4kv d40 q4 b2 s128 bshd-none bool_rows key_token_scales value_token_scales",
-    "bfloat16/float8_e5m2 4q/2kv d64 q1 b2 s128 bhsd-rows none value_token_scales",
+    "bfloat16/float8_e5m2 4q/2kv d64 q1 b2 s128 bhsd-rows none sink softcap value_token_scales",
 )
 
 
@@ -154,7 +155,7 @@ def measured_differently() -> tuple[int, list[str]]:
         for config in configs(given):
             real = allocate(
                 made.q, made.stale_k, made.stale_v, made.expanded_mask(), made.bounds, given.out_heads_first, config,
-                made.k_scale, made.v_scale,
+                k_scale=made.k_scale, v_scale=made.v_scale, sink=made.sink,
             )  # fmt: skip
             pooled = kernel_calls(given, config, example_tensors(given, config, "meta"), DEVICE)
             for call, ours in zip(kernel_calls(given, config, real, DEVICE), pooled, strict=True):

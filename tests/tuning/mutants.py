@@ -60,6 +60,8 @@ class Launch:
 
     kernels: Mapping[str, Any]
 
-    def __call__(self, tensors: DecodeTensors, *, is_causal: bool, scale: float, config: KernelConfig) -> None:
-        for call in calls_of(tensors, is_causal=is_causal, scale=scale, config=config):
+    def __call__(
+        self, tensors: DecodeTensors, *, is_causal: bool, scale: float, softcap: float | None, config: KernelConfig
+    ) -> None:
+        for call in calls_of(tensors, is_causal=is_causal, scale=scale, softcap=softcap, config=config):
             replace(call, kernel=self.kernels[call.kernel.__name__]).launch()

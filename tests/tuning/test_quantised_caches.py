@@ -152,8 +152,10 @@ def test_what_is_wrong_is_rejected(name: str) -> None:
     )
     config = replace(CONFIG, num_splits=1)
 
-    def launch(tensors: DecodeTensors, *, is_causal: bool, scale: float, config: KernelConfig) -> None:
-        launch_kernels(WRONG[name](tensors), is_causal=is_causal, scale=scale, config=config)
+    def launch(
+        tensors: DecodeTensors, *, is_causal: bool, scale: float, softcap: float | None, config: KernelConfig
+    ) -> None:
+        launch_kernels(WRONG[name](tensors), is_causal=is_causal, scale=scale, softcap=softcap, config=config)
 
     with pytest.raises(WrongResultError):
         verify(key, config, 1, DEVICE, launch)
