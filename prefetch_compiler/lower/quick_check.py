@@ -28,6 +28,8 @@ MAX_BATCH = 2
 MAX_CACHE_BYTES = 16 << 20
 # One for each query and key; a mask may have as many values.
 MAX_SCORES = 1 << 22
+# Scores of normal queries and keys come as far. A cap of a model's own, well above them, would do next to nothing.
+REACHED_SOFTCAP = 2.0
 # Tiles for each split: enough to fill the longest pipeline and to drain it.
 _TILES_PER_SPLIT = 10
 # Keys beyond the last whole tile.
@@ -83,7 +85,7 @@ def small(spec: AttentionSpec, config: KernelConfig) -> AttentionSpec:
         whole,
         q_len=spec.q_len,
         scale=spec.scale,
-        softcap=spec.softcap,
+        softcap=None if spec.softcap is None else min(spec.softcap, REACHED_SOFTCAP),
         out_heads_first=spec.out_heads_first,
         symbolic=frozenset(),
     )

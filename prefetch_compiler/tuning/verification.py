@@ -30,6 +30,7 @@ from ..device import profile
 from ..error_bound import Yardstick, yardstick
 from ..errors import InadmissibleConfigError
 from ..lower.launch import allocate, launch_kernels
+from ..lower.quick_check import REACHED_SOFTCAP
 from ..lower.specialise import DecodeTensors
 from ..select.admissible import why_inadmissible
 from ..spec import AttentionSpec, MaskKind
@@ -157,7 +158,8 @@ def _problems(
 
 
 def _spec(key: TuningKey, batch: int, capacity: int) -> AttentionSpec:
-    return key.at(batch=batch, capacity=capacity).spec()
+    spec = key.at(batch=batch, capacity=capacity).spec()
+    return spec if spec.softcap is None else replace(spec, softcap=REACHED_SOFTCAP)
 
 
 def _bytes_per_key(key: TuningKey) -> int:

@@ -1,4 +1,5 @@
-"""Kernels over paged, quantised, and paged quantised caches compile for GPUs that need not be here, in every partition.
+"""Kernels over paged, quantised, and paged quantised caches compile for GPUs that need not be here, in every partition,
+with and without soft caps and sinks.
 
 What the heuristic chooses is compiled in ``test_heuristic_compiles``; here each partition is, and TMA where there is
 TMA.
@@ -21,10 +22,17 @@ PARTITIONS = list(Partition)
 SHAPE = {"batch": 4, "mask": MaskKind.LENGTHS}
 PAGED = site(8, 2, 64, page_size=64, q_len=2, is_causal=True, **SHAPE)  # type: ignore[arg-type]
 SMALL_PAGES = site(8, 2, 64, page_size=16, **SHAPE)  # type: ignore[arg-type]
+CAPPED = {"softcap": 50.0, "sink": True}
 CACHES: dict[str, list[AttentionSpec]] = {
-    "quantised": [quantised(site(8, 2, 64), E4M3), quantised(site(8, 2, 64, mask=MaskKind.NONE), INT8, TOKEN)],
-    "paged": [PAGED, SMALL_PAGES],
-    "paged and quantised": [quantised(PAGED, E5M2, TOKEN), quantised(SMALL_PAGES, E4M3, TOKEN)],
+    "quantised": [
+        quantised(site(8, 2, 64), E4M3),
+        replace(quantised(site(8, 2, 64, mask=MaskKind.NONE), INT8, TOKEN), **CAPPED),  # type: ignore[arg-type]
+    ],
+    "paged": [PAGED, replace(SMALL_PAGES, **CAPPED)],  # type: ignore[arg-type]
+    "paged and quantised": [
+        quantised(replace(PAGED, **CAPPED), E5M2, TOKEN),  # type: ignore[arg-type]
+        quantised(SMALL_PAGES, E4M3, TOKEN),
+    ],
 }
 
 

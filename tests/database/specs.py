@@ -79,4 +79,6 @@ def specs(draw: st.DrawFn) -> AttentionSpec:
         out_heads_first=draw(st.booleans()),
         symbolic=frozenset(draw(st.sets(st.sampled_from(("batch", "kv_len"))))),
         page_size=page_size,
+        softcap=draw(st.sampled_from((None, 30.0))),
+        sink=draw(st.booleans()),
     )

@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
@@ -38,7 +39,8 @@ PAGED = [
     for mask in (MaskClass.LENGTHS, MaskClass.CAUSAL_LENGTHS)
     for feature in (Feature.PAGE1, Feature.PAGE64)
 ]
-PLAIN_KEYS = [*MASKED, *PAGED]
+CAPPED = [replace(KEY, mask=MaskClass.LENGTHS, features=(Feature.PAGE64, Feature.SINK, Feature.SOFTCAP))]
+PLAIN_KEYS = [*MASKED, *PAGED, *CAPPED]
 QUANTISED_KEYS = [quantised_key(key, "int8", scales) for key in PLAIN_KEYS for scales in ("head", "token")]
 KEYS = [*PLAIN_KEYS, *QUANTISED_KEYS]
 
@@ -103,9 +105,9 @@ def test_each_mask_class_has_its_features() -> None:
 
 @pytest.mark.parametrize("key", QUANTISED_KEYS, ids=lambda key: key.name)
 def test_scales_for_each_token_are_features(key: TuningKey) -> None:
-    paging = tuple(feature for feature in key.features if feature.page_size)
-    plain = replace(key, kv_dtype=key.dtype, features=paging)
-    features = {"key_token_scales", "value_token_scales"} if len(key.features) > len(paging) else set()
+    scales = {Feature.KEY_TOKEN_SCALES, Feature.VALUE_TOKEN_SCALES}
+    plain = replace(key, kv_dtype=key.dtype, features=tuple(one for one in key.features if one not in scales))
+    features = {one.value for one in scales & set(key.features)}
     assert QUANTISED.features_of(key) == SPLIT_KV.features_of(plain) | features
 
 
@@ -139,7 +141,12 @@ def test_what_is_tuned_here_is_not_stale_here() -> None:
 
 def text_of(folder: Path, key: TuningKey) -> str:
     template = template_of(key)
-    return Program(Sources(folder), template.entries, template.absent_values(template.features_of(key))).text()
+    return _text_with(folder, template, template.features_of(key))
+
+
+@lru_cache(maxsize=128)
+def _text_with(folder: Path, template: Template, features: frozenset[str]) -> str:
+    return Program(Sources(folder), template.entries, template.absent_values(features)).text()
 
 
 def edited(folder: Path, edit: Callable[[str, str], str]) -> Path:

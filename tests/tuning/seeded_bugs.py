@@ -25,10 +25,11 @@ ADDITIVE = replace(BOOL, mask=MaskClass.ADDITIVE, mask_dtype="float16")
 PLAIN = replace(BOOL, mask=MaskClass.NONE)
 # More tiles than splits.
 LONGER = replace(BOOL, capacity_bucket=max(64, CAPACITY))
-PAGE16 = replace(LONGER, kv_heads=1, mask=MaskClass.LENGTHS, features=(Feature.PAGE16,))
+PAGE16 = replace(BOOL, kv_heads=1, mask=MaskClass.LENGTHS, features=(Feature.PAGE16,))
 CAUSAL_PAGE16 = replace(PAGE16, mask=MaskClass.CAUSAL_LENGTHS, q_len_bucket=4)
-PAGE64 = replace(PAGE16, features=(Feature.PAGE64,))
+PAGE64 = replace(PAGE16, capacity_bucket=LONGER.capacity_bucket, features=(Feature.PAGE64,))
 CAUSAL = replace(BOOL, mask=MaskClass.CAUSAL, q_len_bucket=4)
+CAPPED = replace(BOOL, kv_heads=1, features=(Feature.SINK, Feature.SOFTCAP))
 
 ONE_SPLIT = KernelConfig(block_kv=16, num_splits=1, num_warps=4, num_stages=2)
 SPLIT = replace(ONE_SPLIT, num_splits=3)
@@ -44,10 +45,14 @@ QUANTISED_BOOL = replace(
     quantised_key(replace(BOOL, kv_heads=1), "e4m3", "token"), value_dim=32, alignment=Alignment.TMA
 )
 QUANTISED_HEAD = replace(quantised_key(BOOL, "e4m3", "head"), value_dim=32, alignment=Alignment.TMA)
+QUANTISED_CAPPED = replace(
+    QUANTISED_BOOL, features=(Feature.KEY_TOKEN_SCALES, Feature.SINK, Feature.SOFTCAP, Feature.VALUE_TOKEN_SCALES)
+)
 QUANTISED_PAGE16 = replace(quantised_key(PAGE16, "e4m3", "token"), value_dim=32, alignment=Alignment.TMA)
 QUANTISED_PAGE64 = replace(quantised_key(PAGE64, "e4m3", "token"), value_dim=32, alignment=Alignment.TMA)
 QUANTISED_SPLIT = replace(SPLIT, num_splits=2, num_warps=2, operand_order=OperandOrder.KQ)
-QUANTISED_TMA = replace(QUANTISED_SPLIT, num_splits=1, load_path=LoadPath.TMA)
+QUANTISED_ONE = replace(QUANTISED_SPLIT, num_splits=1)
+QUANTISED_TMA = replace(QUANTISED_ONE, load_path=LoadPath.TMA)
 RIGHT = {
     "bool, one split": (BOOL, ONE_SPLIT),
     "bool, split": (BOOL, SPLIT),
@@ -63,10 +68,13 @@ RIGHT = {
     "no mask": (PLAIN, SPLIT),
     "causal": (CAUSAL, ONE_SPLIT),
     "pages": (PAGE16, replace(ONE_SPLIT, block_kv=32)),
-    "pages, causal": (CAUSAL_PAGE16, ONE_SPLIT),
-    "quantised, split": (QUANTISED_BOOL, QUANTISED_SPLIT),
+    "pages, causal, capped, with sinks": (
+        replace(CAUSAL_PAGE16, features=(*CAUSAL_PAGE16.features, Feature.SINK, Feature.SOFTCAP)), ONE_SPLIT,
+    ),
+    "capped, with sinks, in place": (CAPPED, IN_PLACE),
+    "quantised, split, capped, with sinks": (QUANTISED_CAPPED, QUANTISED_SPLIT),
     "quantised pages by TMA": (QUANTISED_PAGE64, QUANTISED_TMA),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -212,34 +220,48 @@ SEEDED_BUGS: dict[str, SeededBug] = {
     "causal past the diagonal": decode(
         CAUSAL, ONE_SPLIT, "<= along_keys(row_query, KEYS_AXIS)", "<= along_keys(row_query, KEYS_AXIS) + 1"
     ),
+    "dropped soft cap": decode(
+        CAPPED, ONE_SPLIT, "scores = soft_cap(scores * score_scale, softcap)", "scores = scores * score_scale"
+    ),
+    "a sink in every split": decode(CAPPED, SPLIT, "row_valid & (split == 0), EXP2_SCALE", "row_valid, EXP2_SCALE"),
+    "one sink for all heads": softmax(CAPPED, ONE_SPLIT, "sink_ptr + row_head", "sink_ptr + 0 * row_head"),
+    "sinks of another base": softmax(
+        CAPPED, ONE_SPLIT, "sink * (1.4426950408889634 / EXP2_SCALE)", "sink * 1.4426950408889634"
+    ),
+    "dropped soft cap over a quantised cache": quantised(
+        QUANTISED_CAPPED, QUANTISED_ONE, "scores = soft_cap(scores, softcap)", "pass"
+    ),
+    "a sink in every split of a quantised cache": quantised(
+        QUANTISED_CAPPED, QUANTISED_SPLIT, "row_valid & (split == 0), EXP2_SCALE", "row_valid, EXP2_SCALE"
+    ),
     "dropped mask over a quantised cache": masking(
-        QUANTISED_BOOL, QUANTISED_SPLIT,
+        QUANTISED_BOOL, QUANTISED_ONE,
         'bias = tl.where(tl.load(pointers, mask=needed, other=1) != 0, 0.0, float("-inf"))', "pass",
     ),
     "odd columns of K with the even ones of Q": quantised(
-        QUANTISED_BOOL, QUANTISED_SPLIT, "unpack_byte(k, FORMAT, True, ASSEMBLY), q_odd",
+        QUANTISED_BOOL, QUANTISED_ONE, "unpack_byte(k, FORMAT, True, ASSEMBLY), q_odd",
         "unpack_byte(k, FORMAT, True, ASSEMBLY), q_even",
     ),
     "odd columns of V for the even ones": quantised(
-        QUANTISED_BOOL, QUANTISED_SPLIT, "tl.trans(unpack_byte(v, FORMAT, False, ASSEMBLY))",
+        QUANTISED_BOOL, QUANTISED_ONE, "tl.trans(unpack_byte(v, FORMAT, False, ASSEMBLY))",
         "tl.trans(unpack_byte(v, FORMAT, True, ASSEMBLY))",
     ),
     "scales of K dropped": quantised(
-        QUANTISED_BOOL, QUANTISED_SPLIT, "scores *= k_scale[:, None]", "pass"
+        QUANTISED_BOOL, QUANTISED_ONE, "scores *= k_scale[:, None]", "pass"
     ),
     "one scale of K for all heads": quantised(
-        QUANTISED_HEAD, QUANTISED_SPLIT, "k_scale_batch_stride, k_scale_head_stride, 1",
+        QUANTISED_HEAD, QUANTISED_ONE, "k_scale_batch_stride, k_scale_head_stride, 1",
         "k_scale_batch_stride, 0 * k_scale_head_stride, 1",
     ),
     "accumulators not taken to a larger scale of V": quantised(
-        replace(QUANTISED_BOOL, capacity_bucket=LONGER.capacity_bucket), replace(QUANTISED_SPLIT, num_splits=1),
+        replace(QUANTISED_BOOL, capacity_bucket=LONGER.capacity_bucket), QUANTISED_ONE,
         "shrink *= peak / new_peak", "pass",
     ),
     "largest scale of V not given back": quantised(
-        QUANTISED_BOOL, QUANTISED_SPLIT, "result_scale *= peak", "result_scale *= 1.0"
+        QUANTISED_BOOL, QUANTISED_ONE, "result_scale *= peak", "result_scale *= 1.0"
     ),
     "the first tile's page for all of a quantised cache": quantised(
-        QUANTISED_PAGE16, replace(QUANTISED_SPLIT, num_splits=1), "pages = next_pages", "pages = pages"
+        QUANTISED_PAGE16, QUANTISED_ONE, "pages = next_pages", "pages = pages"
     ),
     "scales of every key from its page's first": quantised(
         QUANTISED_PAGE64, QUANTISED_TMA, "page_stride, STRIDE, BLOCK_KV", "page_stride, 0, BLOCK_KV"
