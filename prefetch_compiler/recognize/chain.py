@@ -10,7 +10,7 @@ from ..errors import Refused
 from .axes import Dims, Group, after, resolved, shape_of
 from .compose import aligned, composed_mask
 from .marked import stored_pair
-from .reshape import as_dtype, permute, spread
+from .reshape import as_dtype, contiguous, permute, spread
 from .scores import Factor, Scores, as_product, read_scores
 from .sdpa import require_dtypes, require_head_dims
 from .sinks import sink_per_head
@@ -178,7 +178,9 @@ class _Chain:
         """(batch, heads, q, value_dim) as the product of probabilities and values has it."""
         output = self._output
         spread_out = spread(self._graph, result, self._order, [output.lead, output.rows])
-        return as_dtype(self._graph, _flip(self._graph, spread_out, output.flipped), output.node.meta["val"].dtype)
+        # Views of the product rely on its strides.
+        whole = contiguous(self._graph, _flip(self._graph, spread_out, output.flipped))
+        return as_dtype(self._graph, whole, output.node.meta["val"].dtype)
 
 
 def _flip(graph: Graph, tensor: Node, flipped: bool) -> Node:

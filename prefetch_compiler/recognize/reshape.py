@@ -89,10 +89,18 @@ def reshape(graph: Graph, tensor: Node, sizes: Sequence[SizeArgument]) -> Node:
     if unchanged:
         return tensor
     if not _viewable(tensor, sizes):
-        copy = graph.call_function(aten.clone.default, (tensor,), {"memory_format": torch.contiguous_format})
-        copy.meta["val"] = tensor.meta["val"].clone(memory_format=torch.contiguous_format)
-        tensor = copy
+        tensor = _copy(graph, tensor)
     return insert_call(graph, aten.view.default, tensor, list(sizes))
+
+
+def contiguous(graph: Graph, tensor: Node) -> Node:
+    return tensor if tensor.meta["val"].is_contiguous() else _copy(graph, tensor)
+
+
+def _copy(graph: Graph, tensor: Node) -> Node:
+    copy = graph.call_function(aten.clone.default, (tensor,), {"memory_format": torch.contiguous_format})
+    copy.meta["val"] = tensor.meta["val"].clone(memory_format=torch.contiguous_format)
+    return copy
 
 
 def _viewable(tensor: Node, sizes: Sequence[SizeArgument]) -> bool:

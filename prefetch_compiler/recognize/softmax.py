@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 
-from ..errors import Refused
 from .sdpa import NotDecode, require_decode_length, require_device
 from .sizes import same
 
@@ -54,10 +53,9 @@ def marker_arguments(node: Node, any_device: bool = False) -> tuple[Any, ...]:
         int(heads)  # a guard where dynamic=True made it a symbol: it never changes in a model
     if not any_device:
         require_device(value)
-    dtype = _argument(node, 3 if node.target is F.softmax else 2, "dtype")
-    if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise Refused("the dtype of the softmax is not a constant of the graph")
-    return scores, dtype
+    # What it returns: its dtype argument, or what autocast makes of it, which knows nothing of the marker.
+    dtype = node.meta["example_value"].dtype
+    return scores, None if dtype == value.dtype else dtype
 
 
 def _value(node: Any) -> torch.Tensor | None:

@@ -20,7 +20,7 @@ from prefetch_compiler.config import KernelConfig
 from prefetch_compiler.database.device_identity import identity_of
 from prefetch_compiler.database.document import Database, encode
 from prefetch_compiler.database.key import key_of
-from prefetch_compiler.device import profile
+from prefetch_compiler.device import REFERENCE_DEVICES, profile
 from prefetch_compiler.lower import precompile as precompile_module
 
 from ..database.examples import measured
@@ -84,6 +84,7 @@ def test_precompiling_says_how_long_each_kernel_took(
     kernel = SimpleNamespace(__name__="_some_kernel")
     call = SimpleNamespace(kernel=kernel, precompile=lambda: None)
     monkeypatch.setattr(precompile_module, "kernel_calls", lambda *_: [call])
+    monkeypatch.setattr(precompile_module, "profile_of", lambda device: REFERENCE_DEVICES[90])
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     with caplog.at_level("DEBUG", logger="prefetch_compiler"):
         precompile_module.precompile(GOLDEN.specs[0], KernelConfig(16, 2, 1, 2), torch.device("cuda"))

@@ -52,6 +52,14 @@ def _cubed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (_scores(q, k) ** 3).softmax(-1) @ v
 
 
+def _in_whole_numbers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return _scores(q, k).to(torch.int32).float().softmax(-1) @ v
+
+
+def _weights_in_eight_bits(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return _scores(q, k).softmax(-1).to(torch.float8_e4m3fn).float() @ v
+
+
 def _filled_with_five(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _scores(q, k).masked_fill(torch.arange(20) % 2 == 0, -5.0).softmax(-1) @ v
 
@@ -87,6 +95,8 @@ REFUSED: dict[str, tuple[Program, str]] = {
     "scores returned": (_kept_scores, "scores are used elsewhere too"),
     "probabilities changed": (_renormalised, "probabilities go through aten.mul"),
     "scores cubed": (_cubed, "go through aten.pow"),
+    "scores in whole numbers": (_in_whole_numbers, "convert_element_type"),
+    "probabilities in eight bits": (_weights_in_eight_bits, "convert_element_type"),
     "a fill that hides nothing": (_filled_with_five, "filled with -5"),
     "keys weighted": (_weighted_keys, "differs between keys"),
     "two sinks": (_two_sinks, "more than one column"),

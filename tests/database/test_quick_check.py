@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,10 +25,6 @@ CONFIG = KernelConfig(32, 3, 4, 2, merge=Merge.INPLACE)
 BOOL, ADDITIVE, NONE, LENGTHS = MaskKind.BOOL, MaskKind.ADDITIVE, MaskKind.NONE, MaskKind.LENGTHS
 
 
-def _capped(spec: AttentionSpec) -> AttentionSpec:
-    return replace(spec, softcap=50.0, sink=True)
-
-
 SPECS = {
     "grouped": site(6, 2, 16, kv_len=100, batch=5),
     "additive, values narrower": site(4, 4, 32, value_dim=16, kv_len=70, q_len=3, mask=ADDITIVE, mask_per_row=True),
@@ -37,8 +32,10 @@ SPECS = {
     "causal": site(2, 1, 16, kv_len=90, q_len=4, mask=NONE, is_causal=True),
     "one key": site(2, 1, 16, kv_len=1, mask=BOOL),
     "float32": site(4, 2, 24, kv_len=64, dtype=torch.float32),
-    "capped, with sinks": _capped(site(6, 2, 16, kv_len=100, batch=5)),
-    "pages, capped, with sinks": _capped(site(4, 2, 16, kv_len=96, batch=5, mask=LENGTHS, page_size=32)),
+    "capped, with sinks": site(6, 2, 16, kv_len=100, batch=5, softcap=50.0, sink=True),
+    "pages, capped, with sinks": site(
+        4, 2, 16, kv_len=96, batch=5, mask=LENGTHS, page_size=32, softcap=50.0, sink=True
+    ),
 }
 
 

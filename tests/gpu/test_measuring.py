@@ -128,14 +128,14 @@ def test_caches_are_found_cold() -> None:
     state = session(key)
     config = choose(key.spec(), profile(DEVICE))
     cold = medians(state.trial(config, 0.5))[-1]
-    k, v = state.caches[0]
+    cache = state.caches[0]
     spec = key.spec()
 
     def read_again() -> None:
         for _ in range(50):
             launch_decode(
-                state.q_source, k, v, state.expanded, state.bounds, is_causal=False, scale=spec.scale, heads_first=True,
-                config=config,
+                state.q_source, cache.k, cache.v, state.expanded, state.bounds, is_causal=False, scale=spec.scale,
+                heads_first=True, config=config,
             )  # fmt: skip
 
     graph = state._graph(read_again)

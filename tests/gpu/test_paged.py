@@ -95,7 +95,8 @@ def test_every_way_to_load_quantised_pages(
 def called(problem: PagedProblem) -> Tensor:
     return paged_decode_attention(
         problem.q, problem.key_pages, problem.value_pages, problem.table, problem.lengths, problem.key_scale,
-        problem.value_scale, is_causal=problem.causal, scale=problem.scale, options=STRICT,
+        problem.value_scale, is_causal=problem.causal, scale=problem.scale, softcap=problem.softcap, sink=problem.sink,
+        options=STRICT,
     )  # fmt: skip
 
 
@@ -105,6 +106,13 @@ def called(problem: PagedProblem) -> Tensor:
 def test_several_queries(length_dtype: torch.dtype, causal: bool, kv_dtype: torch.dtype | None) -> None:
     problem = llama_like(16, (0, 3, 500, 1024, 2047), q_len=5, causal=causal, kv_dtype=kv_dtype)
     assert_within_bound(called(replace(problem, lengths=problem.lengths.to(length_dtype))), problem)
+
+
+@pytest.mark.parametrize("kv_dtype", [None, E4M3, INT8], ids=str)
+@pytest.mark.parametrize("extra", [{"softcap": 2.0}, {"sink": True}, {"softcap": 2.0, "sink": True}], ids=str)
+def test_soft_caps_and_sinks(extra: dict[str, Any], kv_dtype: torch.dtype | None) -> None:
+    problem = llama_like(16, q_len=2, causal=True, kv_dtype=kv_dtype, **extra)
+    assert_within_bound(called(problem), problem)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,105 @@
+"""Random attention modules, compiled and compared with the float64 oracle and with what eager leaves in the caches.
+
+KVPREFETCH_FUZZ_MODULES says how many modules (2,000 without it). A graph holds several, as a model does; what fails is
+reduced to the fewest and plainest. The kernels have tests of their own, so most graphs run with PyTorch in their place.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from prefetch_compiler.lower import ops
+from prefetch_compiler.reference import same_dtype_attention
+from prefetch_compiler.report import collect_reports
+
+from ..contract.error_bounds import assert_within_bound
+from ..contract.golden.graph import Attention, noted
+from ..contract.golden.run import recorded_attention
+from ..contract.uncompiled import graphs_run_uncompiled
+from .attention_modules import Module, modules, together
+
+MODULES = int(os.environ.get("KVPREFETCH_FUZZ_MODULES", "2000"))
+# Hypothesis draws half as many on average.
+MOST_PER_GRAPH = 10
+PER_GRAPH = MOST_PER_GRAPH // 2
+# One graph in so many runs our kernels.
+KERNELS_EVERY = 10
+
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def _afresh() -> Iterator[None]:
+    yield
+    torch._dynamo.reset()
+
+
+def _by_pytorch(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bounds: Tensor | None, **given: Any) -> Tensor:
+    """In place of the kernels: keys outside the bounds are not read."""
+    if bounds is not None:
+        keys = torch.arange(k.shape[2], device=k.device)
+        outside = ((keys < bounds[:, :1]) | (keys >= bounds[:, 1:2]))[:, None, :, None]
+        k, v = k.masked_fill(outside, 0.0), v.masked_fill(outside, 0.0)
+        hidden = outside.transpose(2, 3)
+        if mask is not None and mask.dtype is torch.bool:
+            mask = mask & ~hidden
+        elif mask is not None:
+            mask = mask.masked_fill(hidden, float("-inf"))
+    wanted = ("is_causal", "scale", "softcap", "sink")
+    return same_dtype_attention(q, k, v, mask, **{name: given[name] for name in wanted})
+
+
+def _run_eagerly(found: list[Module]) -> tuple[list[dict[str, Any]], list[Attention]]:
+    """The inputs as they are left, and what each module attends to."""
+    inputs, problems = [module.inputs() for module in found], []
+    noted()
+    for module, given_ in zip(found, inputs, strict=True):
+        with recorded_attention() as calls:
+            module.program()(given_)
+        problems += [*calls, *noted()]
+    return inputs, problems
+
+
+def _check(found: list[Module]) -> None:
+    with torch.no_grad():
+        left, problems = _run_eagerly(found)
+        inputs = [module.inputs() for module in found]
+        torch._dynamo.reset()
+        with graphs_run_uncompiled(), collect_reports() as report:
+            outputs = torch.compile(together(found), backend="kvprefetch", fullgraph=True)(inputs)
+    assert len(report.lowered) == len(report.sites) == len(found), str(report)
+    for module, output, problem in zip(found, outputs, problems, strict=True):
+        assert_within_bound(module.heads_apart(output), problem)
+    for have, want in zip(inputs, left, strict=True):
+        for name in ("keys", "values"):
+            assert torch.equal(have[name], want[name]), f"{name} are not what eager leaves"
+
+
+several = st.lists(modules(), min_size=1, max_size=MOST_PER_GRAPH)
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_random_modules_follow_the_oracle(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "launch_decode", _by_pytorch)
+
+    @settings(max_examples=max(1, MODULES // PER_GRAPH // 4))
+    @given(several)
+    def check(found: list[Module]) -> None:
+        _check(found)
+
+    check.hypothesis.inner_test.__name__ = f"check_{part}"  # type: ignore[attr-defined]
+    check()
+
+
+@settings(max_examples=max(1, MODULES // PER_GRAPH // KERNELS_EVERY))
+@given(several)
+def test_random_modules_through_the_kernels_follow_the_oracle(found: list[Module]) -> None:
+    _check(found)
