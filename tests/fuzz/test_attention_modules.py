@@ -7,21 +7,24 @@ reduced to the fewest and plainest. The kernels have tests of their own, so most
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from prefetch_compiler.lower import ops
+from prefetch_compiler.recognize import scores
 from prefetch_compiler.reference import same_dtype_attention
 from prefetch_compiler.report import collect_reports
 
 from ..contract.error_bounds import assert_within_bound
 from ..contract.golden.graph import Attention, noted
+from ..contract.golden.products import Products
 from ..contract.golden.run import recorded_attention
 from ..contract.uncompiled import graphs_run_uncompiled
 from .attention_modules import Module, modules, together
@@ -97,6 +100,25 @@ def test_random_modules_follow_the_oracle(part: int, monkeypatch: pytest.MonkeyP
 
     check.hypothesis.inner_test.__name__ = f"check_{part}"  # type: ignore[attr-defined]
     check()
+
+
+def test_a_blind_pass_is_caught_and_the_failure_reduced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "launch_decode", _by_pytorch)
+    monkeypatch.setattr(scores, "_cap", lambda found: None)
+
+    def caught(found: list[Module]) -> bool:
+        try:
+            _check(found)
+        except AssertionError as error:
+            return "err too much" in str(error)
+        return False
+
+    wanted = settings(max_examples=100, database=None, phases=(Phase.generate, Phase.shrink))
+    (module,) = find(several, caught, settings=wanted, random=random.Random(1))
+    assert isinstance(module.attention, Products)
+    assert module.attention.softcap is not None
+    assert not module.written
+    assert not module.merged
 
 
 @settings(max_examples=max(1, MODULES // PER_GRAPH // KERNELS_EVERY))
