@@ -1,8 +1,8 @@
 """Random attention modules, compiled and compared with the float64 oracle and with what eager leaves in the caches.
 
 KVPREFETCH_FUZZ_MODULES says how many modules: 2,000 without it, always the same, and with it others each time. A graph
-holds several, as a model does; what fails is reduced to the fewest and plainest. The kernels have tests of their own, so
-most graphs run with PyTorch in their place.
+holds several, as a model does; what fails is reduced to the fewest and plainest. The kernels have tests of their own,
+so most graphs run with PyTorch in their place.
 """
 
 from __future__ import annotations
