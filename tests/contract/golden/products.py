@@ -148,7 +148,7 @@ class Products:
         return attend
 
     def steps(self) -> Sequence[Inputs]:
-        draw = Draw(len(self.name), self.dtype)
+        draw = Draw(11, self.dtype)
         stored = (KV_LEN, KV_HEADS) if self.length_first else (KV_HEADS, KV_LEN)
         return [
             {
