@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from prefetch_compiler.lower import mark, ops, rewrite
-from prefetch_compiler.recognize import bounds, chain, compose, marked, scores, sdpa, views
+from prefetch_compiler.recognize import bounds, chain, changes, compose, marked, sdpa, views
 from prefetch_compiler.recognize.bounds import mask_bounds
 from prefetch_compiler.recognize.sdpa import SdpaCall
 from prefetch_compiler.recognize.trace import insert_call
@@ -150,36 +150,36 @@ def to_unread_writes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def to_scale_of_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scores, "_scale", lambda found, factor: None)
+    monkeypatch.setattr(changes, "scale", lambda found, factor: None)
 
 
 def to_scale_of_bias(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is multiplied after a bias was added multiplies the product alone."""
-    monkeypatch.setattr(scores, "_scaled_term", lambda term, factor: term)
+    monkeypatch.setattr(changes, "scaled_term", lambda term, factor: term)
 
 
 def to_softcap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scores, "_cap", lambda found: None)
+    monkeypatch.setattr(changes, "cap", lambda found: None)
 
 
 def to_bias(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scores, "_adds", lambda bias: lambda found: None)
+    monkeypatch.setattr(changes, "adds", lambda bias: lambda found: None)
 
 
 def to_fill(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scores, "_fills", lambda fill: lambda found: None)
+    monkeypatch.setattr(changes, "fills", lambda fill: lambda found: None)
 
 
 def to_fill_polarity(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether a condition says what is filled or what is not."""
-    fills = scores._fills
-    monkeypatch.setattr(scores, "_fills", lambda fill: fills(replace(fill, where=not fill.where)))
+    fills = changes.fills
+    monkeypatch.setattr(changes, "fills", lambda fill: fills(replace(fill, where=not fill.where)))
 
 
 def to_fill_value(monkeypatch: pytest.MonkeyPatch) -> None:
     """All fills are -inf."""
-    fills = scores._fills
-    monkeypatch.setattr(scores, "_fills", lambda fill: fills(replace(fill, value=float("-inf"))))
+    fills = changes.fills
+    monkeypatch.setattr(changes, "fills", lambda fill: fills(replace(fill, value=float("-inf"))))
 
 
 def to_factor(monkeypatch: pytest.MonkeyPatch) -> None:
