@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from . import sdpa, softmax
+from . import flex_call, sdpa, softmax
+from .flex_marker import MARKED_FLEX, hand_on
 from .marker import MARKED_SDPA, call_sdpa
 from .softmax_marker import MARKED_SOFTMAX, call_softmax
 
 
 @dataclass(frozen=True)
 class Markable:
-    """A node of a Dynamo graph that a marker can stand in for.
+    """A node of a Dynamo graph that a marker can stand in for, or, where it takes the node itself, behind.
 
     Attributes:
         form: what reports call it.
@@ -36,6 +37,7 @@ class Markable:
 MARKABLE: tuple[Markable, ...] = (
     Markable("sdpa", MARKED_SDPA, sdpa.is_sdpa, sdpa.marker_arguments, call_sdpa),
     Markable("softmax", MARKED_SOFTMAX, softmax.is_attention_softmax, softmax.marker_arguments, call_softmax),
+    Markable("flex", MARKED_FLEX, flex_call.is_flex_output, flex_call.marker_arguments, hand_on),
 )
 
 
