@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from ..errors import Refused
 from ..spec import MAX_Q_LEN
 from .flex_call import BlockLists, FlexCall
 from .index_functions import for_all_indices, inlined, is_always, part_for
 from .scores import constant_of
-from .sizes import Size, same
+from .sizes import Size
 from .views import aten
 
 # The block size by which PyTorch says that there are no blocks: longer than any cache.
@@ -34,7 +33,6 @@ def visible(graph: Graph, before: Node, call: FlexCall) -> Node | None:
             return None
         operands = [call.q, call.k, *call.mask_buffers]
         return inlined(graph, before, lambda *given: _asked(part, *given), ("mask_mod", part.code), operands)
-    _require_same_batch_and_heads(call)
     lengths = (lists.q_block, lists.kv_block)
     operands = [
         call.q, call.k, lists.counts, lists.indices, lists.full_counts, lists.full_indices, *call.mask_buffers,
@@ -54,15 +52,6 @@ def _lists_all(lists: BlockLists, kv_len: Size) -> bool:
         return False
     holds_all_keys = lists.kv_block >= NO_BLOCKS or (isinstance(kv_len, int) and kv_len <= lists.kv_block)
     return holds_all_keys and _filled_with(lists.counts, 1) and _filled_with(lists.indices, 0)
-
-
-def _require_same_batch_and_heads(call: FlexCall) -> None:
-    have, want = call.lists.counts.meta["val"].shape[:2], call.q.meta["val"].shape[:2]
-    if not all(same(own, 1) or same(own, size) for own, size in zip(have, want, strict=True)):
-        raise Refused(
-            f"the block mask is for {tuple(have)} sequences and heads, the query has {tuple(want)}: create it for as "
-            "many, or for one"
-        )
 
 
 def _filled_with(node: Node, value: int) -> bool:

@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 
 from ..errors import Refused
 from .sdpa import is_heads_first, require_decode_operands, require_inference
+from .sizes import same
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,21 @@ def marker_arguments(node: Node, any_device: bool = False) -> tuple[Any, ...]:
     require_inference(q, k, v)
     require_decode_operands(q, k, v, None, node, enable_gqa=True, any_device=any_device)
     is_heads_first(node.meta["example_value"])
+    _require_broadcast(block_mask[2], q)
     for size in block_mask[-3:-1]:
         _block_size(size, "example_value")
     return (node,)
+
+
+def _require_broadcast(counts: Node, q: Node) -> None:
+    """A block mask of one or as many sequences and heads as the query, or Refused. With a guard where it is as many and
+    the query's are symbols: other block masks would not fit either."""
+    have, want = counts.meta["example_value"].shape[:2], q.meta["example_value"].shape[:2]
+    if not all(same(own, 1) or bool(own == size) for own, size in zip(have, want, strict=True)):
+        raise Refused(
+            f"the block mask is for {tuple(have)} sequences and heads, the query has {tuple(want)}: create it for as "
+            "many, or for one"
+        )
 
 
 def read_call(node: Node) -> FlexCall:
