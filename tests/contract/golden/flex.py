@@ -172,8 +172,8 @@ class Flex:
         return 1 / math.sqrt(DIM) if self.scale is None else self.scale
 
     def steps(self) -> Sequence[Inputs]:
-        draw = Draw(len(self.name), self.dtype)
-        full = Draw(len(self.name) + 1)
+        draw = Draw(5, self.dtype)
+        full = Draw(6)
         buffers = {
             "held": torch.tensor(self.held, device=DEVICE),
             "first": torch.tensor([0, 3, 6], device=DEVICE),
