@@ -14,6 +14,8 @@ from torch.fx import GraphModule
 from torch.nn.attention import flex_attention as flex
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
+from prefetch_compiler.errors import Refused
+from prefetch_compiler.lower import rewrite
 from prefetch_compiler.lower.mark import mark
 from prefetch_compiler.recognize.flex_marker import MARKED_FLEX
 from prefetch_compiler.report import Report, SiteReport, collect_reports
@@ -93,6 +95,19 @@ def test_what_is_not_understood_stays_flex_attention(name: str) -> None:
     (site,) = report.sites
     assert not site.lowered
     assert reason in site.reason
+    assert (_count(graph, flex_operator), _count(graph, MARKED_FLEX)) == (1, 0)
+
+
+def test_a_site_that_fails_to_lower_stays_flex_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise Refused("not this one")
+
+    program = _with(lambda s, b, h, m, n: s + n)
+    operands = _operands()
+    monkeypatch.setattr(rewrite, "select", refuse)
+    actual, report, graph = _run(program, operands)
+    torch.testing.assert_close(actual, program(*operands))
+    assert "not this one" in report.sites[0].reason
     assert (_count(graph, flex_operator), _count(graph, MARKED_FLEX)) == (1, 0)
 
 

@@ -234,6 +234,7 @@ _MASKS = [
     Flex("flex_small_blocks", mask="window", q_len=5, blocks=(2, 4)),
     Flex("flex_small_blocks_of_heads", mask="heads", q_len=3, blocks=(32, 8)),
     Flex("flex_rows_of_nothing", mask="not_first_query", q_len=3),
+    Flex("flex_biased_rows_of_nothing", mask="not_first_query", bias="relative", q_len=3),
     Flex("flex_repeated", mask="causal", repeated=True),
     Flex("flex_narrow_values", mask="causal", value_dim=8, q_len=16),
     Flex("flex_bfloat16", mask="causal", dtype=torch.bfloat16),
