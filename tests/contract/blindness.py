@@ -279,10 +279,6 @@ def to_head_index(monkeypatch: pytest.MonkeyPatch) -> None:
     _other_indices(lambda found: found[:, :1])(monkeypatch)
 
 
-def to_query_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    _other_indices(lambda found: found[:, :, :1])(monkeypatch)
-
-
 def to_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a function of indices captured is taken for zeros."""
 

@@ -56,7 +56,7 @@ _SOME = ("matmul", "grouped_einsum", "grouped_matmul", "length_first", "bmm", "s
 _PRODUCTS = [golden for golden in products.GOLDEN if golden.name in _SOME]
 
 
-_FLEX = [golden for golden in flex.GOLDEN if golden.name in ("flex_small_blocks", "flex_two_layers")]
+_FLEX = [golden for golden in flex.GOLDEN if golden.name == "flex_small_blocks"]
 
 # Where even the hidden size is a symbol, as in this one, the strides of SDPA's output stay formulas.
 _HIDDEN_SIZE_IS_AN_INPUT = ("whisper",)
