@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from ..errors import Refused
+from .scores import constant_of
 from .trace import inline
 from .value_numbers import value_number
 from .views import aten
@@ -24,16 +26,33 @@ INDICES = 4
 Function = Callable[..., torch.Tensor]
 
 
-def part_for(module: GraphModule, inputs: Sequence[Node], result: Any) -> GraphModule:
-    """What computes ``result``, a node of ``module`` or a number, from its placeholders ``inputs``."""
+def part_for(module: GraphModule, inputs: Sequence[Node], result: Node) -> GraphModule:
+    """What computes ``result``, a node of ``module``, from its placeholders ``inputs``.
+
+    Raises:
+        Refused: it needs a tensor that the module holds: there is no telling two such tensors apart by their names.
+    """
     graph = Graph()
     copies = {node: graph.placeholder(f"input_{at}") for at, node in enumerate(inputs)}
-    wanted = _sources(result) if isinstance(result, Node) else set()
+    wanted = _sources(result)
     for node in module.graph.nodes:
-        if node in wanted and node not in copies:
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-    graph.output(copies[result] if isinstance(result, Node) else graph.call_function(aten.full.default, ([], result)))
+        if node not in wanted or node in copies:
+            continue
+        copies[node] = _number(graph, node) if node.op == "get_attr" else graph.node_copy(node, copies.__getitem__)
+    graph.output(copies[result])
     return GraphModule(module, graph)
+
+
+def _number(graph: Graph, held: Node) -> Node:
+    """A tensor of one number that a module holds, as a call that makes it."""
+    number = constant_of(held)
+    if number is None:
+        raise Refused(
+            "mask_mod or score_mod makes a tensor of constants: make it outside, and let the function capture it"
+        )
+    tensor: torch.Tensor = getattr(held.graph.owning_module, str(held.target))
+    options: dict[str, Any] = {"dtype": tensor.dtype, "device": tensor.device}
+    return graph.call_function(aten.full.default, (list(tensor.shape), number), options)
 
 
 def _sources(result: Node) -> set[Node]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.fx import Graph, GraphModule, Node
 
 from ..errors import Refused
@@ -63,8 +64,8 @@ class _Reader:
             self._node = step(self)
         return self._steps[::-1]
 
-    def _all_indices(self, operand: Any) -> Node:
-        """A node, or a number, that does not depend on the score."""
+    def _all_indices(self, operand: Node) -> Node:
+        """A node that does not depend on the score."""
         part = part_for(self._call.score_mod, self._inputs, operand)
         operands = [self._call.q, self._call.k, *self._call.score_buffers]
 
@@ -72,6 +73,14 @@ class _Reader:
             return for_all_indices(part, q.device, (*q.shape[:3], k.shape[2]), buffers)
 
         return inlined(self._graph, self._before, computed, ("score_mod", part.code), operands)
+
+    def _everywhere(self, number: float) -> Node:
+        """The same number for all indices."""
+
+        def filled(q: Any) -> Any:
+            return torch.full((1, 1, 1, 1), number, dtype=torch.float32, device=q.device)
+
+        return inlined(self._graph, self._before, filled, ("number", number), [self._call.q])
 
     def _score_and_other(self) -> tuple[Any, Any]:
         first, second = self._node.args[:2]
@@ -112,8 +121,10 @@ class _Reader:
         alpha = float(self._node.kwargs.get("alpha", 1))
         if score is not self._node.args[0] and (sign < 0 or alpha != 1):
             raise _not_understood("the score is subtracted from something")
-        if constant_of(other) != 0:
-            self._steps.append(changes.adds(Bias(self._all_indices(other), self._dims, sign * alpha)))
+        number = constant_of(other)
+        if number != 0:
+            bias = self._all_indices(other) if number is None else self._everywhere(number)
+            self._steps.append(changes.adds(Bias(bias, self._dims, sign * alpha)))
         return score
 
     def filled(self) -> Any:

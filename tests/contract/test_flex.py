@@ -17,6 +17,7 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attent
 from prefetch_compiler.errors import Refused
 from prefetch_compiler.lower import rewrite
 from prefetch_compiler.lower.mark import mark
+from prefetch_compiler.recognize import index_functions
 from prefetch_compiler.recognize.flex_marker import MARKED_FLEX
 from prefetch_compiler.report import Report, SiteReport, collect_reports
 
@@ -80,6 +81,7 @@ REFUSED: dict[str, tuple[Program, str]] = {
     "capped after a bias": (_with(lambda s, b, h, m, n: torch.tanh(s + n / 9)), "before soft capping"),
     "filled with five": (_with(lambda s, b, h, m, n: torch.where(n > 3, s, 5.0)), "filled with 5"),
     "rounded": (_with(lambda s, b, h, m, n: s.to(torch.int32) * 0.1), "rounded to an integer"),
+    "a table inside": (_with(lambda s, b, h, m, n: s + torch.tensor([0.5, 1.0, 2.0, 3.0])[h]), "capture it"),
     "log-sum-exp": (_with_lse, "call flex_attention without return_lse"),
 }
 
@@ -94,6 +96,38 @@ def test_what_is_not_understood_stays_flex_attention(name: str) -> None:
     assert not site.lowered
     assert reason in site.reason
     assert (_count(graph, flex_operator), _count(graph, MARKED_FLEX)) == (1, 0)
+
+
+def test_a_number_is_added_where_it_matters_and_where_it_does_not() -> None:
+    """Two sites that differ in numbers that their functions hold, alone."""
+
+    def two(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        first = attend(q, k, v, None, lambda s, b, h, m, n: s + torch.where(n > 3, 2.0, torch.tensor(1.0)) - 3)
+        return first, attend(q, k, v, None, lambda s, b, h, m, n: s + torch.where(n > 3, 2.0, torch.tensor(-1.0)) - 3)
+
+    operands = _operands()
+    actual, report, _ = _run(two, operands)
+    torch.testing.assert_close(actual, two(*operands))
+    assert len(report.lowered) == 2, str(report)
+
+
+def _captured_by_turns(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Two sites whose functions differ in the tensor that they captured, alone."""
+    one, other = q[0, :, 0, 0] * 1, q[1, :, 0, 0] * 2
+    return tuple(attend(q, k, v, None, lambda s, b, h, m, n, t=t: s + t[h] * n) for t in (one, other))  # type: ignore[return-value]
+
+
+def test_sites_share_what_they_compute_alike_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    operands = _operands()
+    expected = _captured_by_turns(*operands)
+    actual, report, _ = _run(_captured_by_turns, operands)
+    torch.testing.assert_close(actual, expected)
+    assert len(report.lowered) == 2, str(report)
+    monkeypatch.setattr(index_functions, "value_number", lambda node: 0)
+    torch._dynamo.reset()
+    actual, _, _ = _run(_captured_by_turns, operands)
+    with pytest.raises(AssertionError, match="not close"):
+        torch.testing.assert_close(actual, expected)
 
 
 def test_a_site_that_fails_to_lower_stays_flex_attention(monkeypatch: pytest.MonkeyPatch) -> None:
