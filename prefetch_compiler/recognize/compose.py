@@ -13,8 +13,8 @@ from torch.fx import Graph, Node
 
 from ..errors import Refused
 from .axes import Dims, Group, resolved, shape_of
+from .changes import Bias, Fill
 from .reshape import spread
-from .scores import Bias, Fill
 from .sizes import product, same
 from .trace import inline, insert_call
 from .value_numbers import value_number
