@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prefetch_compiler.lower import ops
-from prefetch_compiler.recognize import scores
 from prefetch_compiler.reference import same_dtype_attention
 from prefetch_compiler.report import collect_reports
 
+from ..contract import blindness
 from ..contract.error_bounds import assert_within_bound
 from ..contract.golden.graph import Attention, noted
 from ..contract.golden.products import Products
@@ -112,7 +112,7 @@ def test_random_modules_follow_the_oracle(part: int, monkeypatch: pytest.MonkeyP
 
 def test_a_blind_pass_is_caught_and_the_failure_reduced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "launch_decode", _by_pytorch)
-    monkeypatch.setattr(scores, "_cap", lambda found: None)
+    blindness.to_softcap(monkeypatch)
 
     def caught(found: list[Module]) -> bool:
         try:
