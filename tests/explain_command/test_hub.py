@@ -91,7 +91,7 @@ def hub() -> Iterator[Hub]:
     server.server_close()
 
 
-# The command, and what Linux says of its memory in the end. (Not what wait4 says: that is never less than the parent's.)
+# The command, and what Linux says of its memory in the end: what wait4 says is never less than what the parent took.
 RUN = """
 import atexit, pathlib, runpy, sys
 memory = pathlib.Path(sys.argv.pop(1))
