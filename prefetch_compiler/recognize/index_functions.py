@@ -7,7 +7,6 @@ function does not use is left out: a mask that is the same for all heads is comp
 from __future__ import annotations
 
 import functools
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from ..errors import Refused
+from .per_graph import kept_with
 from .scores import constant_of
 from .trace import inline
 from .value_numbers import value_number
@@ -105,13 +105,10 @@ def inlined(graph: Graph, before: Node, function: Function, name: Any, operands:
     nodes = [operand for operand in operands if isinstance(operand, Node)]
     numbered = [f"%{value_number(one)}" if isinstance(one, Node) else one for one in operands]
     key = repr((name, numbered, [str(getattr(node.meta["val"], "shape", None)) for node in nodes]))
-    known = _inlined.setdefault(graph, {})
+    known = kept_with(graph, "index_functions", dict[str, Node])
     if key not in known:
         known[key] = inline(graph, before, functools.partial(_call, function, operands), nodes)
     return known[key]
-
-
-_inlined: weakref.WeakKeyDictionary[Graph, dict[str, Node]] = weakref.WeakKeyDictionary()
 
 
 def _call(function: Function, operands: Sequence[Any], *values: Any) -> torch.Tensor:
