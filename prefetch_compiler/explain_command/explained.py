@@ -208,7 +208,12 @@ def _remarks(decode: TracedDecode, step: FakeDecode, report: Report) -> Iterable
     fix = "set attn_implementation='sdpa'"
     if not decode.has_sdpa:
         fix = f"{decode.architecture} has no other in this version of transformers that is lowered"
-    if decode.attention not in TRACED_ATTENTION:
+    if decode.attention == "flex_attention":
+        yield (
+            "attention implementation 'flex_attention' makes its block masks from data, of which there are none here: "
+            "print prefetch_compiler.explain(model, *inputs)" + (f", or {fix}" if decode.has_sdpa else "")
+        )
+    elif decode.attention not in TRACED_ATTENTION:
         yield f"attention implementation '{decode.attention}' calls kernels of its own, which are left alone: {fix}"
     elif not report.sites:
         if decode.attention == "eager":

@@ -62,12 +62,16 @@ def mark(module: GraphModule, first: int = 0, any_device: bool = False) -> Marks
 
 
 def _replace(node: Node, form: Markable, arguments: tuple[Any, ...], index: int) -> Callable[[], None]:
-    """Put the form's marker in ``node``'s place; the returned function puts the node back."""
+    """Put the form's marker in ``node``'s place, or behind it; the returned function takes it away again."""
     graph = node.graph
-    with graph.inserting_before(node):
+    behind = node in arguments
+    with graph.inserting_after(node) if behind else graph.inserting_before(node):
         marker = graph.call_function(form.stand_in, (*arguments, index))
     # Not the whole meta: Inductor asserts that "eager_input_vals" fit the node's own target.
     marker.meta = {name: node.meta[name] for name in _KEPT_META if name in node.meta}
+    if behind:
+        node.replace_all_uses_with(marker, delete_user_cb=lambda user: user is not marker)
+        return lambda: _remove(marker, node)
     op, target, args, kwargs, meta = node.op, node.target, node.args, dict(node.kwargs), node.meta
     node.replace_all_uses_with(marker)
     graph.erase_node(node)
@@ -76,10 +80,14 @@ def _replace(node: Node, form: Markable, arguments: tuple[Any, ...], index: int)
         with graph.inserting_before(marker):
             original = graph.create_node(op, target, args, kwargs)
         original.meta = meta
-        marker.replace_all_uses_with(original)
-        graph.erase_node(marker)
+        _remove(marker, original)
 
     return restore
+
+
+def _remove(marker: Node, original: Node) -> None:
+    marker.replace_all_uses_with(original)
+    marker.graph.erase_node(marker)
 
 
 _KEPT_META = ("example_value", "nn_module_stack", "stack_trace", "source_fn_stack", "custom")

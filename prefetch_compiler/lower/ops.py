@@ -23,7 +23,7 @@ log = logging.getLogger("prefetch_compiler")
 
 library.define(
     "decode_attention(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? bounds, bool is_causal, float scale,"
-    " bool heads_first, str config, int site, bool strict, Tensor? sink, float? softcap) -> Tensor",
+    " bool heads_first, str config, int site, bool strict, Tensor? sink=None, float? softcap=None) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
 )
 
@@ -69,8 +69,8 @@ def _decode_attention(
     config: str,
     site: int,
     strict: bool,
-    sink: torch.Tensor | None,
-    softcap: float | None,
+    sink: torch.Tensor | None = None,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     batch, query_heads, q_len, _ = q.shape
     kv_len = k.shape[2]
@@ -117,7 +117,7 @@ def _fake(
     config: str,
     site: int,
     strict: bool,
-    sink: torch.Tensor | None,
-    softcap: float | None,
+    sink: torch.Tensor | None = None,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     return fake_output(q, v.shape[3], heads_first)

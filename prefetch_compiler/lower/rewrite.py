@@ -233,7 +233,7 @@ def _erase_with_sources(node: Node) -> None:
     sources = node.all_input_nodes
     node.graph.erase_node(node)
     for source in sources:
-        if source.op == "call_function" and not source.users and not source._erased:
+        if source.op in ("call_function", "get_attr") and not source.users and not source._erased:
             _erase_with_sources(source)
 
 

@@ -8,10 +8,11 @@ from torch.fx import Graph, Node
 
 from ..errors import Refused
 from .axes import Dims, Group, after, resolved, shape_of
+from .changes import Factor
 from .compose import aligned, composed_mask
 from .marked import stored_pair
 from .reshape import as_dtype, contiguous, permute, spread
-from .scores import Factor, Scores, as_product, read_scores
+from .scores import Scores, as_product, read_scores
 from .sdpa import require_dtypes, require_head_dims
 from .sinks import sink_per_head
 from .site import Site, describe_site

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +12,9 @@ from torch.fx import Graph, Node
 
 from ..errors import Refused
 from .axes import Dims, Group, resolved, shape_of
+from .changes import Bias, Fill
+from .per_graph import kept_with
 from .reshape import spread
-from .scores import Bias, Fill
 from .sizes import product, same
 from .trace import inline, insert_call
 from .value_numbers import value_number
@@ -46,13 +46,10 @@ def composed_mask(
     if len(terms) == 1 and isinstance(only, Bias) and only.factor == 1:
         return tensors[0]
     key = (tuple(map(value_number, tensors)), tuple(map(_meaning, terms)), dtype)
-    known = _composed.setdefault(graph, {})
+    known = kept_with(graph, "masks", dict[Any, Node])
     if key not in known:
         known[key] = inline(graph, before, functools.partial(_compose, terms, dtype), tensors)
     return known[key]
-
-
-_composed: weakref.WeakKeyDictionary[Graph, dict[Any, Node]] = weakref.WeakKeyDictionary()
 
 
 def _tensor(term: Term) -> Node:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from . import multi_head, sdpa, softmax
+from . import flex_call, multi_head, sdpa, softmax
+from .flex_marker import MARKED_FLEX, hand_on
 from .marker import MARKED_SDPA, call_sdpa
 from .softmax_marker import MARKED_SOFTMAX, call_softmax
 
@@ -23,8 +24,8 @@ class Markable:
         is_site: whether a Dynamo node is of this form.
         arguments: what to call the stand-in with for such a node, less the site's number, or Refused; ``any_device`` as
             in ``mark``.
-        stand_in: what takes the node's place; its last argument is the site's number. A marker, or a function that
-            calls one.
+        stand_in: what takes the node's place, or stands behind it where it takes the node itself; its last argument is
+            the site's number. A marker, or a function that calls one.
     """
 
     form: str
@@ -39,10 +40,15 @@ MARKABLE: tuple[Markable, ...] = (
     Markable(
         "multi_head", multi_head.is_multi_head, multi_head.stand_in_arguments, multi_head.marked_multi_head_attention
     ),
+    Markable("flex", flex_call.is_flex_output, flex_call.marker_arguments, MARKED_FLEX),
 )
 
 # Each marker, and what it computes as a function of its arguments less the last.
-MARKERS: dict[Any, Callable[..., torch.Tensor]] = {MARKED_SDPA: call_sdpa, MARKED_SOFTMAX: call_softmax}
+MARKERS: dict[Any, Callable[..., torch.Tensor]] = {
+    MARKED_SDPA: call_sdpa,
+    MARKED_SOFTMAX: call_softmax,
+    MARKED_FLEX: hand_on,
+}
 
 
 def markable_of(node: Node) -> Markable | None:

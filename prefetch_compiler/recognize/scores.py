@@ -8,8 +8,8 @@ head (an attention sink), taking off the maximum, conversions, copies and views.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,41 +17,11 @@ from torch.fx import Node
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..errors import Refused
+from . import changes
 from .axes import CONVERSIONS, Dims, before, dims_of, shape_of
+from .changes import Bias, Changes, Factor, Fill, Step
 from .sizes import same
 from .views import aten
-
-# What a filled-in constant must be, at most, to be taken for hiding a key: softmax then gives it 0 next to any score
-# that attention produces.
-HIDES = -1e4
-
-
-@dataclass(frozen=True)
-class Bias:
-    """``factor * tensor`` is added. ``dims`` are those of the scores where it is; the tensor broadcasts to them."""
-
-    tensor: Node
-    dims: Dims
-    factor: float = 1.0
-
-
-@dataclass(frozen=True)
-class Fill:
-    """Scores are ``value`` where ``condition`` is ``where``."""
-
-    condition: Node
-    dims: Dims
-    where: bool
-    value: float
-
-
-@dataclass(frozen=True)
-class Factor:
-    """Scores are multiplied, or divided, by a tensor that does not differ between keys. ``dims`` as in Bias."""
-
-    tensor: Node
-    dims: Dims
-    divides: bool
 
 
 @dataclass(frozen=True)
@@ -64,26 +34,18 @@ class Product:
     dims: Dims
 
 
-@dataclass
-class Scores:
-    """``softmax([cap(scale * factors * product) + terms, sink])``, where ``cap(x) = softcap * tanh(x / softcap)``.
+@dataclass(kw_only=True)
+class Scores(Changes):
+    """``softmax([changed(product), sink])``.
 
     Attributes:
         dims: of the scores where they meet the softmax, less the sink's column; the last is the keys'.
-        terms: in the order in which they are applied.
         sink: (..., heads, q, 1) logits that only add to the softmax's denominator.
     """
 
     dims: Dims
     product: Product
-    scale: float = 1.0
-    factors: list[Factor] = field(default_factory=list)
-    softcap: float | None = None
-    terms: list[Bias | Fill] = field(default_factory=list)
     sink: Node | None = None
-
-
-_Step = Callable[[Scores], None]
 
 
 def read_scores(scores: Node, softmax: Node) -> Scores:
@@ -94,12 +56,8 @@ def read_scores(scores: Node, softmax: Node) -> Scores:
     """
     reader = _Reader(scores, softmax)
     product = reader.run()
-    result = Scores(reader.dims, product, sink=reader.sink)
-    for step in reversed(reader.steps):
-        step(result)
-    _require_hiding(result.terms)
-    if result.softcap is not None:
-        result.softcap = abs(result.softcap)  # tanh is odd: the sign of a cap makes no difference
+    result = Scores(dims=reader.dims, product=product, sink=reader.sink)
+    result.follow(reversed(reader.steps))
     return result
 
 
@@ -141,7 +99,7 @@ class _Reader:
     def __init__(self, scores: Node, softmax: Node) -> None:
         shape = shape_of(scores)
         self.sink: Node | None = None
-        self.steps: list[_Step] = []
+        self.steps: list[Step] = []
         self._node, self._user = scores, softmax
         self._also_read_by: Node | None = None
         self._look_through_maximum()
@@ -187,8 +145,8 @@ class _Reader:
             return
         alpha, beta = (float(node.kwargs.get(name, 1)) for name in ("alpha", "beta"))  # type: ignore[arg-type]
         if beta != 0:
-            self.steps.append(_adds(Bias(node.args[0], self._dims, beta)))  # type: ignore[arg-type]
-        self.steps.append(lambda scores: _scale(scores, alpha))
+            self.steps.append(changes.adds(Bias(node.args[0], self._dims, beta)))  # type: ignore[arg-type]
+        self.steps.append(lambda scores: changes.scale(scores, alpha))
 
     # Before the first step: what leaves a softmax as it is, and the sink
 
@@ -225,16 +183,16 @@ class _Reader:
             raise Refused("something is divided by the scores")
         constant = constant_of(other)
         if constant is None:
-            self.steps.append(_multiplies(Factor(other, self._dims, divides)))
+            self.steps.append(changes.multiplies(Factor(other, self._dims, divides)))
         elif divides and constant == 0:
             raise Refused("the scores are divided by 0")
         else:
             number = 1 / constant if divides else constant
-            self.steps.append(lambda scores: _scale(scores, number))
+            self.steps.append(lambda scores: changes.scale(scores, number))
         self._go(source)
 
     def capped(self) -> None:
-        self.steps.append(_cap)
+        self.steps.append(lambda scores: changes.cap(scores))
         self._go(self._node.args[0])
 
     def added(self) -> None:
@@ -245,7 +203,7 @@ class _Reader:
         source, other = self._scores_and_other(node.args[0], node.args[1])
         if source is not node.args[0] and (sign < 0 or alpha != 1):
             raise Refused("the scores are subtracted from something")
-        self.steps.append(_adds(Bias(other, self._dims, sign * alpha)))
+        self.steps.append(changes.adds(Bias(other, self._dims, sign * alpha)))
         self._go(source)
 
     def filled(self) -> None:
@@ -259,7 +217,7 @@ class _Reader:
         source = no if filled_where else yes
         self._require_full_shape(source)
         assert value is not None
-        self.steps.append(_fills(Fill(condition, self._dims, filled_where, value)))  # type: ignore[arg-type]
+        self.steps.append(changes.fills(Fill(condition, self._dims, filled_where, value)))  # type: ignore[arg-type]
         self._go(source)
 
     def mask_filled(self) -> None:
@@ -268,7 +226,7 @@ class _Reader:
         if constant is None:
             raise Refused("the scores are filled with something that is not a constant")
         self._require_full_shape(source)
-        self.steps.append(_fills(Fill(condition, self._dims, True, constant)))  # type: ignore[arg-type]
+        self.steps.append(changes.fills(Fill(condition, self._dims, True, constant)))  # type: ignore[arg-type]
         self._go(source)
 
     # Operands
@@ -392,61 +350,8 @@ def _goes_on(source: Node) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim >= 3
 
 
-# What the steps do to the scores so far
-
-
-def _scale(scores: Scores, factor: float) -> None:
-    if scores.softcap is not None:
-        if factor == 0:
-            raise Refused("capped scores are multiplied by 0")
-        # factor * tanh(x) is cap * tanh(factor * x / cap) with a cap of factor.
-        scores.softcap *= factor
-    scores.scale *= factor
-    if scores.terms and factor <= 0:
-        raise Refused("biased scores are multiplied by a number that is not positive")
-    scores.terms = [_scaled_term(term, factor) for term in scores.terms]
-
-
-def _multiplies(factor: Factor) -> _Step:
-    def apply(scores: Scores) -> None:
-        if scores.softcap is not None or scores.terms:
-            raise Refused("capped or biased scores are multiplied by a tensor")
-        scores.factors.append(factor)
-
-    return apply
-
-
 def _is_same_for_all_keys(factor: Any) -> bool:
     if not isinstance(factor, Node) or not isinstance(factor.meta.get("val"), torch.Tensor):
         return False
     shape = shape_of(factor)
     return len(shape) == 0 or same(shape[-1], 1)
-
-
-def _scaled_term(term: Bias | Fill, factor: float) -> Bias | Fill:
-    if isinstance(term, Bias):
-        return replace(term, factor=term.factor * factor)
-    return replace(term, value=term.value * factor)
-
-
-def _cap(scores: Scores) -> None:
-    if scores.softcap is not None:
-        raise Refused("the scores are capped twice")
-    if scores.terms:
-        raise Refused("a bias or mask is applied before soft capping")
-    # tanh(scale * product) is 1 * tanh(scale * product / 1).
-    scores.softcap = 1.0
-
-
-def _adds(bias: Bias) -> _Step:
-    return lambda scores: scores.terms.append(bias)
-
-
-def _fills(fill: Fill) -> _Step:
-    return lambda scores: scores.terms.append(fill)
-
-
-def _require_hiding(terms: Iterable[Bias | Fill]) -> None:
-    for term in terms:
-        if isinstance(term, Fill) and not term.value <= HIDES:
-            raise Refused(f"scores are filled with {term.value:g}; only -inf and {HIDES:g} or less hide a key")

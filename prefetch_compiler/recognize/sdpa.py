@@ -61,15 +61,9 @@ def parse(node: torch.fx.Node, any_device: bool = False) -> SdpaCall:
     q, k, v = (_tensor(arguments[name], name) for name in ("query", "key", "value"))
     mask = None if arguments["attn_mask"] is None else _tensor(arguments["attn_mask"], "attn_mask")
     out = _value(node)
-    _require_inference(q, k, v, mask)
+    require_inference(q, k, v, mask)
     _require_no_dropout(arguments["dropout_p"])
-    _require_four_dimensions(_value(q), _value(k), _value(v))
-    require_decode_length(_value(q).shape[2])
-    require_dtypes(_value(q), _value(k), _value(v), None if mask is None else _value(mask), out)
-    if not any_device:
-        require_device(_value(q))
-    _fix_heads_and_dims(_value(q), _value(k), _value(v))
-    _require_shapes(_value(q), _value(k), _value(v), arguments["enable_gqa"])
+    require_decode_operands(q, k, v, mask, node, enable_gqa=arguments["enable_gqa"], any_device=any_device)
     is_causal = _constant(arguments["is_causal"], bool, "is_causal")
     if is_causal and mask is not None:
         raise Refused("is_causal=True together with attn_mask, which SDPA itself rejects: pass one of the two")
@@ -83,8 +77,33 @@ def parse(node: torch.fx.Node, any_device: bool = False) -> SdpaCall:
         is_causal,
         _scale(arguments["scale"]),
         _constant(arguments["enable_gqa"], bool, "enable_gqa"),
-        _heads_first(out),
+        is_heads_first(out),
     )
+
+
+def require_decode_operands(
+    q: torch.fx.Node,
+    k: torch.fx.Node,
+    v: torch.fx.Node,
+    mask: torch.fx.Node | None,
+    out: torch.fx.Node,
+    *,
+    enable_gqa: Any,
+    any_device: bool,
+) -> None:
+    """Operands and output of one attention of a Dynamo graph that the templates may serve.
+
+    Raises:
+        NotDecode: it is prefill.
+        Refused: it is decode attention of a kind that the templates do not serve.
+    """
+    _require_four_dimensions(_value(q), _value(k), _value(v))
+    require_decode_length(_value(q).shape[2])
+    require_dtypes(_value(q), _value(k), _value(v), None if mask is None else _value(mask), _value(out))
+    if not any_device:
+        require_device(_value(q))
+    _fix_heads_and_dims(_value(q), _value(k), _value(v))
+    _require_shapes(_value(q), _value(k), _value(v), enable_gqa)
 
 
 def _value(node: torch.fx.Node) -> torch.Tensor:
@@ -115,7 +134,8 @@ def _scale(scale: Any) -> float | None:
     raise Refused("scale is not a constant of the graph: pass a Python float, or multiply the query by the scale")
 
 
-def _require_inference(*operands: torch.fx.Node | None) -> None:
+def require_inference(*operands: torch.fx.Node | None) -> None:
+    """No gradients, or NotDecode."""
     if any(operand is not None and _value(operand).requires_grad for operand in operands):
         raise NotDecode("gradients are on: run under torch.no_grad() or torch.inference_mode()")
 
@@ -235,15 +255,15 @@ def _require_mask_shape(mask: torch.Tensor, q: torch.Tensor, k: torch.Tensor) ->
             )
 
 
-def _heads_first(out: torch.Tensor) -> bool:
-    """The memory order of SDPA's own output, which code after it may rely on (``view``)."""
+def is_heads_first(out: torch.Tensor) -> bool:
+    """The memory order of attention's own output, which code after it may rely on (``view``)."""
     if _dense_in_order(out, (0, 2, 1, 3)):
         return False
     if _dense_in_order(out, (0, 1, 2, 3)):
         return True
     raise Refused(
-        f"SDPA's output has strides {tuple(out.stride())}, which is neither usual memory order: pass the query "
-        "contiguous, or as the transpose of (batch, queries, heads, head_dim)"
+        f"the output of attention has strides {tuple(out.stride())}, which is neither usual memory order: pass the "
+        "query contiguous, or as the transpose of (batch, queries, heads, head_dim)"
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import torch
-from torch.fx import Graph, Node
+from torch.fx import Node
+
+from .per_graph import kept_with
 
 
 class ValueNumbers:
@@ -58,9 +59,6 @@ def _is_pure(target: Any) -> bool:
     return not target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in target.tags
 
 
-_of_graph: weakref.WeakKeyDictionary[Graph, ValueNumbers] = weakref.WeakKeyDictionary()
-
-
 def value_number(node: Node) -> int:
     """The number of a node in its graph. The graph's nodes may get other operands of the same values meanwhile."""
-    return _of_graph.setdefault(node.graph, ValueNumbers())(node)
+    return kept_with(node.graph, "value_numbers", ValueNumbers)(node)

@@ -27,7 +27,7 @@ from .traced_sites import SiteTracer
 
 # After one step a dynamic cache has another length, which makes the length symbolic, as it stays from then on.
 _STEPS = {CacheKind.STATIC: 1, CacheKind.DYNAMIC: 2}
-# All others call kernels of their own, in which there is nothing to see, and some of which cannot be traced.
+# All others call kernels of their own, in which there is nothing to see, or cannot be traced without data.
 TRACED_ATTENTION = ("sdpa", "eager")
 
 

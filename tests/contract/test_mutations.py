@@ -18,6 +18,7 @@ from . import blindness
 from .blindness import Blind
 from .error_bounds import assert_within_bound
 from .golden import rewritten_caches, spellings, static_cache
+from .golden.flex import Flex
 from .golden.graph import Golden
 from .golden.hand_written import HandWritten
 from .golden.products import Products, grouped_einsum
@@ -37,7 +38,7 @@ class Mutation:
     blind: Blind
 
 
-def _mutation(name: str, original: HandWritten | Products, blind: Blind, **changes: object) -> Mutation:
+def _mutation(name: str, original: HandWritten | Products | Flex, blind: Blind, **changes: object) -> Mutation:
     mutant = replace(original, name=f"{original.name}_{name}", **changes)  # type: ignore[arg-type]
     return Mutation(name, original.golden, mutant.golden, blind)
 
@@ -53,6 +54,10 @@ _BY_PRODUCTS = Products("products", q_len=5)
 _MASKED = Products("masked_products", mask="bias-1.H.1.S")
 _GROUPS = Products("grouped_products", grouped_einsum, q_len=5)
 _FILLED = Products("filled_products", mask="inf-B.1.q.S", q_len=5)
+
+_FLEX = Flex("flex", q_len=3)
+_FLEX_SHOWN = replace(_FLEX, mask="window")
+_FLEX_FILLED = replace(_FLEX, fill="not_first_query")
 
 MUTATIONS = [
     _mutation("scale", _GROUPED, blindness.to_scale, scale=0.9),
@@ -96,6 +101,17 @@ MUTATIONS = [
     _mutation("product_sink", _BY_PRODUCTS, blindness.to_sink, sink="plain"),
     _mutation("product_which_sink", _BY_PRODUCTS, blindness.to_which_sink, sink="less_maximum"),
     _mutation("product_two_masks", _BY_PRODUCTS, blindness.to_composed_mask, mask="both-B.1.q.S"),
+    _mutation("flex_scale", _FLEX, blindness.to_scale_of_flex, scale=0.9),
+    _mutation("flex_mask_polarity", replace(_FLEX, mask="hidden"), blindness.to_block_mask_polarity, mask="causal"),
+    _mutation("flex_window", _FLEX_SHOWN, blindness.to_block_mask, window=9),
+    _mutation("flex_captured", _FLEX_SHOWN, blindness.to_captured, held=4),
+    _mutation("flex_sequence", replace(_FLEX, mask="causal"), blindness.to_sequence_index, mask="padded"),
+    _mutation("flex_head", replace(_FLEX, mask="heads"), blindness.to_head_index, mask="other_heads"),
+    _mutation("flex_slope", replace(_FLEX, bias="alibi"), blindness.to_bias, slope=1.4),
+    _mutation("flex_factor", _FLEX, blindness.to_scale_of_scores, factor=-2.0),
+    _mutation("flex_softcap", _FLEX, blindness.to_softcap, softcap=0.7),
+    _mutation("flex_fill_polarity", replace(_FLEX, fill="hidden"), blindness.to_fill_polarity, fill="causal"),
+    _mutation("flex_fill_value", _FLEX_FILLED, blindness.to_fill_value, filling=-1e9),
 ]  # fmt: skip
 
 # Triton's interpreter warns at every scalar that it converts: recording them takes longer than computing.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prefetch_compiler.report import Report, collect_reports
 
+from .golden.graph import DEVICE
 from .uncompiled import graphs_run_uncompiled
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
@@ -27,7 +28,8 @@ def _afresh() -> Iterator[None]:
 
 def _operands(q_len: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(4)
-    return tuple(torch.randn(2, 4, length, 16, generator=generator) for length in (q_len, 20, 20))  # type: ignore[return-value]
+    q, k, v = (torch.randn(2, 4, length, 16, generator=generator).to(DEVICE) for length in (q_len, 20, 20))
+    return q, k, v
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:
@@ -61,15 +63,15 @@ def _weights_in_eight_bits(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _filled_with_five(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return _scores(q, k).masked_fill(torch.arange(20) % 2 == 0, -5.0).softmax(-1) @ v
+    return _scores(q, k).masked_fill(torch.arange(20, device=q.device) % 2 == 0, -5.0).softmax(-1) @ v
 
 
 def _weighted_keys(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return (_scores(q, k) * torch.arange(20)).softmax(-1) @ v
+    return (_scores(q, k) * torch.arange(20, device=q.device)).softmax(-1) @ v
 
 
 def _two_sinks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    scores = torch.cat([_scores(q, k), torch.zeros(2, 4, q.shape[2], 2)], -1)
+    scores = torch.cat([_scores(q, k), q.new_zeros(2, 4, q.shape[2], 2)], -1)
     return scores.softmax(-1)[..., :-2] @ v
 
 
@@ -79,7 +81,7 @@ def _sink_of_each_query(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _capped_after_mask(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return torch.tanh(_scores(q, k) + torch.arange(20) / 20).softmax(-1) @ v
+    return torch.tanh(_scores(q, k) + torch.arange(20, device=q.device) / 20).softmax(-1) @ v
 
 
 def _in_two_dtypes(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -86,11 +86,18 @@ def test_a_model_that_also_sees_is_explained_by_its_language_model() -> None:
     assert read == [(8, 8), (64, 21)] * 2
 
 
-def test_an_implementation_with_kernels_of_its_own_is_named_with_the_way_out() -> None:
+def test_flex_attention_is_named_with_the_ways_out() -> None:
     found = explained(LLAMA, attention="flex_attention")
     assert found.report.sites == []
     (remark,) = found.remarks
-    assert "'flex_attention' calls kernels of its own" in remark
+    assert "prefetch_compiler.explain(model, *inputs)" in remark
+    assert remark.endswith("set attn_implementation='sdpa'")
+
+
+def test_an_implementation_with_kernels_of_its_own_is_named_with_the_way_out() -> None:
+    traced = TracedDecode("SomeForCausalLM", "flash_attention_2", True, (), ())
+    (remark,) = _remarks(traced, FakeDecode(1, 64, 20, torch.float16, CacheKind.STATIC), Report())
+    assert remark.startswith("attention implementation 'flash_attention_2' calls kernels of its own")
     assert remark.endswith("set attn_implementation='sdpa'")
 
 

@@ -102,7 +102,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "mask_dtype": ({"mask": torch.ones(1, 20, dtype=torch.float64)}, "mask dtype torch.float64 is not supported"),
     "scale": ({"scale": torch.tensor(0.5)}, "scale is not a constant"),
     "causality": ({"is_causal": 1}, "is_causal is not a constant"),
-    "output_strides": ({"out": torch.empty(16, 2, 4, 3).permute(1, 2, 3, 0), "q": (2, 4, 3, 16)}, "SDPA's output has"),
+    "output_strides": (
+        {"out": torch.empty(16, 2, 4, 3).permute(1, 2, 3, 0), "q": (2, 4, 3, 16)},
+        "neither usual memory order",
+    ),
 }
 
 NOT_DECODE: dict[str, tuple[dict[str, Any], str]] = {

@@ -113,7 +113,6 @@ class Products:
     softcap: float | None = None
     sink: str = "none"
     softmax: str = "float32"
-    kv_heads_seen: int = KV_HEADS
     length_first: bool = False
 
     @property
@@ -148,7 +147,7 @@ class Products:
         return attend
 
     def steps(self) -> Sequence[Inputs]:
-        draw = Draw(len(self.name), self.dtype)
+        draw = Draw(11, self.dtype)
         stored = (KV_LEN, KV_HEADS) if self.length_first else (KV_HEADS, KV_LEN)
         return [
             {
@@ -177,7 +176,7 @@ class Products:
 
     def spec(self) -> AttentionSpec:
         kind, _, letters = self.mask.partition("-")
-        layout = (length_first if self.length_first else heads_first)(self.kv_heads_seen, KV_LEN, DIM)
+        layout = (length_first if self.length_first else heads_first)(KV_HEADS, KV_LEN, DIM)
         mask = {"none": MaskKind.NONE, "inf": MaskKind.BOOL, "where_inf": MaskKind.BOOL}.get(kind, MaskKind.ADDITIVE)
         dtype = self.dtype if kind == "add" or self.dtype is not torch.float16 else torch.float32
         per_row = ("H" in letters) or ("q" in letters and self.q_len > 1)
@@ -185,7 +184,7 @@ class Products:
         return AttentionSpec(
             batch=self.batch,
             query_heads=self.heads,
-            kv_heads=self.kv_heads_seen,
+            kv_heads=KV_HEADS,
             q_len=self.q_len,
             kv_len=KV_LEN,
             head_dim=DIM,
