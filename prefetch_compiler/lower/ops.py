@@ -14,8 +14,10 @@ import torch
 
 from ..config import KernelConfig
 from ..errors import KernelLaunchError
+from ..quantisation import dequantise
 from ..recognize.marker import call_sdpa, fake_output, in_memory_order, library
 from ..reference import same_dtype_attention
+from ..spec import QUANTISED_FORMATS
 from .addresses import for_these_addresses
 from .launch import launch_decode
 
@@ -23,7 +25,8 @@ log = logging.getLogger("prefetch_compiler")
 
 library.define(
     "decode_attention(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? bounds, bool is_causal, float scale,"
-    " bool heads_first, str config, int site, bool strict, Tensor? sink=None, float? softcap=None) -> Tensor",
+    " bool heads_first, str config, int site, bool strict, Tensor? sink=None, float? softcap=None,"
+    " Tensor? k_scale=None, Tensor? v_scale=None) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
 )
 
@@ -71,6 +74,8 @@ def _decode_attention(
     strict: bool,
     sink: torch.Tensor | None = None,
     softcap: float | None = None,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     batch, query_heads, q_len, _ = q.shape
     kv_len = k.shape[2]
@@ -85,7 +90,7 @@ def _decode_attention(
         try:
             return launch_decode(
                 q, k, v, mask, bounds, is_causal=is_causal, scale=scale, heads_first=heads_first, config=chosen,
-                softcap=softcap, sink=sink,
+                softcap=softcap, sink=sink, k_scale=k_scale, v_scale=v_scale,
             )  # fmt: skip
         except Exception as error:
             if strict:
@@ -94,6 +99,8 @@ def _decode_attention(
             log.warning(
                 "kernel %s failed to launch, PyTorch serves from now on: %s: %s", config, type(error).__name__, error
             )
+    if k.dtype in QUANTISED_FORMATS:
+        k, v = dequantise(k, k_scale, q.dtype), dequantise(v, v_scale, q.dtype)
     if softcap is None and sink is None:
         return call_sdpa(q, k, v, mask, is_causal, scale, True, heads_first)
     out = same_dtype_attention(q, k, v, mask, is_causal=is_causal, scale=scale, softcap=softcap, sink=sink)
@@ -119,5 +126,7 @@ def _fake(
     strict: bool,
     sink: torch.Tensor | None = None,
     softcap: float | None = None,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     return fake_output(q, v.shape[3], heads_first)

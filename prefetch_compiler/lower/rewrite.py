@@ -18,6 +18,7 @@ from ..database.overlay import NO_DATABASES, Overlays
 from ..device import profile, visible_profiles
 from ..errors import InadmissibleConfigError, Refused
 from ..recognize.bounds import mask_bounds
+from ..recognize.dequantised import read_as_stored
 from ..recognize.markable import MARKERS, is_marker
 from ..recognize.registry import recognise
 from ..recognize.site import Site
@@ -110,10 +111,10 @@ class Lowering:
 
     def _lower_or_unmark(self, node: Node) -> None:
         try:
-            site = recognise(node)
-            if site is None:
+            recognised = recognise(node)
+            if recognised is None:
                 return
-            selection = self._select(site)
+            site, selection = self._select_for(recognised)
             result = self._emit(site, selection.config)
             self._account(site, selection)
             _replace_anchor(site, result)
@@ -145,6 +146,16 @@ class Lowering:
         except Exception as error:
             self.failures.append(error)
             log.warning("%s stays marked: %s: %s", node.name, type(error).__name__, error)
+
+    def _select_for(self, site: Site) -> tuple[Site, Selection]:
+        """With K and V read as they are stored where a kernel does that, else as the graph dequantises them."""
+        try:
+            stored = read_as_stored(site)
+            if stored is not None:
+                return stored, self._select(stored)
+        except (Refused, InadmissibleConfigError) as refusal:
+            log.debug("%s: K and V are dequantised before it: %s", site.anchor.name, refusal)
+        return site, self._select(site)
 
     def _select(self, site: Site) -> Selection:
         """Config for the site's spec, its kernels on their way; done once for equal specs."""
@@ -189,7 +200,7 @@ class Lowering:
             return insert_call(
                 graph, DECODE_ATTENTION, q, key, value, mask, bounds,
                 site.is_causal, site.scale, site.heads_first, config.encode(), site.index, self.strict, site.sink,
-                site.spec.softcap,
+                site.spec.softcap, site.key_scale, site.value_scale,
             )  # fmt: skip
 
     def _bounds_of(self, site: Site, mask: Node) -> Node:

@@ -147,8 +147,9 @@ class _Chain:
             q, key, value, mask, False, scores.scale, True, softcap=scores.softcap, has_sink=sink is not None
         )
         return Site(
-            self._output.node, index, "softmax", q, key, value, mask, False, spec.scale, True, spec, sink, self._restore
-        )
+            self._output.node, index, "softmax", q, key, value, mask, False, spec.scale, True, spec, sink,
+            restore=self._restore,
+        )  # fmt: skip
 
     def _queries_and_keys(self) -> tuple[Node, Node]:
         """(batch, heads, q, dim), and (batch, heads or KV heads, keys, dim)."""

@@ -21,7 +21,7 @@ def recognise_marked_sdpa(node: Node) -> Site | None:
         return None
     q, k, v, mask, is_causal, scale, _enable_gqa, heads_first, index = node.args
     key, value = stored_pair(k, v)  # type: ignore[arg-type]
-    mask = _without_expand(mask)  # type: ignore[arg-type]
+    mask = None if mask is None else without_expand(mask)  # type: ignore[arg-type]
     spec = describe_site(q, key, value, mask, is_causal, scale, heads_first)  # type: ignore[arg-type]
     return Site(node, index, "sdpa", q, key, value, mask, is_causal, spec.scale, heads_first, spec)  # type: ignore[arg-type]
 
@@ -34,24 +34,21 @@ def stored_pair(k: Node, v: Node) -> tuple[StoredKV, StoredKV]:
         Refused: they are stored with different numbers of heads.
     """
     key, value = stored_kv(k), stored_kv(v)
-    if _heads_alike(key, value):
+    if heads_alike(key, value):
         return key, value
     as_they_are = (0, 1, 2, 3)
     key, value = StoredKV(k, as_they_are), StoredKV(v, as_they_are)
-    if not _heads_alike(key, value):
+    if not heads_alike(key, value):
         raise Refused("key and value are stored with different numbers of heads")
     return key, value
 
 
-def _heads_alike(key: StoredKV, value: StoredKV) -> bool:
+def heads_alike(key: StoredKV, value: StoredKV) -> bool:
     return same(key.base.meta["val"].shape[key.order[1]], value.base.meta["val"].shape[value.order[1]])
 
 
-def _without_expand(mask: Node | None) -> Node | None:
-    """A mask before it was broadcast: smaller to reduce, and equal for layers that each expand it anew."""
-    while mask is not None and mask.target is aten.expand.default:
-        source = mask.args[0]
-        if not isinstance(source, Node):
-            break
-        mask = source
-    return mask
+def without_expand(tensor: Node) -> Node:
+    """A mask or scale before it was broadcast: smaller to read, and equal for layers that each expand it anew."""
+    while tensor.target is aten.expand.default and isinstance(tensor.args[0], Node):
+        tensor = tensor.args[0]
+    return tensor

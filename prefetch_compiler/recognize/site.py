@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 
 from ..errors import Refused
-from ..spec import AttentionSpec, MaskKind, TensorLayout
+from ..spec import AttentionSpec, MaskKind, QuantisedCache, TensorLayout
 from .sizes import Size, hint, is_symbolic, same
 from .views import StoredKV
 
@@ -33,6 +33,7 @@ class Site:
         key, value: the stored tensors, and how they are permuted to (batch, kv_heads, len, dim).
         mask: at most 4-D, broadcastable to (batch, query_heads, q_len, kv_len).
         sink: (query_heads,) logits of attention sinks.
+        key_scale, value_scale: (1|batch, 1|kv_heads, 1|kv_len), of a quantised cache.
         restore: adds views that make (batch, query_heads, q_len, value_dim) what the anchor is.
     """
 
@@ -48,6 +49,8 @@ class Site:
     heads_first: bool
     spec: AttentionSpec
     sink: Node | None = None
+    key_scale: Node | None = None
+    value_scale: Node | None = None
     restore: Callable[[Node], Node] = _as_it_is
 
 
@@ -87,6 +90,7 @@ def describe_site(
     *,
     softcap: float | None = None,
     has_sink: bool = False,
+    cache: QuantisedCache | None = None,
 ) -> AttentionSpec:
     """The spec of a site's operands.
 
@@ -128,4 +132,5 @@ def describe_site(
         softcap=softcap,
         sink=has_sink,
         symbolic=frozenset(name for name, size in symbolic.items() if is_symbolic(size)),
+        cache=cache,
     )

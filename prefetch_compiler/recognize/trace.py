@@ -49,3 +49,13 @@ def insert_call(graph: Graph, target: torch._ops.OpOverload, *arguments: object)
     with fake_mode:
         node.meta["val"] = target(*values)
     return node
+
+
+def insert_constant(graph: Graph, number: float, shape: Sequence[int], like: Node) -> Node:
+    """A float32 tensor of one number at the graph's insertion point, on the device of ``like``."""
+    value: Any = like.meta["val"]
+    options: dict[str, Any] = {"dtype": torch.float32, "device": value.device, "pin_memory": False}
+    node = graph.call_function(torch.ops.aten.full.default, (list(shape), number), options)
+    with value.fake_mode:
+        node.meta["val"] = torch.full(tuple(shape), number, dtype=torch.float32, device=value.device)
+    return node

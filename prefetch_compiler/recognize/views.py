@@ -41,7 +41,7 @@ class StoredKV:
     order: tuple[int, ...]
 
 
-class _NotRepresentable(Exception):
+class NotRepresentable(Exception):
     """A view that splits or mixes dimensions of the stored tensor, or drops part of it."""
 
 
@@ -68,7 +68,7 @@ def _replay_expand(dims: Dims, node: Node) -> Dims:
     result: Dims = []
     before, after = _shape(node.args[0]), _shape(node)
     if len(before) != len(after):
-        raise _NotRepresentable
+        raise NotRepresentable
     for atoms, old, new in zip(dims, before, after, strict=True):
         repeated = _is_one(old) and not _is_one(new)
         result.append([Atom(None, new)] if repeated else atoms)
@@ -101,18 +101,18 @@ def _replay_view(dims: Dims, node: Node) -> Dims:
         group: list[Atom] = []
         while not same(product(atom.size for atom in group), size):
             if not flat:
-                raise _NotRepresentable
+                raise NotRepresentable
             group.append(flat.pop(0))
         result.append(group)
     if flat:
-        raise _NotRepresentable
+        raise NotRepresentable
     return result
 
 
 def _replay_slice(dims: Dims, node: Node) -> Dims:
     before, after = _shape(node.args[0]), _shape(node)
     if not all(same(old, new) for old, new in zip(before, after, strict=True)):
-        raise _NotRepresentable
+        raise NotRepresentable
     return dims
 
 
@@ -120,7 +120,7 @@ def _replay_same(dims: Dims, node: Node) -> Dims:
     return dims
 
 
-_REPLAY: dict[Any, Any] = {
+REPLAY: dict[Any, Any] = {
     aten.unsqueeze.default: _replay_unsqueeze,
     aten.expand.default: _replay_expand,
     aten.permute.default: _replay_permute,
@@ -141,7 +141,7 @@ _REPLAY: dict[Any, Any] = {
 def chain_of(operand: Node, also: tuple[Any, ...] = ()) -> list[Node]:
     """``operand`` and the nodes it views or copies, nearest first; the last is not a view, nor one of ``also``."""
     nodes = [operand]
-    while (nodes[-1].target in _REPLAY or nodes[-1].target in also) and isinstance(nodes[-1].args[0], Node):
+    while (nodes[-1].target in REPLAY or nodes[-1].target in also) and isinstance(nodes[-1].args[0], Node):
         nodes.append(nodes[-1].args[0])
     return nodes
 
@@ -150,21 +150,21 @@ def _replay(chain: list[Node], base_at: int) -> Dims:
     base = chain[base_at]
     dims: Dims = [[Atom(d, size)] for d, size in enumerate(_shape(base))]
     for node in reversed(chain[:base_at]):
-        dims = _REPLAY[node.target](dims, node)
+        dims = REPLAY[node.target](dims, node)
     return dims
 
 
-def _single_source(atoms: list[Atom]) -> int | None:
+def single_source(atoms: list[Atom]) -> int | None:
     """The stored dimension that a plain dimension is, or None for one of size 1.
 
     Raises:
-        _NotRepresentable: it is anything else.
+        NotRepresentable: it is anything else.
     """
     kept = [atom for atom in atoms if not _is_one(atom.size)]
     if not kept:
         return None
     if len(kept) > 1 or kept[0].source is None:
-        raise _NotRepresentable
+        raise NotRepresentable
     return kept[0].source
 
 
@@ -179,7 +179,7 @@ def _head_source(atoms: list[Atom]) -> int | None:
     else:
         head, rest = None, kept
     if any(atom.source is not None for atom in rest):
-        raise _NotRepresentable
+        raise NotRepresentable
     return None if head is None else head.source
 
 
@@ -187,18 +187,18 @@ def _batch_source(atoms: list[Atom]) -> int | None:
     kept = [atom for atom in atoms if not _is_one(atom.size)]
     if all(atom.source is None for atom in kept):
         return None
-    return _single_source(atoms)
+    return single_source(atoms)
 
 
-def _order(dims: Dims, base: Node) -> tuple[int, ...]:
+def stored_order(dims: Dims, base: Node) -> tuple[int, ...]:
     """The permutation of ``base`` that gives (batch, kv_heads, len, dim); absent ones are stored with size 1."""
     shape = _shape(base)
     if len(dims) != 4 or len(shape) != 4:
-        raise _NotRepresentable
-    found = [_batch_source(dims[0]), _head_source(dims[1]), _single_source(dims[2]), _single_source(dims[3])]
+        raise NotRepresentable
+    found = [_batch_source(dims[0]), _head_source(dims[1]), single_source(dims[2]), single_source(dims[3])]
     spare = [d for d in range(4) if d not in found]
     if any(not _is_one(shape[d]) for d in spare):
-        raise _NotRepresentable
+        raise NotRepresentable
     return tuple(source if source is not None else spare.pop(0) for source in found)
 
 
@@ -209,7 +209,7 @@ def source_of_dims(operand: Node) -> Iterator[tuple[Node, list[list[int | None]]
     for base_at in range(len(chain) - 1, -1, -1):
         try:
             dims = _replay(chain, base_at)
-        except _NotRepresentable:
+        except NotRepresentable:
             continue
         yield chain[base_at], [[atom.source for atom in atoms if not _is_one(atom.size)] for atoms in dims]
 
@@ -223,8 +223,8 @@ def stored_kv(operand: Node) -> StoredKV:
     for base_at in range(len(chain) - 1, 0, -1):
         base = chain[base_at]
         try:
-            order = _order(_replay(chain, base_at), base)
-        except _NotRepresentable:
+            order = stored_order(_replay(chain, base_at), base)
+        except NotRepresentable:
             continue
         if same(base.meta["val"].stride(order[3]), 1):
             log.debug("%s is %s %s through %d views", operand, base, tuple(_shape(base)), base_at)

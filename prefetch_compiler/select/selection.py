@@ -75,6 +75,11 @@ def select(
     raise Refused("; ".join(refusals))
 
 
+def is_covered(spec: AttentionSpec) -> bool:
+    """Whether some template serves it, on some device."""
+    return any(template.refusal(spec) is None for template in TEMPLATES)
+
+
 def _heuristic_reason(profile: DeviceProfile, missed: Missed) -> str:
     reason = f"heuristic for {profile.name}"
     if not missed.passed_over:

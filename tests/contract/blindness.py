@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from prefetch_compiler.lower import mark, ops, rewrite
+from prefetch_compiler.lower import mark, ops, quantised_call, rewrite
 from prefetch_compiler.recognize import (
     block_mask,
     bounds,
     chain,
     changes,
     compose,
+    dequantised,
     flex,
     marked,
     score_mod,
@@ -288,3 +289,59 @@ def to_captured(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(block_mask, "for_all_indices", without)
     monkeypatch.setattr(score_mod, "for_all_indices", without)
+
+
+def _scales(number: int, change: Callable[[Graph, Node | None], Node | None]) -> Blind:
+    """The scales that the kernel gets of K (0) or V (1), changed."""
+    of_tokens = dequantised._of_tokens
+
+    def blind(monkeypatch: pytest.MonkeyPatch) -> None:
+        calls = 0
+
+        def changed(graph: Graph, *arguments: Any) -> Node | None:
+            nonlocal calls
+            calls += 1
+            scale = of_tokens(graph, *arguments)
+            return change(graph, scale) if calls == number + 1 else scale
+
+        monkeypatch.setattr(dequantised, "_of_tokens", changed)
+
+    return blind
+
+
+def to_key_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    _scales(0, lambda graph, scale: None)(monkeypatch)
+
+
+def to_value_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    _scales(1, lambda graph, scale: None)(monkeypatch)
+
+
+def to_scales_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first token's scale of K serves all."""
+    _scales(0, lambda graph, scale: insert_call(graph, views.aten.slice.Tensor, scale, 2, 0, 1))(monkeypatch)
+
+
+def to_scales_of_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first head's scale of V serves all."""
+    _scales(1, lambda graph, scale: insert_call(graph, views.aten.slice.Tensor, scale, 1, 0, 1))(monkeypatch)
+
+
+def to_division_by_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dequantised, "_QUOTIENTS", ())
+
+
+def to_scales_of_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dequantised, "_by_channel", lambda graph, rows, channels, heads_first: rows)
+
+
+def to_second_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    emit = dequantised.Scale.emit
+    first = lambda scale, *arguments: emit(dequantised.Scale(scale.factors[:1]), *arguments)  # noqa: E731
+    monkeypatch.setattr(dequantised.Scale, "emit", first)
+
+
+def to_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    """e5m2 is read as e4m3."""
+    as_e4m3 = {**quantised_call.QUANTISED_FORMATS, torch.float8_e5m2: "e4m3"}
+    monkeypatch.setattr(quantised_call, "QUANTISED_FORMATS", as_e4m3)

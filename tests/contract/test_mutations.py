@@ -17,7 +17,8 @@ from prefetch_compiler.recognize import sdpa
 from . import blindness
 from .blindness import Blind
 from .error_bounds import assert_within_bound
-from .golden import rewritten_caches, spellings, static_cache
+from .golden import dequantised, rewritten_caches, spellings, static_cache
+from .golden.dequantised import Dequantised
 from .golden.flex import Flex
 from .golden.graph import Golden
 from .golden.hand_written import HandWritten
@@ -38,7 +39,9 @@ class Mutation:
     blind: Blind
 
 
-def _mutation(name: str, original: HandWritten | Products | Flex, blind: Blind, **changes: object) -> Mutation:
+def _mutation(
+    name: str, original: HandWritten | Products | Flex | Dequantised, blind: Blind, **changes: object
+) -> Mutation:
     mutant = replace(original, name=f"{original.name}_{name}", **changes)  # type: ignore[arg-type]
     return Mutation(name, original.golden, mutant.golden, blind)
 
@@ -58,6 +61,12 @@ _FILLED = Products("filled_products", mask="inf-B.1.q.S", q_len=5)
 _FLEX = Flex("flex", q_len=3)
 _FLEX_SHOWN = replace(_FLEX, mask="window")
 _FLEX_FILLED = replace(_FLEX, fill="not_first_query")
+
+_TOKENS = Dequantised("tokens")
+_HEADS = Dequantised(
+    "heads", key_scale="1.H.1.1", keys=dequantised.HEAD, value_scale="1.1.1.1", values=dequantised.TENSOR
+)
+_E4M3 = Dequantised("e4m3", format=dequantised.E4M3)
 
 MUTATIONS = [
     _mutation("scale", _GROUPED, blindness.to_scale, scale=0.9),
@@ -112,6 +121,32 @@ MUTATIONS = [
     _mutation("flex_softcap", _FLEX, blindness.to_softcap, softcap=0.7),
     _mutation("flex_fill_polarity", replace(_FLEX, fill="hidden"), blindness.to_fill_polarity, fill="causal"),
     _mutation("flex_fill_value", _FLEX_FILLED, blindness.to_fill_value, filling=-1e9),
+    _mutation("key_scale", _TOKENS, blindness.to_key_scale, key_exponent=-4),
+    _mutation("value_scale", _TOKENS, blindness.to_value_scale, value_exponent=-4),
+    _mutation(
+        "key_scale_of_tokens", _HEADS, blindness.to_scales_of_tokens, key_scale="B.H.S.1", keys=dequantised.TOKEN
+    ),
+    _mutation(
+        "value_scale_of_heads", _HEADS, blindness.to_scales_of_heads, value_scale="B.H.1.1", values=dequantised.HEAD
+    ),
+    _mutation(
+        "division_by_scale",
+        _TOKENS,
+        blindness.to_division_by_scale,
+        dequantise=dequantised.divided,
+        key_exponent=6,
+        value_exponent=6,
+    ),
+    _mutation(
+        "key_channels", _HEADS, blindness.to_scales_of_channels, key_scale="1.H.1.D", keys=dequantised.NONE
+    ),
+    _mutation(
+        "value_channels", _HEADS, blindness.to_scales_of_channels, value_scale="1.1.1.D", values=dequantised.NONE
+    ),
+    _mutation(
+        "second_scale", _TOKENS, blindness.to_second_scale, dequantise=dequantised.by_two_scales, key_exponent=-3
+    ),
+    _mutation("format", _E4M3, blindness.to_format, format=dequantised.E5M2),
 ]  # fmt: skip
 
 # Triton's interpreter warns at every scalar that it converts: recording them takes longer than computing.

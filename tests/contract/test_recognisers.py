@@ -14,7 +14,7 @@ from prefetch_compiler.recognize.site import Recogniser, Site
 from prefetch_compiler.report import Verdict
 from prefetch_compiler.spec import AttentionSpec
 
-from .golden import flex, hand_written, products
+from .golden import dequantised, flex, hand_written, products
 from .golden.catalogue import GOLDEN_GRAPHS
 from .golden.graph import Golden, Inputs
 from .golden.run import assert_follows_eager, run_compiled, run_eagerly
@@ -45,7 +45,7 @@ def test_a_golden_graph_is_recognised_and_follows_eager(golden: Golden) -> None:
     assert_follows_eager(compiled, eager, problems)
 
 
-_WRITTEN_HERE = (*hand_written.GOLDEN, *products.GOLDEN, *flex.GOLDEN)
+_WRITTEN_HERE = (*hand_written.GOLDEN, *products.GOLDEN, *flex.GOLDEN, *dequantised.GOLDEN)
 _FROM_MODELS = [golden for golden in GOLDEN_GRAPHS if golden not in _WRITTEN_HERE]
 _BY_HAND = [
     golden
@@ -58,11 +58,15 @@ _PRODUCTS = [golden for golden in products.GOLDEN if golden.name in _SOME]
 
 _FLEX = [golden for golden in flex.GOLDEN if golden.name == "flex_small_blocks"]
 
+_DEQUANTISED = [
+    golden for golden in dequantised.GOLDEN if golden.name in ("int8_written", "int8_value_channels", "e4m3_products")
+]
+
 # Where even the hidden size is a symbol, as in this one, the strides of SDPA's output stay formulas.
 _HIDDEN_SIZE_IS_AN_INPUT = ("whisper",)
 
 
-@pytest.mark.parametrize("golden", [*_FROM_MODELS, *_BY_HAND, *_FLEX], ids=str)
+@pytest.mark.parametrize("golden", [*_FROM_MODELS, *_BY_HAND, *_FLEX, *_DEQUANTISED[:2]], ids=str)
 def test_a_golden_graph_with_every_size_dynamic_follows_eager(golden: Golden) -> None:
     eager, problems = run_eagerly(golden)
     with graphs_run_uncompiled():
@@ -94,7 +98,9 @@ def _any_batch_and_length(steps: Sequence[Inputs]) -> Sequence[Inputs]:
     return steps
 
 
-@pytest.mark.parametrize("golden", [*_FROM_MODELS, *_BY_HAND, *_PRODUCTS, flex.EVERYTHING.golden], ids=str)
+@pytest.mark.parametrize(
+    "golden", [*_FROM_MODELS, *_BY_HAND, *_PRODUCTS, flex.EVERYTHING.golden, *_DEQUANTISED], ids=str
+)
 def test_a_golden_graph_through_inductors_code_follows_eager(golden: Golden) -> None:
     eager, problems = run_eagerly(golden)
     compiled, report = run_compiled(golden, options={"kvprefetch.strict": True})

@@ -1,0 +1,128 @@
+"""Where K and V are not read as they are stored: the site is lowered all the same, over what the graph dequantises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from prefetch_compiler.lower import ops
+from prefetch_compiler.spec import ScaleGranularity
+
+from .golden.dequantised import E4M3, HEAD, Dequantised, in_float32
+from .golden.graph import Golden
+from .golden.run import assert_follows_eager, run_compiled, run_eagerly
+from .uncompiled import graphs_run_uncompiled
+
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def _afresh() -> Iterator[None]:
+    yield
+    torch._dynamo.reset()
+
+
+def with_zero_point(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return ((numbers.float() - 8) * scale).to(dtype)
+
+
+def with_minimum(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return (numbers.float() * scale + scale).to(dtype)
+
+
+def by_groups(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Every eight channels of a token share a scale."""
+    groups = numbers.float().unflatten(-1, (2, 8)) * torch.stack([scale, scale * 2], -2)
+    return groups.flatten(-2).to(dtype)
+
+
+def in_integers(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Products of 8-bit integers wrap around."""
+    return (numbers * 3).to(dtype) * scale.to(dtype)
+
+
+def truncated(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return (numbers.float() * 0.3).to(torch.int32).to(dtype) * scale.to(dtype)
+
+
+def with_a_square(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    wide = numbers.to(dtype) * scale.to(dtype)
+    return wide * wide
+
+
+def each_number_its_own(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return (numbers.float() * (scale * torch.ones_like(numbers, dtype=torch.float32))).to(dtype)
+
+
+def narrowed_to_bytes_again(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """A conversion to a format that has fewer numbers."""
+    return numbers.float().to(E4M3).float().to(dtype) * scale.to(dtype)
+
+
+_AS_DEQUANTISED = [
+    with_zero_point, with_minimum, by_groups, truncated, with_a_square, each_number_its_own,
+]  # fmt: skip
+
+
+def _run(golden: Golden) -> object:
+    eager, problems = run_eagerly(golden)
+    with graphs_run_uncompiled():
+        compiled, report = run_compiled(golden)
+    (site,) = report.lowered
+    assert_follows_eager(compiled, eager, problems)
+    assert site.spec is not None
+    return site.spec.cache
+
+
+@pytest.mark.parametrize("dequantise", _AS_DEQUANTISED, ids=lambda function: function.__name__)
+def test_what_no_kernel_knows_is_dequantised_by_the_graph(dequantise: Callable[..., Tensor]) -> None:
+    form = Dequantised("plain", dequantise=dequantise)
+    if dequantise is with_a_square:
+        form = replace(form, key_exponent=-8, value_exponent=-8)
+    assert _run(form.golden) is None
+
+
+def test_formats_that_differ_are_dequantised_by_the_graph() -> None:
+    golden = Dequantised("formats").golden
+
+    def steps() -> list[dict[str, Tensor]]:
+        (step,) = golden.steps()
+        return [{**step, "values": step["values"].to(E4M3)}]
+
+    assert _run(replace(golden, steps=steps)) is None
+
+
+def test_float32_queries_keep_their_precision() -> None:
+    assert _run(Dequantised("float32", dtype=torch.float32).golden) is None
+
+
+@pytest.mark.parametrize(("dequantise", "format"), [(narrowed_to_bytes_again, E4M3), (in_integers, torch.int8)])
+def test_what_was_computed_of_stored_numbers_is_read(dequantise: Callable[..., Tensor], format: torch.dtype) -> None:
+    """Conversions to fewer numbers and products that wrap around are the graph's; what they make is dequantised."""
+    cache = _run(Dequantised("computed", dequantise=dequantise).golden)
+    assert cache is not None and cache.dtype is format  # type: ignore[attr-defined]
+
+
+def test_a_scale_of_a_slice_is_that_of_its_tokens() -> None:
+    """As much of a cache as is held, and of its scales."""
+
+    def held(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        return in_float32(numbers[:, :, 2:], scale[:, :, 2:], dtype)
+
+    form = Dequantised("held", dequantise=held, mask=False)
+    cache = _run(form.golden)
+    assert cache is not None and cache.key_scales is ScaleGranularity.TOKEN  # type: ignore[attr-defined]
+
+
+def test_what_fails_to_launch_is_dequantised_for_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> Tensor:
+        raise RuntimeError("no such device")
+
+    monkeypatch.setattr(ops, "launch_decode", fails)
+    monkeypatch.setattr(ops, "_failed_configs", set())
+    form = Dequantised("failing", format=E4M3, key_scale="1.H.1.1", keys=HEAD)
+    assert _run(form.golden) is not None
