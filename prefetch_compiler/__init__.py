@@ -4,7 +4,7 @@ from .backend import kvprefetch
 from .explainer import explain
 from .options import DecodeOptions
 from .paged_attention import paged_decode_attention
-from .quantisation import quantise
+from .quantisation import quantise, quantise_affine
 from .quantised_attention import quantised_decode_attention
 from .recognize.bounds import mask_bounds
 from .report import Report, SiteReport, Verdict
@@ -22,6 +22,7 @@ __all__ = [
     "mask_bounds",
     "paged_decode_attention",
     "quantise",
+    "quantise_affine",
     "quantised_decode_attention",
     "selection_digest",
 ]

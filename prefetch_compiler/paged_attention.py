@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .lower.call import AttentionCall
+from .lower.call import AttentionCall, zeros_of
 from .lower.call_op import attend
 from .options import DEFAULT_DECODE_OPTIONS, DecodeOptions
 
@@ -22,6 +22,10 @@ def paged_decode_attention(
     key_scale: Tensor | None = None,
     value_scale: Tensor | None = None,
     *,
+    key_zero: Tensor | None = None,
+    value_zero: Tensor | None = None,
+    key_minimum: Tensor | None = None,
+    value_minimum: Tensor | None = None,
     is_causal: bool = False,
     scale: float | None = None,
     softcap: float | None = None,
@@ -38,7 +42,7 @@ def paged_decode_attention(
         key_pages: (pages, kv_heads, page_size, head_dim) in any memory order whose last stride is 1; of a pool that is
             stored as (pages, page_size, kv_heads, head_dim) pass ``pool.transpose(1, 2)``. Pages of 1 to 256 keys, a
             power of two. Query head ``h`` reads KV head ``h // (query_heads // kv_heads)``. In the query's dtype, or
-            quantised: float8_e4m3fn, float8_e5m2 or int8.
+            quantised: float8_e4m3fn, float8_e5m2, int8 or uint8.
         value_pages: (pages, kv_heads, page_size, value_dim), likewise, of the same dtype.
         block_table: int32 (batch, max_pages), its last stride 1: the pages of each sequence, in the order of its keys.
             Entries of pages beyond a sequence's length may be anything; the others must be pages of the pools.
@@ -46,6 +50,7 @@ def paged_decode_attention(
             of what a row of the table can hold count as none, or as all of it. A sequence of length 0 gets zeros.
         key_scale, value_scale: what the numbers of a quantised cache are to be multiplied by, floating-point: of shape
             () for all, (1, 1|kv_heads, 1) for each head, or (pages, 1|kv_heads, page_size) for each token. None is 1.
+        key_zero, value_zero, key_minimum, value_minimum: as in ``quantised_decode_attention``, in the shapes of scales.
         is_causal: the last ``q_len`` keys of a sequence are those of its queries, and query ``i`` sees none of later
             ones: keys 0 to ``length - q_len + i``. Otherwise every query sees all keys.
         scale: 1 / sqrt(head_dim) by default.
@@ -66,6 +71,6 @@ def paged_decode_attention(
         scale = query.shape[-1] ** -0.5
     call = AttentionCall(
         query, key_pages, value_pages, key_scale, value_scale, None, None, lengths, block_table, sink, is_causal, scale,
-        softcap,
+        softcap, *zeros_of("paged_decode_attention", key_zero, value_zero, key_minimum, value_minimum),
     )  # fmt: skip
     return attend(call, options)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .lower.call import AttentionCall
+from .lower.call import AttentionCall, zeros_of
 from .lower.call_op import attend
 from .options import DEFAULT_DECODE_OPTIONS, DecodeOptions
 
@@ -21,6 +21,10 @@ def quantised_decode_attention(
     value_scale: Tensor | None = None,
     attn_mask: Tensor | None = None,
     *,
+    key_zero: Tensor | None = None,
+    value_zero: Tensor | None = None,
+    key_minimum: Tensor | None = None,
+    value_minimum: Tensor | None = None,
     bounds: Tensor | None = None,
     lengths: Tensor | None = None,
     is_causal: bool = False,
@@ -34,11 +38,14 @@ def quantised_decode_attention(
 
     Args:
         query: (batch, query_heads, q_len, head_dim), float16 or bfloat16; few queries (decoding, not a prompt).
-        key: (batch, kv_heads, kv_len, head_dim) in float8_e4m3fn, float8_e5m2 or int8; query head ``h`` reads KV head
-            ``h // (query_heads // kv_heads)``.
+        key: (batch, kv_heads, kv_len, head_dim) in float8_e4m3fn, float8_e5m2, int8 or uint8; query head ``h`` reads KV
+            head ``h // (query_heads // kv_heads)``.
         value: (batch, kv_heads, kv_len, value_dim), of the same dtype.
         key_scale, value_scale: what stored numbers are to be multiplied by, floating-point: of shape () for all, or
             (1|batch, 1|kv_heads, 1|kv_len): for each head, or for each token of each head. None is 1.
+        key_zero, value_zero: what is subtracted from stored numbers before they are multiplied, ``(key - key_zero) *
+            key_scale``: of a shape that a scale may have, floating-point or of int8, uint8, int16 or int32.
+        key_minimum, value_minimum: what is added to multiplied ones instead, ``key * key_scale + key_minimum``.
         attn_mask: as in SDPA: bool (True: may attend) or additive, broadcastable to (batch, query_heads, q_len,
             kv_len). What lies beyond the last visible key or before the first is not read, and may be anything.
         bounds: ``mask_bounds`` of the mask, where it is at hand: layers that share a mask can share it.
@@ -63,7 +70,8 @@ def quantised_decode_attention(
     mask = None if attn_mask is None else attn_mask[(None,) * (4 - attn_mask.ndim)]
     if scale is None:
         scale = query.shape[-1] ** -0.5
+    zeros = zeros_of("quantised_decode_attention", key_zero, value_zero, key_minimum, value_minimum)
     call = AttentionCall(
-        query, key, value, key_scale, value_scale, mask, bounds, lengths, None, sink, is_causal, scale, softcap
+        query, key, value, key_scale, value_scale, mask, bounds, lengths, None, sink, is_causal, scale, softcap, *zeros
     )
     return attend(call, options)

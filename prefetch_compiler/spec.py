@@ -16,7 +16,8 @@ A paged cache has ``page_size`` keys a page and K and V in pools that all sequen
 
 A quantised cache holds k and v as numbers that are to be multiplied by scales, each of which is absent, one for the
 whole tensor, or of shape (1|batch, 1|kv_heads, 1|kv_len): one per head, or one per token of a head. Those of a paged
-one are (1, 1|kv_heads, 1) or (pages, 1|kv_heads, page_size).
+one are (1, 1|kv_heads, 1) or (pages, 1|kv_heads, page_size). Zero points have the shapes of scales: what is subtracted
+from stored numbers before they are scaled, or (a minimum) added to scaled ones.
 
 ``group`` is query_heads // kv_heads: query head ``h`` reads KV head ``h // group``. Strides are in elements.
 A size that torch.compile keeps symbolic is stored by its hint and named in ``symbolic``.
@@ -24,7 +25,7 @@ A size that torch.compile keeps symbolic is stored by its hint and named in ``sy
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 
 import torch
@@ -35,7 +36,20 @@ HEAD_DIM_MULTIPLE = 8
 PAGE_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # What a quantised cache may hold, by the names that kernels know them by.
-QUANTISED_FORMATS = {torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2", torch.int8: "int8"}
+QUANTISED_FORMATS = {
+    torch.float8_e4m3fn: "e4m3",
+    torch.float8_e5m2: "e5m2",
+    torch.int8: "int8",
+    torch.uint8: "uint8",
+}
+
+
+# What zeros of a quantised cache may be kept in: integers where numbers are integers.
+ZERO_DTYPES = (*SUPPORTED_DTYPES, torch.int8, torch.uint8, torch.int16, torch.int32)
+# What is subtracted from unsigned numbers as they are taken out of a cache, so that they lie about 0; and the largest
+# magnitude of what is taken out.
+CENTRES = {"e4m3": 0, "e5m2": 0, "int8": 0, "uint8": 128}
+RANGES = {"e4m3": 448, "e5m2": 57344, "int8": 128, "uint8": 128}
 
 
 class MaskKind(str, Enum):
@@ -57,25 +71,71 @@ class ScaleGranularity(str, Enum):
 
 
 @dataclass(frozen=True)
+class Storage:
+    """What the tensors of a quantised cache do not say of themselves.
+
+    Attributes:
+        key_minima, value_minima: whether zeros are added to scaled numbers (number * scale + minimum), and not
+            subtracted from stored ones ((number - zero) * scale).
+    """
+
+    key_minima: bool = False
+    value_minima: bool = False
+
+    def encode(self) -> str:
+        """As text, which operators take."""
+        return " ".join(field.name for field in fields(self) if getattr(self, field.name))
+
+    @classmethod
+    def decode(cls, text: str) -> Storage:
+        return cls(**dict.fromkeys(text.split(), True))
+
+
+AS_THE_DTYPE_SAYS = Storage()
+
+
+@dataclass(frozen=True)
 class QuantisedCache:
-    """How K and V are stored when not in the dtype of the queries. Symmetric: value = stored number * scale. Zero
-    points and scales of groups of columns would be further fields here.
+    """How K and V are stored when not in the dtype of the queries: value = (number - zero) * scale, or number * scale +
+    minimum.
 
     Attributes:
         dtype: one of QUANTISED_FORMATS.
         scale_dtype: of both scales, floating-point; None where neither K nor V has any.
+        key_zeros, value_zeros: of zeros or minima, as ``storage`` says.
+        zero_dtype: of both zeros, one of ZERO_DTYPES; None where neither K nor V has any.
     """
 
     dtype: torch.dtype
     key_scales: ScaleGranularity = ScaleGranularity.NONE
     value_scales: ScaleGranularity = ScaleGranularity.NONE
     scale_dtype: torch.dtype | None = None
+    key_zeros: ScaleGranularity = ScaleGranularity.NONE
+    value_zeros: ScaleGranularity = ScaleGranularity.NONE
+    zero_dtype: torch.dtype | None = None
+    storage: Storage = AS_THE_DTYPE_SAYS
 
     @property
     def scale_bytes_per_row(self) -> int:
-        """Bytes of scales that are read with one key of one head."""
-        per_token = [self.key_scales, self.value_scales].count(ScaleGranularity.TOKEN)
-        return 0 if self.scale_dtype is None else per_token * self.scale_dtype.itemsize
+        """Bytes of scales and zeros that are read with one key of one head."""
+        sides = (
+            (self.scale_dtype, (self.key_scales, self.value_scales)),
+            (self.zero_dtype, (self.key_zeros, self.value_zeros)),
+        )
+        return sum(
+            dtype.itemsize * granularities.count(ScaleGranularity.TOKEN)
+            for dtype, granularities in sides
+            if dtype is not None
+        )
+
+    def describe(self) -> str:
+        """``uint8 scales=token/token zeros=token/token``; ``min`` before the granularity of minima."""
+        words = [f"{str(self.dtype).removeprefix('torch.')} scales={self.key_scales.value}/{self.value_scales.value}"]
+        if (self.key_zeros, self.value_zeros) != (ScaleGranularity.NONE,) * 2:
+            keys = ("min-" if self.storage.key_minima else "") + self.key_zeros.value
+            values = ("min-" if self.storage.value_minima else "") + self.value_zeros.value
+            words.append(f"zeros={keys}/{values}")
+        return " ".join(words)
 
 
 @dataclass(frozen=True)
@@ -200,8 +260,7 @@ class AttentionSpec:
         pages = f" page={self.page_size}" if self.page_size else ""
         dtype = str(self.dtype).removeprefix("torch.")
         if self.cache is not None:
-            scales = f"{self.cache.key_scales.value}/{self.cache.value_scales.value}"
-            dtype += f"/{str(self.cache.dtype).removeprefix('torch.')} scales={scales}"
+            dtype += f"/{self.cache.describe()}"
         return (
             f"{self.query_heads}q/{self.kv_heads}kv {dims} q{size('q_len', self.q_len)} "
             f"S{size('kv_len', self.kv_len)} b{size('batch', self.batch)} {dtype} mask={mask}{pages}"

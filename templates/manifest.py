@@ -138,7 +138,37 @@ _PAGED = OptionalFeature(
     },
     present=lambda key: key.page_size > 0,
 )
-_PAGED_QUANTISED = replace(_PAGED, absent={**_PAGED.absent, "k_scale_page_stride": None, "v_scale_page_stride": None})
+
+
+def _zeros(side: str, *features: str) -> OptionalFeature:
+    """Zero points or minima of K or of V, or what reading unsigned numbers as numbers about 0 makes of none."""
+    letter = side[0]
+    absent: dict[str, bool | int | float | str | None] = {
+        f"{letter.upper()}_ZERO": "none",
+        f"{letter.upper()}_ZERO_STRIDE": 0,
+        f"{letter}_zero_ptr": None,
+        f"{letter}_zero_batch_stride": 0,
+        f"{letter}_zero_head_stride": 0,
+    }
+    more: dict[str, bool | int | float | str | None] = {"query_sum": None, "score_sum": None}
+    if side == "value":
+        more = {"value_scale": None, "V_RANGE": 0}
+    return OptionalFeature(
+        name=f"{side}_zeros",
+        absent=absent | more,
+        present=lambda key: _is_unsigned(key) or any(_has(feature)(key) for feature in features),
+    )
+
+
+def _is_unsigned(key: TuningKey) -> bool:
+    return key.kv_dtype.startswith("uint")
+
+
+_KEY_ZEROS = _zeros("key", "key_zeros", "key_minima")
+_VALUE_ZEROS = _zeros("value", "value_zeros", "value_minima")
+_UNSIGNED = OptionalFeature("unsigned", absent={"CENTRE": 0}, present=_is_unsigned)
+_SCALE_PAGES = ("k_scale_page_stride", "v_scale_page_stride", "k_zero_page_stride", "v_zero_page_stride")
+_PAGED_QUANTISED = replace(_PAGED, absent={**_PAGED.absent, **dict.fromkeys(_SCALE_PAGES)})
 _KEY_TOKEN_SCALES = OptionalFeature("key_token_scales", absent={"K_SCALE_STRIDE": 0}, present=_has("key_token_scales"))
 _VALUE_TOKEN_SCALES = OptionalFeature(
     "value_token_scales", absent={"V_SCALE_STRIDE": 0}, present=_has("value_token_scales")
@@ -158,7 +188,15 @@ QUANTISED = Template(
     name="quantised_decode",
     entries=("quantised_decode.quantised_decode", "merge_splits.merge_splits"),
     refusal=_quantised_refusal,
-    features=(*_FEATURES, _PAGED_QUANTISED, _KEY_TOKEN_SCALES, _VALUE_TOKEN_SCALES),
+    features=(
+        *_FEATURES,
+        _PAGED_QUANTISED,
+        _KEY_TOKEN_SCALES,
+        _VALUE_TOKEN_SCALES,
+        _KEY_ZEROS,
+        _VALUE_ZEROS,
+        _UNSIGNED,
+    ),
 )
 
 TEMPLATES: tuple[Template, ...] = (SPLIT_KV, QUANTISED)

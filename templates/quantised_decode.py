@@ -1,4 +1,4 @@
-"""Split-KV flash decoding over a quantised cache (e4m3, e5m2 or int8), with scales per tensor, head or token.
+"""Split-KV flash decoding over a quantised cache (e4m3, e5m2, int8 or uint8), with scales per tensor, head or token.
 
 What makes it cheap: a row of the cache is read as 16-bit units of two neighbouring columns, so that every load of
 16-bit operands serves it as it is (by TMA too), and a unit is taken apart in registers into two fp16 values
@@ -9,6 +9,10 @@ the tensor cores' M, and as few as eight query rows their N.
 Scales never touch K or V. K's multiply scores; those of a whole tensor or head are folded into the softmax scale. V's
 multiply probabilities when they are per token, and the output otherwise. So K and V are never rounded, as they are when
 they are dequantised to the queries' dtype first.
+
+Nor do zero points: of K, every number of a token has the same one, which adds its multiple of the query's sum to the
+score; of V, the same to every column of the output (``zeros_of_values``). Unsigned numbers are taken apart as numbers
+about 0, from which CENTRE was subtracted: that is a zero point as well.
 
 Programs, splits, masks, bounds, lengths, pages and partial results are those of ``split_kv_decode``.
 """
@@ -26,6 +30,7 @@ from .rounding import round_to
 from .softmax import online_softmax, sink_statistics, soft_cap
 from .split_plan import active_splits, balanced_counts, balanced_split, guessed_begin, split_range, valid_keys
 from .unpack import unpack_byte
+from .zeros import zeros_of_keys, zeros_of_values
 
 # Probabilities reach the product in fp16, of which they use 39 binary orders of magnitude and not only 24.
 PROBABILITY_UNIT = tl.constexpr(2.0**14)
@@ -88,6 +93,21 @@ def load_scales(
 
 
 @triton.jit
+def load_zeros(
+    head_ptr, first, end, STRIDE: tl.constexpr, BLOCK_KV: tl.constexpr, WHOLE: tl.constexpr,
+    pages, page_stride, PAGED: tl.constexpr, PAGE_SIZE: tl.constexpr, TILES_IN_PAGES: tl.constexpr,
+):  # fmt: skip
+    """As ``load_scales``; zeros where there is no tensor of them."""
+    if head_ptr is None:
+        zeros = tl.zeros([BLOCK_KV], tl.float32)
+    else:
+        zeros = load_scales(
+            head_ptr, first, end, STRIDE, BLOCK_KV, WHOLE, pages, page_stride, PAGED, PAGE_SIZE, TILES_IN_PAGES
+        )
+    return zeros
+
+
+@triton.jit
 def powers_of_two(q):
     """For fp32 rows (rows, columns): factors by which to multiply each so that its largest magnitude lies in
     [2**14, 2**15), and their inverses. Powers of two, so that a bf16 or fp16 query loses nothing in fp16 but what is
@@ -101,7 +121,7 @@ def powers_of_two(q):
 
 @triton.jit
 def attend_tile(
-    q_even, q_odd, maximum, total, peak, even, odd,
+    q_even, q_odd, maximum, total, peak, offset, even, odd,
     k_head_ptr, v_head_ptr, k_descriptor, v_descriptor, k_scale_ptr, v_scale_ptr,
     mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, first, end, clean_first, clean_end,
     row_query, row_scale, softcap, k_row_stride, v_row_stride,
@@ -111,11 +131,16 @@ def attend_tile(
     EXP2_SCALE: tl.constexpr, WHOLE: tl.constexpr,
     row_last, pages, k_page_stride, v_page_stride, k_scale_page_stride, v_scale_page_stride,
     CAUSAL_TAIL: tl.constexpr, PAGED: tl.constexpr, PAGE_SIZE: tl.constexpr, TILES_IN_PAGES: tl.constexpr,
+    k_zero_ptr, v_zero_ptr, k_zero_page_stride, v_zero_page_stride, query_sum, score_sum, value_scale,
+    K_ZERO: tl.constexpr, V_ZERO: tl.constexpr, K_ZERO_STRIDE: tl.constexpr, V_ZERO_STRIDE: tl.constexpr,
+    CENTRE: tl.constexpr, V_RANGE: tl.constexpr,
 ):  # fmt: skip
     """Fold keys [first, first + BLOCK_KV) into the running softmax and the accumulators (BLOCK_V, rows) of even and odd
     value columns. A stride of 0 says that a scale is not per token. ``peak`` is the largest of V's token scales so far:
     the accumulators are relative to it, so that a probability times a scale is at most 1. ``pages`` are those of a
-    paged cache that the keys lie in, and ``row_last`` the last key that a row sees where there is a CAUSAL_TAIL."""
+    paged cache that the keys lie in, and ``row_last`` the last key that a row sees where there is a CAUSAL_TAIL.
+    ``offset`` (rows,) is what V's zeros add to every column, in the values' own units, and ``value_scale`` V's scale
+    where it is not per token; ``query_sum`` and ``score_sum`` are as in ``zeros_of_keys``."""
     keys = first + tl.arange(0, BLOCK_KV)
     k = load_units(
         k_head_ptr, k_descriptor, sequence, kv_head, first, end, k_row_stride, K_UNITS, BLOCK_K, BLOCK_KV, TMA, WHOLE,
@@ -128,6 +153,13 @@ def attend_tile(
     )  # fmt: skip
     scores = multiply(unpack_byte(k, FORMAT, False, ASSEMBLY), q_even, None, UPCAST)
     scores = multiply(unpack_byte(k, FORMAT, True, ASSEMBLY), q_odd, scores, UPCAST)
+    k_zero = None
+    if K_ZERO != "none":
+        k_zero = load_zeros(
+            k_zero_ptr, first, end, K_ZERO_STRIDE, BLOCK_KV, WHOLE,
+            pages, k_zero_page_stride, PAGED, PAGE_SIZE, TILES_IN_PAGES,
+        )  # fmt: skip
+        scores += zeros_of_keys(k_zero, query_sum, K_ZERO == "after", CENTRE)
     scores *= row_scale[None, :]
     if K_SCALE_STRIDE > 0:
         k_scale = load_scales(
@@ -135,6 +167,8 @@ def attend_tile(
             pages, k_scale_page_stride, PAGED, PAGE_SIZE, TILES_IN_PAGES,
         )  # fmt: skip
         scores *= k_scale[:, None]
+    if K_ZERO == "after":
+        scores += k_zero[:, None] * score_sum[None, :]
     if softcap is not None:
         scores = soft_cap(scores, softcap)
     if MASK != "none":
@@ -155,6 +189,8 @@ def attend_tile(
         scores = tl.where(keys[:, None] <= row_last[None, :], scores, float("-inf"))
 
     probabilities, maximum, total, shrink = online_softmax(scores, maximum, total, EXP2_SCALE, 0)
+    if V_ZERO != "none":
+        offset *= shrink
     if V_SCALE_STRIDE > 0:
         v_scale = load_scales(
             v_scale_ptr, first, end, V_SCALE_STRIDE, BLOCK_KV, WHOLE,
@@ -163,13 +199,25 @@ def attend_tile(
         new_peak = tl.maximum(peak, tl.max(tl.abs(v_scale), 0))
         shrink *= peak / new_peak
         peak = new_peak
-        probabilities *= (v_scale * (PROBABILITY_UNIT / peak))[:, None]
+        weights = probabilities * (v_scale * (PROBABILITY_UNIT / peak))[:, None]
     else:
-        probabilities *= PROBABILITY_UNIT
-    probabilities = probabilities.to(tl.float16)
-    even = multiply(tl.trans(unpack_byte(v, FORMAT, False, ASSEMBLY)), probabilities, even * shrink[None, :], UPCAST)
-    odd = multiply(tl.trans(unpack_byte(v, FORMAT, True, ASSEMBLY)), probabilities, odd * shrink[None, :], UPCAST)
-    return maximum, total, peak, even, odd
+        weights = probabilities * PROBABILITY_UNIT
+    weights = weights.to(tl.float16)
+    if V_ZERO != "none":
+        v_zero = load_zeros(
+            v_zero_ptr, first, end, V_ZERO_STRIDE, BLOCK_KV, WHOLE,
+            pages, v_zero_page_stride, PAGED, PAGE_SIZE, TILES_IN_PAGES,
+        )  # fmt: skip
+        if V_SCALE_STRIDE > 0:
+            token_scale, unit = v_scale, peak / PROBABILITY_UNIT
+        else:
+            token_scale, unit = tl.zeros_like(v_zero) + value_scale, value_scale / PROBABILITY_UNIT
+        offset += zeros_of_values(
+            probabilities, weights.to(tl.float32), v_zero, token_scale, unit, V_ZERO == "after", CENTRE, V_RANGE
+        )
+    even = multiply(tl.trans(unpack_byte(v, FORMAT, False, ASSEMBLY)), weights, even * shrink[None, :], UPCAST)
+    odd = multiply(tl.trans(unpack_byte(v, FORMAT, True, ASSEMBLY)), weights, odd * shrink[None, :], UPCAST)
+    return maximum, total, peak, offset, even, odd
 
 
 @triton.jit
@@ -196,7 +244,7 @@ def prefetch_tiles(
 
 @triton.jit
 def attend_range(
-    q_even, q_odd, maximum, total, peak, even, odd,
+    q_even, q_odd, maximum, total, peak, offset, even, odd,
     k_head_ptr, v_head_ptr, k_descriptor, v_descriptor, k_scale_ptr, v_scale_ptr,
     mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, first, limit, step, end, clean_first, clean_end,
     row_query, row_scale, softcap, k_row_stride, v_row_stride,
@@ -207,6 +255,9 @@ def attend_range(
     WHOLE: tl.constexpr,
     row_last, table_ptr, k_page_stride, v_page_stride, k_scale_page_stride, v_scale_page_stride,
     CAUSAL_TAIL: tl.constexpr, PAGED: tl.constexpr, PAGE_SIZE: tl.constexpr, TILES_IN_PAGES: tl.constexpr,
+    k_zero_ptr, v_zero_ptr, k_zero_page_stride, v_zero_page_stride, query_sum, score_sum, value_scale,
+    K_ZERO: tl.constexpr, V_ZERO: tl.constexpr, K_ZERO_STRIDE: tl.constexpr, V_ZERO_STRIDE: tl.constexpr,
+    CENTRE: tl.constexpr, V_RANGE: tl.constexpr,
 ):  # fmt: skip
     """Fold the tiles at ``first``, ``first + step``, ... below ``limit`` in a software-pipelined loop. WHOLE says that
     none is partial. ``table_ptr`` is the sequence's row of a paged cache's table."""
@@ -231,18 +282,19 @@ def attend_range(
                 BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT, table_ptr, k_page_stride, v_page_stride, PAGED, PAGE_SIZE,
                 TILES_IN_PAGES,
             )  # fmt: skip
-        maximum, total, peak, even, odd = attend_tile(
-            q_even, q_odd, maximum, total, peak, even, odd,
+        maximum, total, peak, offset, even, odd = attend_tile(
+            q_even, q_odd, maximum, total, peak, offset, even, odd,
             k_head_ptr, v_head_ptr, k_descriptor, v_descriptor, k_scale_ptr, v_scale_ptr,
             mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, tile_first, end, clean_first, clean_end,
             row_query, row_scale, softcap, k_row_stride, v_row_stride, K_UNITS, V_UNITS, BLOCK_K, BLOCK_V, BLOCK_KV,
             FORMAT, ASSEMBLY, K_SCALE_STRIDE, V_SCALE_STRIDE, MASK, MASK_PER_ROW, CAUSAL, TMA, UPCAST, EXP2_SCALE,
             WHOLE, row_last, pages, k_page_stride, v_page_stride, k_scale_page_stride, v_scale_page_stride, CAUSAL_TAIL,
-            PAGED, PAGE_SIZE, TILES_IN_PAGES,
+            PAGED, PAGE_SIZE, TILES_IN_PAGES, k_zero_ptr, v_zero_ptr, k_zero_page_stride, v_zero_page_stride, query_sum,
+            score_sum, value_scale, K_ZERO, V_ZERO, K_ZERO_STRIDE, V_ZERO_STRIDE, CENTRE, V_RANGE,
         )  # fmt: skip
         if PAGED:
             pages = next_pages
-    return maximum, total, peak, even, odd
+    return maximum, total, peak, offset, even, odd
 
 
 @triton.jit
@@ -269,6 +321,7 @@ _RUNTIME_INTEGERS = [
     "k_batch_stride", "k_head_stride", "k_row_stride",
     "v_batch_stride", "v_head_stride", "v_row_stride",
     "k_scale_batch_stride", "k_scale_head_stride", "v_scale_batch_stride", "v_scale_head_stride",
+    "k_zero_batch_stride", "k_zero_head_stride", "v_zero_batch_stride", "v_zero_head_stride",
     "mask_batch_stride", "mask_head_stride", "mask_row_stride", "mask_key_stride",
     "out_batch_stride", "out_head_stride", "out_row_stride", "table_stride",
 ]  # fmt: skip
@@ -284,6 +337,8 @@ def quantised_decode(
     v_descriptor,
     k_scale_ptr,
     v_scale_ptr,
+    k_zero_ptr,
+    v_zero_ptr,
     mask_ptr,
     bounds_ptr,
     out_ptr,
@@ -312,6 +367,10 @@ def quantised_decode(
     k_scale_head_stride,
     v_scale_batch_stride,
     v_scale_head_stride,
+    k_zero_batch_stride,
+    k_zero_head_stride,
+    v_zero_batch_stride,
+    v_zero_head_stride,
     mask_batch_stride,
     mask_head_stride,
     mask_row_stride,
@@ -334,6 +393,12 @@ def quantised_decode(
     ASSEMBLY: tl.constexpr,
     K_SCALE_STRIDE: tl.constexpr,
     V_SCALE_STRIDE: tl.constexpr,
+    K_ZERO: tl.constexpr,
+    V_ZERO: tl.constexpr,
+    K_ZERO_STRIDE: tl.constexpr,
+    V_ZERO_STRIDE: tl.constexpr,
+    CENTRE: tl.constexpr,
+    V_RANGE: tl.constexpr,
     MASK: tl.constexpr,
     MASK_PER_ROW: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -357,7 +422,10 @@ def quantised_decode(
 
     k and v are int16 (batch, kv_heads, kv_len, dim / 2), strides in multiples of KV_STRIDE_UNIT units; BLOCK_K and
     BLOCK_V are powers of two that hold HEAD_DIM / 2 and VALUE_DIM / 2 units. Scales are finite; absent where all are 1.
-    K_SCALE_STRIDE and V_SCALE_STRIDE are the elements between two tokens' scales, 0 where tokens share one.
+    K_SCALE_STRIDE and V_SCALE_STRIDE are the elements between two tokens' scales, 0 where tokens share one. K_ZERO and
+    V_ZERO are ``none``, ``before`` (zeros are subtracted from numbers, then scaled) or ``after`` (they are added to
+    scaled numbers), with pointers and strides like scales'; a pointer of None stands for zeros that are 0. CENTRE is
+    what stored numbers are more than what ``unpack_byte`` makes of them; V_RANGE is the largest magnitude of those.
     ``score_scale``, ``softcap``, sinks, ``EXP2_SCALE``, partial results, statistics, lengths, pages and the table are
     those of ``split_kv_decode``; scales' batch strides, too, lead from page to page.
     """
@@ -437,7 +505,13 @@ def quantised_decode(
         factor, row_scale = powers_of_two(tl.maximum(tl.abs(q_even), tl.abs(q_odd)))
         q_even = tl.trans((q_even * factor[:, None]).to(tl.float16))
         q_odd = tl.trans((q_odd * factor[:, None]).to(tl.float16))
+        query_sum = None
+        score_sum = None
+        if K_ZERO != "none":
+            query_sum = tl.sum(q_even.to(tl.float32), 0) + tl.sum(q_odd.to(tl.float32), 0)
         row_scale *= score_scale
+        if K_ZERO == "after":
+            score_sum = query_sum * row_scale
 
         k_head_ptr = head_start(k_ptr, sequence, kv_head, k_batch_stride, k_head_stride, KV_STRIDE_UNIT, PAGED)
         v_head_ptr = head_start(v_ptr, sequence, kv_head, v_batch_stride, v_head_stride, KV_STRIDE_UNIT, PAGED)
@@ -446,12 +520,18 @@ def quantised_decode(
         v_page = None
         k_scale_page = None
         v_scale_page = None
+        k_zero_page = None
+        v_zero_page = None
         if PAGED:
             table_row = table_ptr + sequence_wide * table_stride
             k_page = tl.cast(k_batch_stride, tl.int64) * KV_STRIDE_UNIT
             v_page = tl.cast(v_batch_stride, tl.int64) * KV_STRIDE_UNIT
             k_scale_page = tl.cast(k_scale_batch_stride, tl.int64)
             v_scale_page = tl.cast(v_scale_batch_stride, tl.int64)
+        if PAGED and K_ZERO != "none":
+            k_zero_page = tl.cast(k_zero_batch_stride, tl.int64)
+        if PAGED and V_ZERO != "none":
+            v_zero_page = tl.cast(v_zero_batch_stride, tl.int64)
         k_scales = k_scale_ptr
         v_scales = v_scale_ptr
         result_scale = 1.0 / PROBABILITY_UNIT
@@ -463,6 +543,15 @@ def quantised_decode(
             v_scales = head_start(v_scale_ptr, sequence, kv_head, v_scale_batch_stride, v_scale_head_stride, 1, PAGED)
             if V_SCALE_STRIDE == 0:
                 result_scale *= tl.load(v_scales).to(tl.float32)
+        k_zeros = None
+        v_zeros = None
+        value_scale = None
+        if k_zero_ptr is not None:
+            k_zeros = head_start(k_zero_ptr, sequence, kv_head, k_zero_batch_stride, k_zero_head_stride, 1, PAGED)
+        if v_zero_ptr is not None:
+            v_zeros = head_start(v_zero_ptr, sequence, kv_head, v_zero_batch_stride, v_zero_head_stride, 1, PAGED)
+        if V_ZERO != "none":
+            value_scale = result_scale * PROBABILITY_UNIT
 
         mask_rows = (
             sequence_wide * mask_batch_stride + row_head.to(tl.int64) * mask_head_stride + row_query * mask_row_stride
@@ -478,6 +567,7 @@ def quantised_decode(
         if sink_ptr is not None:
             maximum, total = sink_statistics(sink_ptr, row_head, row_valid & (split == 0), EXP2_SCALE)
         peak = tl.full([], SMALLEST_PEAK, tl.float32)
+        offset = tl.zeros([BLOCK_M], tl.float32)
         even = tl.zeros([BLOCK_V, BLOCK_M], tl.float32)
         odd = tl.zeros([BLOCK_V, BLOCK_M], tl.float32)
 
@@ -488,32 +578,39 @@ def quantised_decode(
         loop_end = limit
         if PEEL:
             loop_end = tl.minimum(limit, whole_end)
-        maximum, total, peak, even, odd = attend_range(
-            q_even, q_odd, maximum, total, peak, even, odd,
+        maximum, total, peak, offset, even, odd = attend_range(
+            q_even, q_odd, maximum, total, peak, offset, even, odd,
             k_head_ptr, v_head_ptr, k_descriptor, v_descriptor, k_scales, v_scales, mask_base, mask_rows,
             mask_key_stride, sequence, kv_head, first, loop_end, step, end_key, clean_first, clean_end,
             row_query, row_scale, softcap, k_row, v_row, K_UNITS, V_UNITS, BLOCK_K, BLOCK_V, BLOCK_KV,
             FORMAT, ASSEMBLY, K_SCALE_STRIDE, V_SCALE_STRIDE, MASK, MASK_PER_ROW, CAUSAL, TMA, UPCAST, EXP2_SCALE,
             PREFETCH_DEPTH, PREFETCH_BULK, ROWS_ADJACENT, PEEL,
             row_last, table_row, k_page, v_page, k_scale_page, v_scale_page, CAUSAL_TAIL, PAGED, PAGE_SIZE,
-            TILES_IN_PAGES,
+            TILES_IN_PAGES, k_zeros, v_zeros, k_zero_page, v_zero_page, query_sum, score_sum, value_scale,
+            K_ZERO, V_ZERO, K_ZERO_STRIDE, V_ZERO_STRIDE, CENTRE, V_RANGE,
         )  # fmt: skip
         if PEEL and (whole_end < limit) & (whole_end >= first) & ((whole_end - first) % step == 0):
             pages = None
             if PAGED:
                 pages = tile_pages(table_row, whole_end, limit, BLOCK_KV, PAGE_SIZE, TILES_IN_PAGES)
-            maximum, total, peak, even, odd = attend_tile(
-                q_even, q_odd, maximum, total, peak, even, odd,
+            maximum, total, peak, offset, even, odd = attend_tile(
+                q_even, q_odd, maximum, total, peak, offset, even, odd,
                 k_head_ptr, v_head_ptr, k_descriptor, v_descriptor, k_scales, v_scales, mask_base, mask_rows,
                 mask_key_stride, sequence, kv_head, whole_end, end_key, clean_first, clean_end,
                 row_query, row_scale, softcap, k_row, v_row, K_UNITS, V_UNITS, BLOCK_K, BLOCK_V, BLOCK_KV,
                 FORMAT, ASSEMBLY, K_SCALE_STRIDE, V_SCALE_STRIDE, MASK, MASK_PER_ROW, CAUSAL, TMA, UPCAST, EXP2_SCALE,
                 False, row_last, pages, k_page, v_page, k_scale_page, v_scale_page, CAUSAL_TAIL, PAGED, PAGE_SIZE,
-                TILES_IN_PAGES,
+                TILES_IN_PAGES, k_zeros, v_zeros, k_zero_page, v_zero_page, query_sum, score_sum, value_scale,
+                K_ZERO, V_ZERO, K_ZERO_STRIDE, V_ZERO_STRIDE, CENTRE, V_RANGE,
             )  # fmt: skip
 
         if V_SCALE_STRIDE > 0:
             result_scale *= peak
+        even *= result_scale
+        odd *= result_scale
+        if V_ZERO != "none":
+            even += offset[None, :]
+            odd += offset[None, :]
         out_rows = (
             sequence_wide * out_batch_stride + row_head.to(tl.int64) * out_head_stride + row_query * out_row_stride
         )
@@ -522,10 +619,10 @@ def quantised_decode(
             tl.store(stats_ptr + partial_rows * 2, maximum, mask=row_valid)
             tl.store(stats_ptr + partial_rows * 2 + 1, total, mask=row_valid)
         store_columns(
-            out_ptr, partial_ptr, even * result_scale, total, out_rows, partial_rows * VALUE_DIM, row_valid, 0,
+            out_ptr, partial_ptr, even, total, out_rows, partial_rows * VALUE_DIM, row_valid, 0,
             V_UNITS, BLOCK_V, SPLIT, UPCAST,
         )  # fmt: skip
         store_columns(
-            out_ptr, partial_ptr, odd * result_scale, total, out_rows, partial_rows * VALUE_DIM, row_valid, 1,
+            out_ptr, partial_ptr, odd, total, out_rows, partial_rows * VALUE_DIM, row_valid, 1,
             V_UNITS, BLOCK_V, SPLIT, UPCAST,
         )  # fmt: skip

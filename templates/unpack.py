@@ -1,7 +1,8 @@
 """Taking quantised columns out of 16-bit units: two neighbouring columns of a cache row, the even one in the low byte.
 
 Every value of e4m3, e5m2 and int8 is a value of fp16, so unpacking rounds nothing: -0 keeps its sign, denormals are
-kept (fp16 arithmetic flushes none), and NaN and infinity stay what they are.
+kept (fp16 arithmetic flushes none), and NaN and infinity stay what they are. Of uint8 it is the value less 128, which
+makes numbers about 0 of it for the price of int8.
 
 Sources: PTX ISA, "cvt" (``cvt.rn.f16x2.e4m3x2``, sm_89 and later) and "prmt". Inline assembly takes the two units of a
 32-bit register at a time, in whatever layout a tile has; elementwise, so that no layout is assumed.
@@ -37,8 +38,21 @@ def unpack_by_assembly(units, FORMAT: tl.constexpr, HIGH: tl.constexpr):
             values = tl.inline_asm_elementwise(
                 "prmt.b32 $0, $1, 0, 0x2404;", "=r,r", [units], dtype=tl.float16, is_pure=True, pack=2
             )
+    elif FORMAT == "uint8":
+        # 0x6400 + u is 1024 + u in fp16, and 0x6480 is 1024 + 128.
+        if HIGH:
+            values = tl.inline_asm_elementwise(
+                "{ .reg .b32 t, m; mov.b32 m, 0x64806480; prmt.b32 t, $1, 0x64646464, 0x4341; sub.f16x2 $0, t, m; }",
+                "=r,r", [units], dtype=tl.float16, is_pure=True, pack=2,
+            )  # fmt: skip
+        else:
+            values = tl.inline_asm_elementwise(
+                "{ .reg .b32 t, m, k; mov.b32 m, 0x64806480; mov.b32 k, 0x64006400;"
+                " lop3.b32 t, $1, 0x00ff00ff, k, 0xea; sub.f16x2 $0, t, m; }",
+                "=r,r", [units], dtype=tl.float16, is_pure=True, pack=2,
+            )  # fmt: skip
     else:
-        # With u the value plus 128, 0x6400 + u is 1024 + u in fp16, and 0x6480 is 1024 + 128.
+        # As uint8, of the value plus 128.
         if HIGH:
             values = tl.inline_asm_elementwise(
                 "{ .reg .b32 t, m; mov.b32 m, 0x64806480; prmt.b32 t, $1, 0x64646464, 0x4341;"
@@ -66,6 +80,8 @@ def unpack_by_bits(units, FORMAT: tl.constexpr, HIGH: tl.constexpr):
         values = (((byte & 0x80) << 8) | (magnitude << 7) | nan).to(tl.float16, bitcast=True) * 256.0
     elif FORMAT == "e5m2":
         values = (byte << 8).to(tl.float16, bitcast=True)
+    elif FORMAT == "uint8":
+        values = byte.to(tl.float16) - 128.0
     else:
         values = (byte ^ 0x80).to(tl.float16) - 128.0
     return values.to(tl.float16)
@@ -73,7 +89,8 @@ def unpack_by_bits(units, FORMAT: tl.constexpr, HIGH: tl.constexpr):
 
 @triton.jit
 def unpack_byte(units, FORMAT: tl.constexpr, HIGH: tl.constexpr, ASSEMBLY: tl.constexpr):
-    """The low or high byte of every int16 unit as fp16, exactly. FORMAT is ``e4m3``, ``e5m2`` or ``int8``."""
+    """The low or high byte of every int16 unit as fp16, exactly. FORMAT is ``e4m3``, ``e5m2``, ``int8`` or
+    ``uint8``, of which it is the byte less 128."""
     if ASSEMBLY:
         values = unpack_by_assembly(units, FORMAT, HIGH)
     else:

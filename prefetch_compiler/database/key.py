@@ -5,7 +5,8 @@ Rounding rule: a size belongs to the bucket of the next power of two at or above
 configuration takes is largest: what is admissible there is admissible over the whole bucket.
 
 Not part of a key, because they do not change which configuration is best: the softmax scale, the value of a soft cap,
-the memory order of the output, and, of a quantised cache's scales, all but whether there is one for each token.
+the memory order of the output, and, of a quantised cache's scales, all but whether there is one for each token; of its
+zeros, all but whether they are zero points or minima.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ..spec import (
     MaskKind,
     QuantisedCache,
     ScaleGranularity,
+    Storage,
     TensorLayout,
 )
 
@@ -70,11 +72,13 @@ class MaskClass(str, Enum):
 
 class Feature(str, Enum):
     """What else decides: ``growing`` lengths are symbolic, and planned for as PLANNED_SYMBOLIC_KV_LEN at least; a
-    quantised cache may have a scale for each token of K or of V; ``page16`` and the like are paged caches, by the keys
-    of a page; ``sink`` and ``softcap`` as in AttentionSpec."""
+    quantised cache may have a scale for each token of K or of V, and zero points (``zeros``) or minima; ``page16`` and
+    the like are paged caches, by the keys of a page; ``sink`` and ``softcap`` as in AttentionSpec."""
 
     GROWING = "growing"
+    KEY_MINIMA = "key_minima"
     KEY_TOKEN_SCALES = "key_token_scales"
+    KEY_ZEROS = "key_zeros"
     PAGE1 = "page1"
     PAGE2 = "page2"
     PAGE4 = "page4"
@@ -86,7 +90,9 @@ class Feature(str, Enum):
     PAGE256 = "page256"
     SINK = "sink"
     SOFTCAP = "softcap"
+    VALUE_MINIMA = "value_minima"
     VALUE_TOKEN_SCALES = "value_token_scales"
+    VALUE_ZEROS = "value_zeros"
 
     @property
     def page_size(self) -> int:
@@ -94,6 +100,9 @@ class Feature(str, Enum):
         return _PAGE_SIZES.get(self, 0)
 
 
+ZERO_FEATURES = frozenset({Feature.KEY_MINIMA, Feature.KEY_ZEROS, Feature.VALUE_MINIMA, Feature.VALUE_ZEROS})
+# What only a quantised cache has.
+QUANTISED_FEATURES = ZERO_FEATURES | {Feature.KEY_TOKEN_SCALES, Feature.VALUE_TOKEN_SCALES}
 _PAGE_SIZES = {Feature(f"page{size}"): size for size in PAGE_SIZES}
 
 
@@ -182,14 +191,21 @@ class TuningKey:
         )
 
     def _cache(self) -> QuantisedCache | None:
-        """With the most scales and the widest: one for each head at least, in float32."""
+        """With the most scales and the widest: one for each head at least, in float32. Zeros are like scales."""
         if not is_quantised(self):
             return None
         keys, values = (
             ScaleGranularity.TOKEN if feature in self.features else ScaleGranularity.HEAD
             for feature in (Feature.KEY_TOKEN_SCALES, Feature.VALUE_TOKEN_SCALES)
         )
-        return QuantisedCache(_QUANTISED[self.kv_dtype], keys, values, torch.float32)
+        given = set(self.features)
+        key_zeros = keys if given & {Feature.KEY_ZEROS, Feature.KEY_MINIMA} else ScaleGranularity.NONE
+        value_zeros = values if given & {Feature.VALUE_ZEROS, Feature.VALUE_MINIMA} else ScaleGranularity.NONE
+        return QuantisedCache(
+            _QUANTISED[self.kv_dtype], keys, values, torch.float32, key_zeros, value_zeros,
+            torch.float32 if given & ZERO_FEATURES else None,
+            Storage(key_minima=Feature.KEY_MINIMA in given, value_minima=Feature.VALUE_MINIMA in given),
+        )  # fmt: skip
 
     def _tensor_layout(self, dim: int) -> TensorLayout:
         heads, length = self.kv_heads, self.page_size or self.capacity_bucket
@@ -258,10 +274,19 @@ def _features_of(spec: AttentionSpec) -> Iterator[Feature]:
         yield Feature.SINK
     if spec.softcap is not None:
         yield Feature.SOFTCAP
-    if spec.cache is not None and spec.cache.key_scales is ScaleGranularity.TOKEN:
+    if spec.cache is not None:
+        yield from _features_of_cache(spec.cache)
+
+
+def _features_of_cache(cache: QuantisedCache) -> Iterator[Feature]:
+    if cache.key_scales is ScaleGranularity.TOKEN:
         yield Feature.KEY_TOKEN_SCALES
-    if spec.cache is not None and spec.cache.value_scales is ScaleGranularity.TOKEN:
+    if cache.value_scales is ScaleGranularity.TOKEN:
         yield Feature.VALUE_TOKEN_SCALES
+    if cache.key_zeros is not ScaleGranularity.NONE:
+        yield Feature.KEY_MINIMA if cache.storage.key_minima else Feature.KEY_ZEROS
+    if cache.value_zeros is not ScaleGranularity.NONE:
+        yield Feature.VALUE_MINIMA if cache.storage.value_minima else Feature.VALUE_ZEROS
 
 
 def is_quantised(key: TuningKey) -> bool:
@@ -271,6 +296,17 @@ def is_quantised(key: TuningKey) -> bool:
 
 def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def cache_problem(key: TuningKey) -> str | None:
+    """Why there is no cache like that of ``key``, or None."""
+    given = set(key.features)
+    if given & QUANTISED_FEATURES and not is_quantised(key):
+        return f"a cache of {key.kv_dtype} has no scales and no zeros"
+    for side in ({Feature.KEY_MINIMA, Feature.KEY_ZEROS}, {Feature.VALUE_MINIMA, Feature.VALUE_ZEROS}):
+        if given >= side:
+            return f"{' and '.join(sorted(feature.value for feature in side))} exclude one another"
+    return None
 
 
 def page_problem(key: TuningKey) -> str | None:
@@ -336,8 +372,6 @@ def _key_from(match: re.Match[str]) -> TuningKey:
     if kv_dtype not in (*_DTYPES, *_QUANTISED):
         raise ValueError(f"{kv_dtype!r} is not one of {', '.join((*_DTYPES, *_QUANTISED))}")
     features = tuple(Feature(word) for word in match["features"].split())
-    if kv_dtype not in _QUANTISED and {Feature.KEY_TOKEN_SCALES, Feature.VALUE_TOKEN_SCALES} & set(features):
-        raise ValueError(f"a cache of {kv_dtype} has no scales")
     if kv_heads == 0 or heads == 0 or heads % kv_heads:
         raise ValueError(f"{kv_heads} KV heads do not divide {heads} query heads")
     mask = MaskClass(match["mask"])
@@ -359,7 +393,7 @@ def _key_from(match: re.Match[str]) -> TuningKey:
         mask_dtype=match["mask_dtype"] or "",
         features=features,
     )
-    problem = page_problem(key)
+    problem = cache_problem(key) or page_problem(key)
     if problem is not None:
         raise ValueError(problem)
     return key

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from datetime import datetime
 
-from .key import Feature, MaskClass, TuningKey, is_quantised, page_problem
+from .key import MaskClass, TuningKey, cache_problem, page_problem
 from .record import Evidence, Measurement, Timing, TuningRecord
 
 _ADDITIVE = (MaskClass.ADDITIVE, MaskClass.ADDITIVE_ROWS)
@@ -31,8 +31,9 @@ def _key_problems(key: TuningKey) -> Iterator[str]:
             yield f"{name} {size} is no power of two"
     if bool(key.mask_dtype) != (key.mask in _ADDITIVE):
         yield f"mask_dtype {key.mask_dtype!r} with a mask of class {key.mask.value}: additive masks have one, no other"
-    if {Feature.KEY_TOKEN_SCALES, Feature.VALUE_TOKEN_SCALES} & set(key.features) and not is_quantised(key):
-        yield f"scales of tokens, and a cache of {key.kv_dtype}, which has no scales"
+    cache = cache_problem(key)
+    if cache is not None:
+        yield cache
     pages = page_problem(key)
     if pages is not None:
         yield pages

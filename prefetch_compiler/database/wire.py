@@ -44,7 +44,7 @@ Bytes = Annotated[int, Meta(ge=1, le=1 << 50)]
 
 class WireKey(Struct, frozen=True, forbid_unknown_fields=True):
     dtype: Literal["float16", "bfloat16", "float32"]
-    kv_dtype: Literal["float16", "bfloat16", "float32", "float8_e4m3fn", "float8_e5m2", "int8"]
+    kv_dtype: Literal["float16", "bfloat16", "float32", "float8_e4m3fn", "float8_e5m2", "int8", "uint8"]
     group: Heads
     kv_heads: Heads
     head_dim: Dim
@@ -56,7 +56,7 @@ class WireKey(Struct, frozen=True, forbid_unknown_fields=True):
     alignment: Alignment
     mask: MaskClass
     mask_dtype: Literal["", "float16", "bfloat16", "float32"]
-    features: Annotated[tuple[Feature, ...], Meta(max_length=8)]
+    features: Annotated[tuple[Feature, ...], Meta(max_length=16)]
 
 
 class WireConfig(Struct, frozen=True, forbid_unknown_fields=True):

@@ -20,9 +20,11 @@ from ..spec import (
     PAGE_SIZES,
     QUANTISED_FORMATS,
     SUPPORTED_DTYPES,
+    ZERO_DTYPES,
     AttentionSpec,
     MaskKind,
     QuantisedCache,
+    Storage,
     TensorLayout,
 )
 
@@ -47,6 +49,14 @@ class AttentionCall(NamedTuple):
     is_causal: bool
     scale: float
     softcap: float | None
+    k_zero: Tensor | None = None
+    v_zero: Tensor | None = None
+    storage: str = ""
+
+    @property
+    def stored_as(self) -> Storage:
+        """What ``storage``, as operators take it, says."""
+        return Storage.decode(self.storage)
 
     @property
     def function(self) -> str:
@@ -64,6 +74,27 @@ class AttentionCall(NamedTuple):
         return None if self.mask is None else self.mask.expand(batch, query_heads, q_len, self.kv_len)
 
 
+def zeros_of(
+    function: str,
+    key_zero: Tensor | None,
+    value_zero: Tensor | None,
+    key_minimum: Tensor | None,
+    value_minimum: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None, str]:
+    """The last of a call's operands: zeros or minima of K and of V, and which they are.
+
+    Raises:
+        InvalidAttentionInputError: both are given for one of the two.
+    """
+    for side, zero, minimum in (("key", key_zero, key_minimum), ("value", value_zero, value_minimum)):
+        if zero is not None and minimum is not None:
+            raise InvalidAttentionInputError(function, f"{side}_minimum", "given", f"None where there is a {side}_zero")
+    storage = Storage(key_minima=key_minimum is not None, value_minima=value_minimum is not None)
+    keys = key_zero if key_minimum is None else key_minimum
+    values = value_zero if value_minimum is None else value_minimum
+    return keys, values, storage.encode()
+
+
 def check_call(call: AttentionCall) -> None:
     """Raises:
     InvalidAttentionInputError: operands do not fit one another; names the first that does not.
@@ -71,6 +102,8 @@ def check_call(call: AttentionCall) -> None:
     _check_queries_and_cache(call)
     _check_scale(call, "key_scale", call.k_scale)
     _check_scale(call, "value_scale", call.v_scale)
+    _check_zero(call, "key", call.k_zero, call.stored_as.key_minima)
+    _check_zero(call, "value", call.v_zero, call.stored_as.value_minima)
     _check_mask(call)
     _check_bounds(call)
     _check_lengths(call)
@@ -109,10 +142,24 @@ def _check_queries_and_cache(call: AttentionCall) -> None:
 def _check_scale(call: AttentionCall, name: str, scale: Tensor | None) -> None:
     if scale is None:
         return
-    k = call.k
-    size, heads, length, _ = k.shape
-    _require(call, k.dtype in QUANTISED_FORMATS, name, "given", f"None for a cache of {k.dtype}")
+    _require(call, call.k.dtype in QUANTISED_FORMATS, name, "given", f"None for a cache of {call.k.dtype}")
     _require(call, scale.is_floating_point(), name, scale.dtype, "of a floating-point dtype")
+    _check_scale_shape(call, name, scale)
+
+
+def _check_zero(call: AttentionCall, side: str, zero: Tensor | None, minima: bool) -> None:
+    if zero is None:
+        return
+    name = f"{side}_minimum" if minima else f"{side}_zero"
+    _require(call, call.k.dtype in QUANTISED_FORMATS, name, "given", f"None for a cache of {call.k.dtype}")
+    dtypes = ", ".join(str(dtype) for dtype in ZERO_DTYPES)
+    _require(call, zero.dtype in ZERO_DTYPES, name, zero.dtype, f"of one of the dtypes {dtypes}")
+    _check_scale_shape(call, name, zero)
+
+
+def _check_scale_shape(call: AttentionCall, name: str, scale: Tensor) -> None:
+    k = call.k
+    size, heads, length = k.shape[:3]
     _require(call, scale.device == k.device, name, scale.device, f"on the cache's device, {k.device}")
     shapes = ((), (1, 1, 1), (1, heads, 1), (size, 1, length), (size, heads, length))
     rule = f"of shape () or (1, 1|{heads}, 1) or ({size}, 1|{heads}, {length})"
@@ -222,10 +269,17 @@ def spec_of(call: AttentionCall) -> AttentionSpec:
 def _cache_of(call: AttentionCall) -> QuantisedCache | None:
     if call.k.dtype not in QUANTISED_FORMATS:
         return None
-    scale_dtype = next((given.dtype for given in (call.k_scale, call.v_scale) if given is not None), None)
     paged = call.table is not None
-    keys, values = (granularity_of(scale, paged=paged) for scale in (call.k_scale, call.v_scale))
-    return QuantisedCache(call.k.dtype, keys, values, scale_dtype)
+    granularities = (granularity_of(one, paged=paged) for one in (call.k_scale, call.v_scale, call.k_zero, call.v_zero))
+    keys, values, key_zeros, value_zeros = granularities
+    return QuantisedCache(
+        call.k.dtype, keys, values, _dtype_of(call.k_scale, call.v_scale), key_zeros, value_zeros,
+        _dtype_of(call.k_zero, call.v_zero), call.stored_as,
+    )  # fmt: skip
+
+
+def _dtype_of(*tensors: Tensor | None) -> torch.dtype | None:
+    return next((given.dtype for given in tensors if given is not None), None)
 
 
 def _refuse_operands(call: AttentionCall) -> None:

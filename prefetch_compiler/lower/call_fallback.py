@@ -17,8 +17,8 @@ def plain_attention(call: AttentionCall) -> Tensor:
     """The same in plain PyTorch, in the queries' dtype. Keys outside of bounds or lengths count as 0 and as hidden,
     whatever is stored there: NaN may be."""
     inside, mask, is_causal = _inside(call), call.mask, call.is_causal
-    key = _cache(call, call.k, call.k_scale, inside)
-    value = _cache(call, call.v, call.v_scale, inside)
+    key = _cache(call, call.k, call.k_scale, call.k_zero, call.stored_as.key_minima, inside)
+    value = _cache(call, call.v, call.v_scale, call.v_zero, call.stored_as.value_minima, inside)
     if call.lengths is not None:
         mask, is_causal = _mask_of_lengths(call, call.lengths), False
     elif inside is not None:
@@ -48,15 +48,24 @@ def _inside(call: AttentionCall) -> Tensor | None:
     return None
 
 
-def _cache(call: AttentionCall, stored: Tensor, scale: Tensor | None, inside: Tensor | None) -> Tensor:
+def _cache(
+    call: AttentionCall, stored: Tensor, scale: Tensor | None, zero: Tensor | None, minima: bool, inside: Tensor | None
+) -> Tensor:
     if call.table is not None and inside is not None:
         # Entries beyond a length may lead nowhere.
         table = call.table.masked_fill(~inside[:, :: stored.shape[2]], 0)
         stored = in_one_piece(stored, table)
-        if scale is not None and scale.ndim == 3 and scale.shape[0] > 1:
-            scale = in_one_piece(scale, table)
-    cache = dequantise(stored, scale, call.q.dtype) if stored.dtype != call.q.dtype else stored
+        scale, zero = (_tokens_in_one_piece(one, table) for one in (scale, zero))
+    cache = stored
+    if stored.dtype != call.q.dtype:
+        cache = dequantise(stored, scale, call.q.dtype, zero, minima=minima)
     return cache if inside is None else cache.masked_fill(~inside[:, None, :, None], 0.0)
+
+
+def _tokens_in_one_piece(scale: Tensor | None, table: Tensor) -> Tensor | None:
+    """Scales or zeros of tokens gathered; others as they are."""
+    of_tokens = scale is not None and scale.ndim == 3 and scale.shape[0] > 1
+    return in_one_piece(scale, table) if scale is not None and of_tokens else scale
 
 
 def _mask_of_lengths(call: AttentionCall, lengths: Tensor) -> Tensor:

@@ -31,8 +31,8 @@ log = logging.getLogger("prefetch_compiler")
 
 library.define(
     "called_attention(Tensor q, Tensor k, Tensor v, Tensor? k_scale, Tensor? v_scale, Tensor? mask, Tensor? bounds,"
-    " Tensor? lengths, Tensor? table, Tensor? sink, bool is_causal, float scale, float? softcap, bool strict,"
-    " bool deterministic, bool allow_unmeasured, str[] tuning_db) -> Tensor",
+    " Tensor? lengths, Tensor? table, Tensor? sink, bool is_causal, float scale, float? softcap, Tensor? k_zero,"
+    " Tensor? v_zero, str storage, bool strict, bool deterministic, bool allow_unmeasured, str[] tuning_db) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
 )
 
@@ -80,12 +80,18 @@ def _run(
     is_causal: bool,
     scale: float,
     softcap: float | None,
+    k_zero: Tensor | None,
+    v_zero: Tensor | None,
+    storage: str,
     strict: bool,
     deterministic: bool,
     allow_unmeasured: bool,
     tuning_db: list[str],
 ) -> Tensor:
-    call = AttentionCall(q, k, v, k_scale, v_scale, mask, bounds, lengths, table, sink, is_causal, scale, softcap)
+    call = AttentionCall(
+        q, k, v, k_scale, v_scale, mask, bounds, lengths, table, sink, is_causal, scale, softcap, k_zero, v_zero,
+        storage,
+    )  # fmt: skip
     options = DecodeOptions(strict, deterministic, allow_unmeasured, tuple(tuning_db))
     try:
         spec = spec_of(call)
@@ -127,13 +133,21 @@ def _fake(
     is_causal: bool,
     scale: float,
     softcap: float | None,
+    k_zero: Tensor | None,
+    v_zero: Tensor | None,
+    storage: str,
     strict: bool,
     deterministic: bool,
     allow_unmeasured: bool,
     tuning_db: list[str],
 ) -> Tensor:
     # Here and not only before the call: Dynamo reports what is raised here in our words.
-    check_call(AttentionCall(q, k, v, k_scale, v_scale, mask, bounds, lengths, table, sink, is_causal, scale, softcap))
+    check_call(
+        AttentionCall(
+            q, k, v, k_scale, v_scale, mask, bounds, lengths, table, sink, is_causal, scale, softcap, k_zero, v_zero,
+            storage,
+        )
+    )  # fmt: skip
     return fake_output(q, v.shape[3], True)
 
 
@@ -143,7 +157,7 @@ def _launched(call: AttentionCall, config: KernelConfig) -> Tensor:
     return launch_decode(
         call.q, call.k, call.v, call.expanded_mask(), call.bounds, is_causal=call.is_causal, scale=call.scale,
         heads_first=True, config=config, k_scale=call.k_scale, v_scale=call.v_scale, lengths=lengths, table=call.table,
-        softcap=call.softcap, sink=sink,
+        softcap=call.softcap, sink=sink, k_zero=call.k_zero, v_zero=call.v_zero, storage=call.stored_as,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import torch
 
 from ..config import KernelConfig, Merge
 from ..device import DeviceProfile, profile
-from ..spec import QUANTISED_FORMATS
+from ..spec import AS_THE_DTYPE_SAYS, QUANTISED_FORMATS, Storage
 from .quantised_call import quantised_call
 from .specialise import DecodeTensors, KernelCall, decode_call, merge_call, scratch_shapes
 
@@ -33,6 +33,9 @@ def allocate(
     lengths: torch.Tensor | None = None,
     table: torch.Tensor | None = None,
     sink: torch.Tensor | None = None,
+    k_zero: torch.Tensor | None = None,
+    v_zero: torch.Tensor | None = None,
+    storage: Storage = AS_THE_DTYPE_SAYS,
 ) -> DecodeTensors:
     """Operands plus freshly allocated output and scratch. CUDA-graph safe: all memory comes from torch's allocator."""
     batch, query_heads, q_len, _ = q.shape
@@ -45,12 +48,15 @@ def allocate(
         stats = torch.empty(shapes[1], dtype=torch.float32, device=q.device)
         if config.merge is Merge.INPLACE:
             arrivals = torch.zeros(shapes[2], dtype=torch.int32, device=q.device)
-    k_scale, v_scale = expanded_scale(k_scale, k), expanded_scale(v_scale, k)
-    return DecodeTensors(q, k, v, mask, bounds, out, partial, stats, arrivals, k_scale, v_scale, lengths, table, sink)
+    k_scale, v_scale, k_zero, v_zero = (expanded_scale(one, k) for one in (k_scale, v_scale, k_zero, v_zero))
+    return DecodeTensors(
+        q, k, v, mask, bounds, out, partial, stats, arrivals, k_scale, v_scale, lengths, table, sink, k_zero, v_zero,
+        storage,
+    )  # fmt: skip
 
 
 def expanded_scale(scale: torch.Tensor | None, cache: torch.Tensor) -> torch.Tensor | None:
-    """A scale of a cache as kernels take it: the cache's first three sizes, stride 0 where one is shared."""
+    """A scale or zero of a cache as kernels take it: the cache's first three sizes, stride 0 where one is shared."""
     return None if scale is None else scale.expand(cache.shape[:3])
 
 
@@ -71,6 +77,9 @@ def launch_decode(
     table: torch.Tensor | None = None,
     softcap: float | None = None,
     sink: torch.Tensor | None = None,
+    k_zero: torch.Tensor | None = None,
+    v_zero: torch.Tensor | None = None,
+    storage: Storage = AS_THE_DTYPE_SAYS,
 ) -> torch.Tensor:
     """softmax(cap(q k^T * scale) + mask) v, reading only the keys inside ``bounds``, or the first ``lengths``.
 
@@ -86,13 +95,14 @@ def launch_decode(
             then. Entries of pages beyond a length may be anything.
         softcap: cap(x) is softcap * tanh(x / softcap), or x where it is None.
         sink: (query_heads,) adjacent logits of a key without a value, or None.
+        k_zero, v_zero: of a quantised cache, as in AttentionSpec, or None; ``storage`` says which way they count.
 
     Returns:
         (batch, query_heads, q_len, value_dim) in q's dtype.
     """
     tensors = allocate(
         q, k, v, mask, bounds, heads_first, config, k_scale=k_scale, v_scale=v_scale, lengths=lengths, table=table,
-        sink=sink,
+        sink=sink, k_zero=k_zero, v_zero=v_zero, storage=storage,
     )  # fmt: skip
     if tensors.out.numel() > 0:
         launch_kernels(tensors, is_causal=is_causal, scale=scale, softcap=softcap, config=config)

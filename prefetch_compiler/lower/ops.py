@@ -17,7 +17,7 @@ from ..errors import KernelLaunchError
 from ..quantisation import dequantise
 from ..recognize.marker import call_sdpa, fake_output, in_memory_order, library
 from ..reference import same_dtype_attention
-from ..spec import QUANTISED_FORMATS
+from ..spec import QUANTISED_FORMATS, Storage
 from .addresses import for_these_addresses
 from .launch import launch_decode
 
@@ -26,7 +26,7 @@ log = logging.getLogger("prefetch_compiler")
 library.define(
     "decode_attention(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? bounds, bool is_causal, float scale,"
     " bool heads_first, str config, int site, bool strict, Tensor? sink=None, float? softcap=None,"
-    " Tensor? k_scale=None, Tensor? v_scale=None) -> Tensor",
+    " Tensor? k_scale=None, Tensor? v_scale=None, Tensor? k_zero=None, Tensor? v_zero=None, str storage='') -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
 )
 
@@ -76,9 +76,12 @@ def _decode_attention(
     softcap: float | None = None,
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
+    k_zero: torch.Tensor | None = None,
+    v_zero: torch.Tensor | None = None,
+    storage: str = "",
 ) -> torch.Tensor:
     batch, query_heads, q_len, _ = q.shape
-    kv_len = k.shape[2]
+    kv_len, stored_as = k.shape[2], Storage.decode(storage)
     if v.shape[2] != kv_len:
         raise RuntimeError(f"attention site {site}: key has {kv_len} positions and value {v.shape[2]}")
     if _observed is not None:
@@ -90,7 +93,8 @@ def _decode_attention(
         try:
             return launch_decode(
                 q, k, v, mask, bounds, is_causal=is_causal, scale=scale, heads_first=heads_first, config=chosen,
-                softcap=softcap, sink=sink, k_scale=k_scale, v_scale=v_scale,
+                softcap=softcap, sink=sink, k_scale=k_scale, v_scale=v_scale, k_zero=k_zero, v_zero=v_zero,
+                storage=stored_as,
             )  # fmt: skip
         except Exception as error:
             if strict:
@@ -100,7 +104,8 @@ def _decode_attention(
                 "kernel %s failed to launch, PyTorch serves from now on: %s: %s", config, type(error).__name__, error
             )
     if k.dtype in QUANTISED_FORMATS:
-        k, v = dequantise(k, k_scale, q.dtype), dequantise(v, v_scale, q.dtype)
+        k = dequantise(k, k_scale, q.dtype, k_zero, minima=stored_as.key_minima)
+        v = dequantise(v, v_scale, q.dtype, v_zero, minima=stored_as.value_minima)
     if softcap is None and sink is None:
         return call_sdpa(q, k, v, mask, is_causal, scale, True, heads_first)
     out = same_dtype_attention(q, k, v, mask, is_causal=is_causal, scale=scale, softcap=softcap, sink=sink)
@@ -128,5 +133,8 @@ def _fake(
     softcap: float | None = None,
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
+    k_zero: torch.Tensor | None = None,
+    v_zero: torch.Tensor | None = None,
+    storage: str = "",
 ) -> torch.Tensor:
     return fake_output(q, v.shape[3], heads_first)

@@ -26,7 +26,7 @@ from ..config import KernelConfig
 from ..device import DeviceProfile
 from ..device import profile as profile_of
 from ..quantisation import scale_shape
-from ..spec import AttentionSpec, MaskKind, ScaleGranularity, TensorLayout
+from ..spec import AS_THE_DTYPE_SAYS, AttentionSpec, MaskKind, ScaleGranularity, TensorLayout
 from .launch import allocate, calls_of
 from .specialise import DecodeTensors, KernelCall
 
@@ -36,6 +36,8 @@ _TRITON_TYPES = {
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
     torch.float32: "fp32",
+    torch.int8: "i8",
+    torch.uint8: "u8",
     torch.int16: "i16",
     torch.int32: "i32",
     torch.int64: "i64",
@@ -76,27 +78,30 @@ def example_tensors(spec: AttentionSpec, config: KernelConfig, device: torch.dev
         bounds = torch.empty((spec.batch, 4), dtype=torch.int32, device=device)
     if spec.page_size:
         table = torch.empty((spec.batch, spec.kv_len // spec.page_size), dtype=torch.int32, device=device)
-    k_scale, v_scale = (_example_scale(spec, granularity, device) for granularity in _granularities(spec))
+    scales = _example_scales(spec, device)
     sink = torch.empty(spec.query_heads, dtype=spec.dtype, device=device) if spec.sink else None
     return allocate(
-        q, k, v, mask, bounds, spec.out_heads_first, config, k_scale=k_scale, v_scale=v_scale, lengths=lengths,
-        table=table, sink=sink,
+        q, k, v, mask, bounds, spec.out_heads_first, config, lengths=lengths, table=table, sink=sink,
+        storage=AS_THE_DTYPE_SAYS if spec.cache is None else spec.cache.storage, **scales,
     )  # fmt: skip
 
 
-def _granularities(spec: AttentionSpec) -> tuple[ScaleGranularity, ScaleGranularity]:
-    if spec.cache is None:
-        return ScaleGranularity.NONE, ScaleGranularity.NONE
-    return spec.cache.key_scales, spec.cache.value_scales
-
-
-def _example_scale(
-    spec: AttentionSpec, granularity: ScaleGranularity, device: torch.device | str
-) -> torch.Tensor | None:
-    if spec.cache is None or granularity is ScaleGranularity.NONE:
-        return None
-    shape = scale_shape(granularity, *spec.cache_shape)
-    return torch.empty(shape, dtype=spec.cache.scale_dtype, device=device)
+def _example_scales(spec: AttentionSpec, device: torch.device | str) -> dict[str, torch.Tensor]:
+    """Scales and zeros, by the names of the launch's arguments."""
+    cache = spec.cache
+    if cache is None:
+        return {}
+    wanted = {
+        "k_scale": (cache.key_scales, cache.scale_dtype),
+        "v_scale": (cache.value_scales, cache.scale_dtype),
+        "k_zero": (cache.key_zeros, cache.zero_dtype),
+        "v_zero": (cache.value_zeros, cache.zero_dtype),
+    }
+    return {
+        name: torch.empty(scale_shape(granularity, *spec.cache_shape), dtype=dtype, device=device)
+        for name, (granularity, dtype) in wanted.items()
+        if granularity is not ScaleGranularity.NONE
+    }
 
 
 def kernel_calls(

@@ -14,7 +14,7 @@ from prefetch_compiler.templates.manifest import QUANTISED
 from ..config import KernelConfig, LoadPath, PrefetchKind
 from ..device import DeviceProfile, interpreting
 from ..select.footprint import padded_units, quantised_row_tile
-from ..spec import QUANTISED_FORMATS
+from ..spec import CENTRES, QUANTISED_FORMATS, RANGES
 from .specialise import (
     DecodeTensors,
     KernelCall,
@@ -60,6 +60,7 @@ def quantised_call(
     use_tma = config.load_path is LoadPath.TMA
     emulated = interpreting()
     k_scale, v_scale = differing_strides(t.k_scale), differing_strides(t.v_scale)
+    quantised_format = QUANTISED_FORMATS[t.k.dtype]
     arguments: dict[str, Any] = {
         "q_ptr": t.q,
         "k_ptr": k,
@@ -68,6 +69,8 @@ def quantised_call(
         "v_descriptor": descriptor(v, config.block_kv) if use_tma else None,
         "k_scale_ptr": t.k_scale,
         "v_scale_ptr": t.v_scale,
+        "k_zero_ptr": t.k_zero,
+        "v_zero_ptr": t.v_zero,
         "mask_ptr": t.mask,
         "bounds_ptr": t.bounds,
         "out_ptr": t.out,
@@ -89,6 +92,8 @@ def quantised_call(
         "k_scale_head_stride": k_scale[1],
         "v_scale_batch_stride": v_scale[0],
         "v_scale_head_stride": v_scale[1],
+        **_zero_strides("k", t.k_zero),
+        **_zero_strides("v", t.v_zero),
         "mask_batch_stride": mask_strides[0],
         "mask_head_stride": mask_strides[1],
         "mask_row_stride": mask_strides[2],
@@ -96,7 +101,6 @@ def quantised_call(
         **strides(t.out, "out", 1),
         "table_stride": table_stride(t.table),
     }
-    quantised_format = QUANTISED_FORMATS[t.k.dtype]
     constants = {
         "GROUP": group,
         "HEAD_DIM": head_dim,
@@ -112,6 +116,7 @@ def quantised_call(
         "ASSEMBLY": has_assembly(quantised_format, device),
         "K_SCALE_STRIDE": _token_stride(k_scale, t.page_size),
         "V_SCALE_STRIDE": _token_stride(v_scale, t.page_size),
+        **_zero_constants(t, quantised_format),
         "MASK": mask_mode(t.mask),
         "MASK_PER_ROW": mask_strides[1] != 0 or mask_strides[2] != 0,
         "CAUSAL": is_causal and t.lengths is None,
@@ -129,6 +134,25 @@ def quantised_call(
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, **overlap_option(config)}
     kernel = QUANTISED.load("quantised_decode").quantised_decode
     return KernelCall(kernel, (batch * kv_heads * tiles, config.num_splits), arguments, constants, options)
+
+
+def _zero_strides(side: str, zero: torch.Tensor | None) -> dict[str, int]:
+    batch, head, *_ = differing_strides(zero)
+    return {f"{side}_zero_batch_stride": batch, f"{side}_zero_head_stride": head}
+
+
+def _zero_constants(t: DecodeTensors, quantised_format: str) -> dict[str, Any]:
+    """Constants for zero points and minima, and for those that unsigned numbers have without a tensor of them."""
+    centre = CENTRES[quantised_format]
+    sides = (("K", t.k_zero, t.storage.key_minima), ("V", t.v_zero, t.storage.value_minima))
+    constants: dict[str, Any] = {"CENTRE": centre}
+    for side, zero, minima in sides:
+        absent = zero is None
+        kind = "none" if absent and not centre else "after" if minima and not absent else "before"
+        constants[f"{side}_ZERO"] = kind
+        constants[f"{side}_ZERO_STRIDE"] = _token_stride(differing_strides(zero), t.page_size)
+    constants["V_RANGE"] = RANGES[quantised_format] if constants["V_ZERO"] != "none" else 0
+    return constants
 
 
 def _token_stride(scale_strides: tuple[int, ...], page_size: int) -> int:

@@ -19,9 +19,9 @@ from ..config import KernelConfig
 from ..database.key import key_of
 from ..error_bound import yardstick
 from ..paging import in_one_piece
-from ..quantisation import dequantise, quantise
+from ..quantisation import quantise_for
 from ..recognize.bounds import mask_bounds
-from ..spec import AttentionSpec, MaskKind, ScaleGranularity, TensorLayout
+from ..spec import AS_THE_DTYPE_SAYS, AttentionSpec, MaskKind, TensorLayout
 from .launch import launch_decode
 
 MAX_BATCH = 2
@@ -57,6 +57,8 @@ class _Problem:
     table: Tensor | None
     softcap: float | None
     sink: Tensor | None
+    k_zero: Tensor | None = None
+    v_zero: Tensor | None = None
 
 
 @lru_cache(maxsize=64)
@@ -100,7 +102,8 @@ def _error_share(spec: AttentionSpec, config: KernelConfig, device: torch.device
         problem.q, problem.stored_k, problem.stored_v, mask, bounds,
         is_causal=spec.is_causal, scale=spec.scale, heads_first=spec.out_heads_first, config=config,
         k_scale=problem.k_scale, v_scale=problem.v_scale, lengths=problem.lengths, table=problem.table,
-        softcap=problem.softcap, sink=problem.sink,
+        softcap=problem.softcap, sink=problem.sink, k_zero=problem.k_zero, v_zero=problem.v_zero,
+        storage=AS_THE_DTYPE_SAYS if spec.cache is None else spec.cache.storage,
     )  # fmt: skip
     return yardstick(problem).share(result)
 
@@ -111,36 +114,31 @@ def _problem(spec: AttentionSpec, device: torch.device) -> _Problem:
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    def cache(dim: int, layout: TensorLayout, scales: ScaleGranularity) -> tuple[Tensor, Tensor | None]:
+    def cache(dim: int, layout: TensorLayout) -> tuple[Tensor, Tensor]:
         # One cache for all sequences, where they share it: what is written for the last is what the first reads too.
         pieces, *inner = spec.cache_shape
-        shape = (1 if 0 in layout.strides else pieces, *inner, dim)
-        numbers, scale = normal(*shape), None
-        if spec.cache is not None:
-            numbers, scale = quantise(numbers, spec.kv_dtype, scales, spec.cache.scale_dtype or torch.float32)
-        strides = (*layout.strides, 1)
-        empty = torch.empty_strided((pieces, *shape[1:]), strides, dtype=spec.kv_dtype, device=device)
-        empty[: shape[0]].copy_(numbers)
-        return empty, None if scale is None else scale.to(device)
+        drawn = normal(1 if 0 in layout.strides else pieces, *inner, dim)
+        empty = torch.empty_strided((pieces, *inner, dim), (*layout.strides, 1), dtype=spec.kv_dtype, device=device)
+        return drawn, empty
 
     q = normal(spec.batch, spec.query_heads, spec.q_len, spec.head_dim).to(device, spec.dtype)
-    granularities = (ScaleGranularity.NONE,) * 2
-    if spec.cache is not None:
-        granularities = (spec.cache.key_scales, spec.cache.value_scales)
-    stored_k, k_scale = cache(spec.head_dim, spec.key_layout, granularities[0])
-    stored_v, v_scale = cache(spec.value_dim, spec.value_layout, granularities[1])
-    k, v = stored_k, stored_v
-    if spec.cache is not None:
-        k, v = dequantise(k, k_scale, torch.float64), dequantise(v, v_scale, torch.float64)
+    stored, exact, scales, zeros = [], [], [], []
+    for side, dim, layout in (("key", spec.head_dim, spec.key_layout), ("value", spec.value_dim, spec.value_layout)):
+        numbers, empty = cache(dim, layout)
+        given = None if spec.cache is None else quantise_for(spec.cache, side, numbers.to(device))
+        empty[: numbers.shape[0]].copy_(numbers if given is None else given.numbers)
+        stored.append(empty)
+        exact.append(empty if given is None else given.dequantised(empty))
+        scales.append(None if given is None else given.scale)
+        zeros.append(None if given is None else given.zero)
+    k, v = exact
     lengths, table = _lengths_and_table(spec, generator, device)
     if table is not None:
         k, v = in_one_piece(k, table), in_one_piece(v, table)
     mask = _mask(spec, generator, device) if lengths is None else _mask_of_lengths(spec, lengths)
     is_causal = spec.is_causal and lengths is None
     sink = normal(spec.query_heads).to(device, spec.dtype) if spec.sink else None
-    return _Problem(
-        q, k, v, mask, is_causal, spec.scale, stored_k, stored_v, k_scale, v_scale, lengths, table, spec.softcap, sink
-    )
+    return _Problem(q, k, v, mask, is_causal, spec.scale, *stored, *scales, lengths, table, spec.softcap, sink, *zeros)
 
 
 def _lengths_and_table(

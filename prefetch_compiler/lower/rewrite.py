@@ -200,7 +200,8 @@ class Lowering:
             return insert_call(
                 graph, DECODE_ATTENTION, q, key, value, mask, bounds,
                 site.is_causal, site.scale, site.heads_first, config.encode(), site.index, self.strict, site.sink,
-                site.spec.softcap, site.key_scale, site.value_scale,
+                site.spec.softcap, site.key_scale, site.value_scale, site.key_zero, site.value_zero,
+                "" if site.spec.cache is None else site.spec.cache.storage.encode(),
             )  # fmt: skip
 
     def _bounds_of(self, site: Site, mask: Node) -> Node:

@@ -17,6 +17,7 @@ from prefetch_compiler.templates.manifest import SPLIT_KV
 from ..config import KernelConfig, LoadPath, Merge, OperandOrder, Partition, PrefetchKind
 from ..device import interpreting
 from ..select.footprint import padded_dim, row_tile, row_tiles
+from ..spec import AS_THE_DTYPE_SAYS, Storage
 
 LOG2_E = math.log2(math.e)
 # fp32 values of partial results that a merge program holds at once, at most: all splits, mostly, since going through
@@ -57,7 +58,8 @@ class DecodeTensors:
 
     ``partial``, ``stats`` and ``arrivals`` are None with one split; ``arrivals`` also with a separate merge.
     ``k_scale`` and ``v_scale`` are those of a quantised cache, expanded to (batch, kv_heads, kv_len) with a stride of 0
-    where one scale is shared; None where there is none. ``lengths`` (batch,) are in place of ``mask`` and ``bounds``.
+    where one scale is shared; None where there is none. ``k_zero`` and ``v_zero`` are likewise, and ``storage`` says
+    what they are. ``lengths`` (batch,) are in place of ``mask`` and ``bounds``.
     With a page ``table``, which needs them, K and V are page pools, and scales are expanded to their first three sizes.
     """
 
@@ -75,6 +77,9 @@ class DecodeTensors:
     lengths: torch.Tensor | None = None
     table: torch.Tensor | None = None
     sink: torch.Tensor | None = None
+    k_zero: torch.Tensor | None = None
+    v_zero: torch.Tensor | None = None
+    storage: Storage = AS_THE_DTYPE_SAYS
 
     @property
     def page_size(self) -> int:

@@ -1,8 +1,9 @@
-"""K and V that the graph dequantises: which stored numbers, times which scales?
+"""K and V that the graph dequantises: which stored numbers, times which scales, less or plus which zeros?
 
-``(numbers.float() * scale).to(dtype)``, with views and conversions anywhere and the scale on either side, is followed
-up to the numbers, as views are to what they repeat. Scales that a kernel knows (per tensor, head or token of a head)
-stay with it. One per channel is none of its business: of K it multiplies the query, of V the output.
+``((numbers.float() - zero) * scale).to(dtype)`` and ``numbers * scale + minimum``, with views and conversions anywhere
+and operands on either side, are followed up to the numbers, as views are to what they repeat. Scales and zeros that a
+kernel knows (per tensor, head or token of a head) stay with it. Scales per channel that come last are none of its
+business: of K they multiply the query, of V the output.
 
 Numbers of the supported formats are exact in every dtype that they are converted to, so nothing is lost by not
 converting them; what the graph rounds after multiplying, the kernel does not.
@@ -10,12 +11,20 @@ converting them; what the graph rounds after multiplying, the kernel does not.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch.fx import Graph, Node
 
-from ..spec import QUANTISED_FORMATS, SUPPORTED_DTYPES, QuantisedCache, ScaleGranularity
+from ..spec import (
+    AS_THE_DTYPE_SAYS,
+    QUANTISED_FORMATS,
+    SUPPORTED_DTYPES,
+    ZERO_DTYPES,
+    QuantisedCache,
+    ScaleGranularity,
+)
 from .axes import CONVERSIONS, shape_of
 from .marked import heads_alike, without_expand
 from .reshape import as_dtype, permute, reshape, size_argument
@@ -27,27 +36,45 @@ from .views import REPLAY, Atom, Dims, NotRepresentable, StoredKV, aten, single_
 _BATCH, _HEAD, _LENGTH, _CHANNEL = range(4)
 _PRODUCTS = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
 _QUOTIENTS = (aten.div.Tensor, aten.div.Scalar)
+_SUMS = (aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar, aten.rsub.Scalar)
+_DIFFERENCES = (aten.sub.Tensor, aten.sub.Scalar)
+# In which a number and a zero point do not overflow: an int32 one would have to be within 255 of the end of its range.
+_WIDE_INTEGERS = (torch.int32, torch.int64)
+_INTEGERS = (torch.int8, torch.uint8, torch.int16, *_WIDE_INTEGERS)
 
 
 @dataclass(frozen=True)
-class _Factor:
-    """``tensor``, or a number, by which stored numbers are multiplied or divided. ``dims`` are those of (batch,
-    kv_heads, len, dim) that its own dimensions are; None for one of size 1."""
+class _Operand:
+    """``tensor``, or a number, that stored numbers are multiplied by, or that is added to them. ``dims`` are those of
+    (batch, kv_heads, len, dim) that its own dimensions are; None for one of size 1. ``inverse``: it divides, or is
+    subtracted."""
 
     tensor: Node | float
     dims: tuple[int | None, ...]
-    divides: bool
+    inverse: bool
 
     @property
     def varies_by(self) -> set[int]:
         return {dim for dim in self.dims if dim is not None}
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """None of a number."""
+        dtype: torch.dtype | None = self.tensor.meta["val"].dtype if isinstance(self.tensor, Node) else None
+        return dtype
+
+
+def _granularity(varies_by: set[int]) -> ScaleGranularity:
+    if _LENGTH in varies_by:
+        return ScaleGranularity.TOKEN
+    return ScaleGranularity.HEAD if varies_by else ScaleGranularity.TENSOR
 
 
 @dataclass(frozen=True)
 class Scale:
     """A product of factors."""
 
-    factors: tuple[_Factor, ...] = ()
+    factors: tuple[_Operand, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.factors)
@@ -58,26 +85,23 @@ class Scale:
 
     @property
     def granularity(self) -> ScaleGranularity:
-        if not self.factors:
-            return ScaleGranularity.NONE
-        if _LENGTH in self.varies_by:
-            return ScaleGranularity.TOKEN
-        return ScaleGranularity.HEAD if self.varies_by else ScaleGranularity.TENSOR
+        return _granularity(self.varies_by) if self.factors else ScaleGranularity.NONE
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the product: that of the only factor where nothing has to be computed."""
-        dtypes = [f.tensor.meta["val"].dtype for f in self.factors if isinstance(f.tensor, Node) and not f.divides]
-        return dtypes[0] if len(dtypes) == len(self.factors) == 1 and dtypes[0] in SUPPORTED_DTYPES else torch.float32
+        dtypes = [factor.dtype for factor in self.factors if not factor.inverse]
+        alone = dtypes[0] if len(dtypes) == len(self.factors) == 1 else None
+        return alone if alone in SUPPORTED_DTYPES else torch.float32
 
     def emit(self, graph: Graph, like: Node, dtype: torch.dtype) -> Node:
         """(1|batch, 1|kv_heads, 1|len, 1|dim) in ``dtype``, on the device of ``like``; a view where it can be one."""
         product: Node | None = None
         for factor in self.factors:
             tensor = _four_dimensional(graph, factor, like)
-            if len(self.factors) > 1 or factor.divides:
+            if len(self.factors) > 1 or factor.inverse:
                 tensor = as_dtype(graph, tensor, torch.float32)
-            if factor.divides:
+            if factor.inverse:
                 tensor = insert_call(graph, aten.reciprocal.default, tensor)
             product = tensor if product is None else insert_call(graph, aten.mul.Tensor, product, tensor)
         assert product is not None
@@ -85,11 +109,63 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class Zero:
+    """A sum of operands, each times the factors that come after it: a minimum. Or less that sum: a zero point, after
+    which come all factors, which are not its own then."""
+
+    addends: tuple[tuple[_Operand, Scale], ...] = ()
+    minimum: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.addends)
+
+    @property
+    def varies_by(self) -> set[int]:
+        return {dim for addend, scale in self.addends for dim in addend.varies_by | scale.varies_by}
+
+    @property
+    def granularity(self) -> ScaleGranularity:
+        return _granularity(self.varies_by) if self.addends else ScaleGranularity.NONE
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the only operand where nothing has to be computed."""
+        (addend, scale), *more = self.addends
+        as_it_is = not more and not scale and addend.inverse is not self.minimum
+        return addend.dtype if as_it_is and addend.dtype in ZERO_DTYPES else torch.float32
+
+    def emit(self, graph: Graph, like: Node, dtype: torch.dtype) -> Node:
+        """(1|batch, 1|kv_heads, 1|len, 1) in ``dtype``, on the device of ``like``; a view where it can be one."""
+        total: Node | None = None
+        for addend, scale in self.addends:
+            tensor = _four_dimensional(graph, addend, like)
+            negative = addend.inverse is self.minimum
+            if len(self.addends) > 1 or scale or negative:
+                tensor = as_dtype(graph, tensor, torch.float32)
+            if scale:
+                tensor = insert_call(graph, aten.mul.Tensor, tensor, scale.emit(graph, like, torch.float32))
+            if negative:
+                tensor = insert_call(graph, aten.neg.default, tensor)
+            total = tensor if total is None else insert_call(graph, aten.add.Tensor, total, tensor)
+        assert total is not None
+        return as_dtype(graph, total, dtype)
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A product with ``operand``, or (``adds``) a sum."""
+
+    operand: _Operand
+    adds: bool = False
+
+
+@dataclass(frozen=True)
 class _Dequantised:
-    """``stored`` times ``scale`` times ``channels``, which varies by channel and not by token."""
+    """``stored`` by ``scale`` and ``zero``, times ``channels``, which varies by channel and not by token."""
 
     stored: StoredKV
     scale: Scale
+    zero: Zero
     channels: Scale
 
     @property
@@ -100,11 +176,13 @@ class _Dequantised:
 
 @dataclass(frozen=True)
 class _Step:
-    """``node`` is a view or a conversion of ``source``, or its product with or quotient by ``factor``."""
+    """``node`` is a view or a conversion of ``source``, or its product, quotient, sum or difference with ``operand``,
+    which is ``first`` where it stands before ``source``."""
 
     node: Node
     source: Node
-    factor: Node | float | None = None
+    operand: Node | float | None = None
+    first: bool = False
 
 
 def read_as_stored(site: Site) -> Site | None:
@@ -117,14 +195,17 @@ def read_as_stored(site: Site) -> Site | None:
     key, value = _dequantised(site.key), _dequantised(site.value)
     if key is None or value is None or key.format != value.format or not heads_alike(key.stored, value.stored):
         return None
-    dtypes = {scale.dtype for scale in (key.scale, value.scale) if scale}
-    scale_dtype = None if not dtypes else dtypes.pop() if len(dtypes) == 1 else torch.float32
-    cache = QuantisedCache(key.format, key.scale.granularity, value.scale.granularity, scale_dtype)
+    cache = QuantisedCache(
+        key.format, key.scale.granularity, value.scale.granularity, _common_dtype(key.scale, value.scale),
+        key.zero.granularity, value.zero.granularity, _common_dtype(key.zero, value.zero),
+        replace(AS_THE_DTYPE_SAYS, key_minima=key.zero.minimum, value_minima=value.zero.minimum),
+    )  # fmt: skip
     graph = site.anchor.graph
     with graph.inserting_before(site.anchor):
         # What multiplies a channel of all keys may as well multiply that of the query.
         q = _by_channel(graph, site.q, key.channels, heads_first=True)
-        key_scale, value_scale = (_of_tokens(graph, scale, q, scale_dtype) for scale in (key.scale, value.scale))
+        key_scale, value_scale = (_of_tokens(graph, one, q, cache.scale_dtype) for one in (key.scale, value.scale))
+        key_zero, value_zero = (_of_tokens(graph, one, q, cache.zero_dtype) for one in (key.zero, value.zero))
     spec = describe_site(
         q, key.stored, value.stored, site.mask, site.is_causal, site.scale, site.heads_first,
         softcap=site.spec.softcap, has_sink=site.sink is not None, cache=cache,
@@ -134,13 +215,18 @@ def read_as_stored(site: Site) -> Site | None:
         return site.restore(_by_channel(graph, result, value.channels, site.heads_first))
 
     return replace(
-        site, q=q, key=key.stored, value=value.stored, key_scale=key_scale, value_scale=value_scale, spec=spec,
-        restore=restore,
+        site, q=q, key=key.stored, value=value.stored, key_scale=key_scale, value_scale=value_scale, key_zero=key_zero,
+        value_zero=value_zero, spec=spec, restore=restore,
     )  # fmt: skip
 
 
+def _common_dtype(*given: Scale | Zero) -> torch.dtype | None:
+    dtypes = {one.dtype for one in given if one}
+    return None if not dtypes else dtypes.pop() if len(dtypes) == 1 else torch.float32
+
+
 def _dequantised(operand: StoredKV) -> _Dequantised | None:
-    steps = _steps(operand.base)
+    steps = _steps(operand.base, set())
     if steps is None:
         return None
     bases = [operand.base, *(step.source for step in steps)]
@@ -158,47 +244,81 @@ def _replayed(operand: StoredKV, steps: list[_Step], base: Node) -> _Dequantised
     """What ``operand`` is of ``base``, from which ``steps`` lead to it, the last one first.
 
     Raises:
-        NotRepresentable: a view, or a scale, is not of dimensions of ``base``; or its rows are not contiguous.
+        NotRepresentable: a view, a scale or a zero is not of dimensions of ``base``; or its rows are not contiguous.
     """
     dims: Dims = [[Atom(d, size)] for d, size in enumerate(shape_of(base))]
-    scales: list[tuple[Node | float, list[int | None], bool]] = []
+    changes: list[_Change] = []
     for step in reversed(steps):
-        if step.factor is not None:
-            scales.append((step.factor, _sources(dims, step), step.node.target in _QUOTIENTS))
+        if step.operand is not None:
+            changes += _changes(step, _sources(dims, step))
         elif step.node.target not in CONVERSIONS:
             dims = REPLAY[step.node.target](dims, step.node)
     order = stored_order([dims[d] for d in operand.order], base)
     if not same(base.meta["val"].stride(order[_CHANNEL]), 1):
         raise NotRepresentable
-    factors = [
-        _Factor(tensor, tuple(None if d is None else order.index(d) for d in sources), divides)
-        for tensor, sources, divides in scales
-    ]
-    by_channel = [factor for factor in factors if _CHANNEL in factor.varies_by]
-    if any(_LENGTH in factor.varies_by for factor in by_channel):
+    changes = [replace(change, operand=_ordered(change.operand, order)) for change in changes]
+    return _affine(StoredKV(base, order), changes)
+
+
+def _ordered(operand: _Operand, order: Sequence[int]) -> _Operand:
+    """From dimensions as they are stored to those of (batch, kv_heads, len, dim)."""
+    return replace(operand, dims=tuple(None if d is None else order.index(d) for d in operand.dims))
+
+
+def _changes(step: _Step, dims: tuple[int | None, ...]) -> list[_Change]:
+    assert step.operand is not None
+    if step.node.target in _PRODUCTS:
+        return [_Change(_Operand(step.operand, dims, step.node.target in _QUOTIENTS))]
+    if step.first and step.node.target not in (aten.add.Tensor, aten.add.Scalar):
+        return [_Change(_Operand(-1.0, (), False)), _Change(_Operand(step.operand, dims, False), adds=True)]
+    return [_Change(_Operand(step.operand, dims, step.node.target in _DIFFERENCES), adds=True)]
+
+
+def _affine(stored: StoredKV, changes: list[_Change]) -> _Dequantised:
+    """``stored`` after ``changes``, the first one first.
+
+    Raises:
+        NotRepresentable: it takes scales of groups of channels, or one for each number.
+    """
+    sums = [place for place, change in enumerate(changes) if change.adds]
+    last_sum = sums[-1] if sums else -1
+    late = range(last_sum + 1, len(changes))
+    of_channels = [place for place in late if _CHANNEL in changes[place].operand.varies_by]
+    channels = [changes[place].operand for place in of_channels]
+    if any(_LENGTH in factor.varies_by for factor in channels):
         raise NotRepresentable  # groups of channels, or a scale for each number
-    by_token = [factor for factor in factors if _CHANNEL not in factor.varies_by]
-    return _Dequantised(StoredKV(base, order), Scale(tuple(by_token)), Scale(tuple(by_channel)))
+    rest = [change for place, change in enumerate(changes) if place not in of_channels]
+    if any(_CHANNEL in change.operand.varies_by for change in rest):
+        raise NotRepresentable
+    factors = [change.operand for change in rest if not change.adds]
+    first_factor = next((place for place, change in enumerate(rest) if not change.adds), len(rest))
+    minimum = any(change.adds for change in rest[first_factor:])
+    addends = []
+    for place, change in enumerate(rest):
+        if change.adds:
+            after = [later.operand for later in rest[place:] if not later.adds] if minimum else []
+            addends.append((change.operand, Scale(tuple(after))))
+    return _Dequantised(stored, Scale(tuple(factors)), Zero(tuple(addends), minimum), Scale(tuple(channels)))
 
 
-def _sources(dims: Dims, step: _Step) -> list[int | None]:
-    """The dimensions of the stored tensor that those of a factor are, where the product is made of ``dims``."""
-    if not isinstance(step.factor, Node):
-        return []
-    shape, whole = shape_of(step.factor), shape_of(step.source)
+def _sources(dims: Dims, step: _Step) -> tuple[int | None, ...]:
+    """The dimensions of the stored tensor that those of an operand are, where the result is made of ``dims``."""
+    if not isinstance(step.operand, Node):
+        return ()
+    shape, whole = shape_of(step.operand), shape_of(step.source)
     if len(whole) != len(shape_of(step.node)) or not all(
         same(a, b) for a, b in zip(whole, shape_of(step.node), strict=True)
     ):
-        raise NotRepresentable  # the factor is larger than what it multiplies
-    return [
+        raise NotRepresentable  # the operand is larger than what it multiplies
+    return tuple(
         None if same(size, 1) else single_source(atoms)
         for size, atoms in zip(shape, dims[len(dims) - len(shape) :], strict=True)
-    ]
+    )
 
 
-def _steps(operand: Node) -> list[_Step] | None:
+def _steps(operand: Node, in_vain: set[Node]) -> list[_Step] | None:
     """From ``operand`` up to numbers of a quantised format, and on through their views; None where they are not what it
-    is made of."""
+    is made of. Nodes ``in_vain`` lead to none: so each is gone through once, however often it is used."""
     steps: list[_Step] = []
     node = operand
     while True:
@@ -209,31 +329,52 @@ def _steps(operand: Node) -> list[_Step] | None:
             return steps
         elif _widens(node):
             steps.append(_Step(node, node.args[0]))  # type: ignore[arg-type]
-        elif node.target in _PRODUCTS and node.meta["val"].dtype.is_floating_point:
-            return _with_product(steps, node)
+        elif _is_change(node) and node not in in_vain:
+            above = _through_change(node, in_vain)
+            if above is None:
+                in_vain.add(node)
+            return None if above is None else [*steps, *above]
         else:
             return None
         node = steps[-1].source
 
 
-def _with_product(steps: list[_Step], node: Node) -> list[_Step] | None:
+def _is_change(node: Node) -> bool:
+    if node.target not in (*_PRODUCTS, *_SUMS) or len(node.args) > 2 or node.kwargs:
+        return False  # div with a rounding mode, or a sum with a factor
+    dtype: torch.dtype = node.meta["val"].dtype
+    return dtype.is_floating_point or (node.target in _SUMS and dtype in _WIDE_INTEGERS)
+
+
+def _through_change(node: Node, in_vain: set[Node]) -> list[_Step] | None:
     left, right = node.args[:2]
-    sides = [(left, right)] if node.target in _QUOTIENTS else [(left, right), (right, left)]
-    if len(node.args) > 2 or node.kwargs:
-        return None  # div with a rounding mode
-    for source, factor in sides:
-        if isinstance(source, Node) and _may_scale(factor) and (above := _steps(source)) is not None:
-            narrow = without_expand(factor) if isinstance(factor, Node) else factor
-            return [*steps, _Step(node, source, narrow), *above]  # type: ignore[arg-type]
+    sides = [(left, right, node.target is aten.rsub.Scalar)]
+    if node.target not in _QUOTIENTS:
+        sides.append((right, left, True))
+    may_be = _may_scale if node.target in _PRODUCTS else _may_be_added
+    for source, operand, first in sides:
+        if isinstance(source, Node) and may_be(operand, source) and (above := _steps(source, in_vain)) is not None:
+            narrow = without_expand(operand) if isinstance(operand, Node) else operand
+            return [_Step(node, source, narrow, first), *above]  # type: ignore[arg-type]
     return None
 
 
-def _may_scale(factor: object) -> bool:
+def _may_scale(factor: object, scaled: Node) -> bool:
     """Whether something is a floating-point scale: products of integers may overflow."""
-    if isinstance(factor, Node):
-        value = factor.meta.get("val")
-        return isinstance(value, torch.Tensor) and value.dtype in (*SUPPORTED_DTYPES, torch.float64)
-    return isinstance(factor, int | float) and not isinstance(factor, bool)
+    return _is_operand(factor, scaled, (*SUPPORTED_DTYPES, torch.float64))
+
+
+def _may_be_added(addend: object, to: Node) -> bool:
+    return _is_operand(addend, to, (*SUPPORTED_DTYPES, torch.float64, *_INTEGERS))
+
+
+def _is_operand(operand: object, other: Node, dtypes: Sequence[torch.dtype]) -> bool:
+    """Whether it is a number, or a tensor of one of ``dtypes`` where ``other`` is."""
+    if isinstance(operand, Node):
+        value = operand.meta.get("val")
+        here = isinstance(value, torch.Tensor) and value.device == other.meta["val"].device
+        return here and value.dtype in dtypes  # type: ignore[union-attr]
+    return isinstance(operand, int | float) and not isinstance(operand, bool)
 
 
 def _widens(node: Node) -> bool:
@@ -242,12 +383,12 @@ def _widens(node: Node) -> bool:
     if node.target not in CONVERSIONS:
         return False
     source, target = node.args[0].meta["val"].dtype, node.meta["val"].dtype  # type: ignore[union-attr]
-    if source is torch.int8 and target in (torch.int16, torch.int32, torch.int64):
-        return True
+    if source in _INTEGERS and target in (torch.int16, *_WIDE_INTEGERS):
+        return source.itemsize < target.itemsize
     return target in (*SUPPORTED_DTYPES, torch.float64)
 
 
-def _of_tokens(graph: Graph, scale: Scale, like: Node, dtype: torch.dtype | None) -> Node | None:
+def _of_tokens(graph: Graph, scale: Scale | Zero, like: Node, dtype: torch.dtype | None) -> Node | None:
     """As kernels take it, (1|batch, 1|kv_heads, 1|len)."""
     if not scale or dtype is None:
         return None
@@ -275,15 +416,15 @@ def _per_query_head(graph: Graph, scale: Node, group: int) -> Node:
     return reshape(graph, wide, [batch, heads * group, 1, dim])
 
 
-def _four_dimensional(graph: Graph, factor: _Factor, like: Node) -> Node:
-    """A factor as (1|batch, 1|kv_heads, 1|len, 1|dim)."""
-    tensor = factor.tensor
+def _four_dimensional(graph: Graph, operand: _Operand, like: Node) -> Node:
+    """An operand as (1|batch, 1|kv_heads, 1|len, 1|dim)."""
+    tensor = operand.tensor
     if not isinstance(tensor, Node):
         return insert_constant(graph, float(tensor), [1, 1, 1, 1], like)
-    ones = [dim for dim, source in enumerate(factor.dims) if source is None]
+    ones = [dim for dim, source in enumerate(operand.dims) if source is None]
     if ones:
         tensor = insert_call(graph, aten.squeeze.dims, tensor, ones)
-    kept = [source for source in factor.dims if source is not None]
+    kept = [source for source in operand.dims if source is not None]
     tensor = permute(graph, tensor, [kept.index(source) for source in sorted(kept)])
     for dim in range(4):
         if dim not in kept:

@@ -34,6 +34,7 @@ class Site:
         mask: at most 4-D, broadcastable to (batch, query_heads, q_len, kv_len).
         sink: (query_heads,) logits of attention sinks.
         key_scale, value_scale: (1|batch, 1|kv_heads, 1|kv_len), of a quantised cache.
+        key_zero, value_zero: likewise; what they are, the spec's cache says.
         restore: adds views that make (batch, query_heads, q_len, value_dim) what the anchor is.
     """
 
@@ -51,6 +52,8 @@ class Site:
     sink: Node | None = None
     key_scale: Node | None = None
     value_scale: Node | None = None
+    key_zero: Node | None = None
+    value_zero: Node | None = None
     restore: Callable[[Node], Node] = _as_it_is
 
 

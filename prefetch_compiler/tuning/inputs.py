@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..quantisation import dequantise, quantise
+from ..quantisation import dequantise, quantise_for
 from ..recognize.bounds import mask_bounds
 from ..spec import QUANTISED_FORMATS, AttentionSpec, MaskKind, QuantisedCache, ScaleGranularity, TensorLayout
 
@@ -48,6 +48,8 @@ class Operands:
     lengths: Tensor | None = None
     table: Tensor | None = None
     sink: Tensor | None = None
+    k_zero: Tensor | None = None
+    v_zero: Tensor | None = None
 
     @property
     def is_causal(self) -> bool:
@@ -70,12 +72,14 @@ class Operands:
 
 
 class Cache(NamedTuple):
-    """K and V as they are stored, and the scales of a quantised cache, as the launch takes them."""
+    """K and V as they are stored, and the scales and zeros of a quantised cache, as the launch takes them."""
 
     k: Tensor
     v: Tensor
     k_scale: Tensor | None = None
     v_scale: Tensor | None = None
+    k_zero: Tensor | None = None
+    v_zero: Tensor | None = None
 
 
 def random_cache(spec: AttentionSpec, generator: torch.Generator, value_weights: Tensor | None = None) -> Cache:
@@ -94,11 +98,11 @@ def _quantised_cache(
     spec: AttentionSpec, cache: QuantisedCache, generator: torch.Generator, value_weights: Tensor | None
 ) -> Cache:
     sides = (
-        (spec.head_dim, spec.key_layout, cache.key_scales, None),
-        (spec.value_dim, spec.value_layout, cache.value_scales, value_weights),
+        ("key", spec.head_dim, spec.key_layout, cache.key_scales, None),
+        ("value", spec.value_dim, spec.value_layout, cache.value_scales, value_weights),
     )
-    stored, scales = [], []
-    for dim, layout, granularity, weights in sides:
+    stored, scales, zeros = [], [], []
+    for side, dim, layout, granularity, weights in sides:
         batch, *inner = spec.cache_shape
         batch = 1 if layout.batch_stride == 0 else batch
         x = torch.empty(batch, *inner, dim, device=generator.device).normal_(generator=generator)
@@ -107,10 +111,11 @@ def _quantised_cache(
             x *= torch.exp2(octaves - SCALE_OCTAVES / 2)[..., None]
         if weights is not None:
             x *= weights[:, None, :, None]
-        numbers, scale = quantise(x, cache.dtype, granularity, cache.scale_dtype or torch.float32)
-        stored.append(_laid_out(numbers, spec, dim, layout))
-        scales.append(scale)
-    return Cache(stored[0], stored[1], scales[0], scales[1])
+        quantised = quantise_for(cache, side, x)
+        stored.append(_laid_out(quantised.numbers, spec, dim, layout))
+        scales.append(quantised.scale)
+        zeros.append(quantised.zero)
+    return Cache(*stored, *scales, *zeros)
 
 
 def _laid_out(numbers: Tensor, spec: AttentionSpec, dim: int, layout: TensorLayout) -> Tensor:
@@ -192,7 +197,9 @@ def operands(
     queries = random_queries(spec, generator)
     k, v = cache.k, cache.v
     if spec.cache is not None:
-        k, v = dequantise(k, cache.k_scale, torch.float64), dequantise(v, cache.v_scale, torch.float64)
+        how = spec.cache.storage
+        k = dequantise(k, cache.k_scale, torch.float64, cache.k_zero, minima=how.key_minima)
+        v = dequantise(v, cache.v_scale, torch.float64, cache.v_zero, minima=how.value_minima)
     table = shuffled_table(spec, generator.device) if spec.page_size else None
     given = _poisoned_cache(cache, stale) if table is None else _poisoned_pools(spec, cache, stale, table)
     if table is not None:
@@ -201,8 +208,9 @@ def operands(
         mask = _mask_of_lengths(spec, lengths)
     sink = random_sink(spec, generator)
     return Operands(
-        spec, queries, k, v, given.k, given.v, mask, bounds, given.k_scale, given.v_scale, lengths, table, sink
-    )
+        spec, queries, k, v, given.k, given.v, mask, bounds, given.k_scale, given.v_scale, lengths, table, sink,
+        given.k_zero, given.v_zero,
+    )  # fmt: skip
 
 
 def _mask_of_lengths(spec: AttentionSpec, lengths: Tensor) -> Tensor:
@@ -229,7 +237,7 @@ def _in_one_piece(spec: AttentionSpec) -> AttentionSpec:
 
 
 def _poisoned_cache(cache: Cache, stale: Tensor) -> Cache:
-    scales = (_poisoned_scale(scale, stale) for scale in (cache.k_scale, cache.v_scale))
+    scales = (_poisoned_scale(scale, stale) for scale in cache[2:])
     return Cache(_poisoned(cache.k, stale), _poisoned(cache.v, stale), *scales)
 
 
@@ -239,7 +247,7 @@ def _poisoned_pools(spec: AttentionSpec, cache: Cache, stale: Tensor, table: Ten
         _poisoned_pool(spec, one, stale, table, layout)
         for one, layout in ((cache.k, spec.key_layout), (cache.v, spec.value_layout))
     )
-    scales = (_poisoned_scale_pool(spec, scale, stale, table) for scale in (cache.k_scale, cache.v_scale))
+    scales = (_poisoned_scale_pool(spec, scale, stale, table) for scale in cache[2:])
     return Cache(*pools, *scales)
 
 

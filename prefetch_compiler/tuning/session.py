@@ -26,7 +26,7 @@ from ..database.key import TuningKey
 from ..database.record import FillTiming
 from ..lower.launch import launch_decode
 from ..recognize.bounds import mask_bounds
-from ..spec import MaskKind
+from ..spec import AS_THE_DTYPE_SAYS, MaskKind
 from .ceilings import Ceilings
 from .cuda_graph import graph_of
 from .errors import KeyTooLargeError
@@ -158,6 +158,8 @@ class Session:
                 query, cache.k, cache.v, self.expanded, self.bounds, is_causal=spec.is_causal, scale=spec.scale,
                 heads_first=spec.out_heads_first, config=config, k_scale=cache.k_scale, v_scale=cache.v_scale,
                 lengths=self.lengths, table=self.table, softcap=spec.softcap, sink=self.attention_sink,
+                k_zero=cache.k_zero, v_zero=cache.v_zero,
+                storage=AS_THE_DTYPE_SAYS if spec.cache is None else spec.cache.storage,
             )  # fmt: skip
 
     def _graph(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:

@@ -33,7 +33,7 @@ from ..lower.launch import allocate, launch_kernels
 from ..lower.quick_check import REACHED_SOFTCAP
 from ..lower.specialise import DecodeTensors
 from ..select.admissible import why_inadmissible
-from ..spec import AttentionSpec, MaskKind
+from ..spec import AS_THE_DTYPE_SAYS, AttentionSpec, MaskKind
 from .cuda_graph import graph_of
 from .errors import WrongResultError
 from .inputs import NAN, Operands, mask_of, operands
@@ -236,9 +236,11 @@ def _with_rows(spec: AttentionSpec, visible: Tensor, generator: torch.Generator)
 def _guarded_tensors(check: Check, config: KernelConfig, garbage: float) -> tuple[DecodeTensors, list[Tensor]]:
     """Operands, and an output of NaN and scratch memory of ``garbage`` amid guard bands, whose buffers come second."""
     given = check.operands
+    storage = AS_THE_DTYPE_SAYS if given.spec.cache is None else given.spec.cache.storage
     plain = allocate(
         given.q, given.stale_k, given.stale_v, given.expanded_mask(), given.bounds, given.spec.out_heads_first, config,
         k_scale=given.k_scale, v_scale=given.v_scale, lengths=given.lengths, table=given.table, sink=given.sink,
+        k_zero=given.k_zero, v_zero=given.v_zero, storage=storage,
     )  # fmt: skip
     guards: list[Tensor] = []
 

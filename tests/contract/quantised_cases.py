@@ -14,17 +14,23 @@ from prefetch_compiler.device import profile
 from prefetch_compiler.lower.addresses import for_these_addresses
 from prefetch_compiler.lower.call import AttentionCall, spec_of
 from prefetch_compiler.lower.launch import launch_decode
-from prefetch_compiler.quantisation import dequantise, quantise
+from prefetch_compiler.quantisation import quantise_for
 from prefetch_compiler.recognize.bounds import mask_bounds
 from prefetch_compiler.select.admissible import why_inadmissible
-from prefetch_compiler.spec import AttentionSpec, ScaleGranularity
+from prefetch_compiler.spec import (
+    AS_THE_DTYPE_SAYS,
+    AttentionSpec,
+    QuantisedCache,
+    ScaleGranularity,
+    Storage,
+)
 
 from .cases import DEVICE, FACTORS, Case, build
 from .covering import covering_rows
 from .layouts import KV_LAYOUTS
 from .poison import NAN, uninitialised_is_nan
 
-E4M3, E5M2, INT8 = torch.float8_e4m3fn, torch.float8_e5m2, torch.int8
+E4M3, E5M2, INT8, UINT8 = torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8
 # NaN in both float formats; int8 has none, and its largest number.
 NAN_BYTE = 0x7F
 
@@ -32,7 +38,7 @@ NAN_BYTE = 0x7F
 @dataclass(frozen=True)
 class QuantisedCase(Case):
     """``key_scales`` and ``value_scales`` are granularities; ``scale_layout`` says whether scales per token are
-    adjacent by token or by head."""
+    adjacent by token or by head. So are ``key_zeros`` and ``value_zeros``."""
 
     dtype: torch.dtype = torch.bfloat16
     kv_dtype: torch.dtype = E4M3
@@ -40,7 +46,19 @@ class QuantisedCase(Case):
     value_scales: ScaleGranularity = ScaleGranularity.HEAD
     scale_dtype: torch.dtype = torch.float32
     scale_layout: str = "by_token"
+    key_zeros: ScaleGranularity = ScaleGranularity.NONE
+    value_zeros: ScaleGranularity = ScaleGranularity.NONE
+    zero_dtype: torch.dtype = torch.float32
+    key_minima: bool = False
+    value_minima: bool = False
     operand_order: OperandOrder = OperandOrder.KQ
+
+    @property
+    def cache(self) -> QuantisedCache:
+        return QuantisedCache(
+            self.kv_dtype, self.key_scales, self.value_scales, self.scale_dtype, self.key_zeros, self.value_zeros,
+            self.zero_dtype, Storage(self.key_minima, self.value_minima),
+        )  # fmt: skip
 
     @property
     def name(self) -> str:
@@ -77,6 +95,9 @@ class QuantisedOperands:
     scale: float
     softcap: float | None = None
     sink: Tensor | None = None
+    k_zero: Tensor | None = None
+    v_zero: Tensor | None = None
+    storage: Storage = AS_THE_DTYPE_SAYS
 
 
 def build_quantised(case: QuantisedCase) -> QuantisedOperands:
@@ -86,21 +107,23 @@ def build_quantised(case: QuantisedCase) -> QuantisedOperands:
     stale = plain.stale_k[:, :, :, 0].isnan()
     if case.kv_layout == "shared_batch":
         stale = stale.all(0, keepdim=True).expand_as(stale)
-    k, stored_k, k_scale = _quantised(case, plain.k, case.key_scales, stale)
-    v, stored_v, v_scale = _quantised(case, plain.v, case.value_scales, stale)
+    k, stored_k, k_scale, k_zero = _quantised(case, plain.k, "key", stale)
+    v, stored_v, v_scale, v_zero = _quantised(case, plain.v, "value", stale)
     mask = plain.mask
     if mask is not None and mask.is_floating_point():
         mask = typed.mask
     return QuantisedOperands(
         typed.q, k, v, stored_k, stored_v, k_scale, v_scale, mask, plain.is_causal, plain.scale, typed.softcap,
-        typed.sink,
+        typed.sink, k_zero, v_zero, case.cache.storage,
     )  # fmt: skip
 
 
 def _quantised(
-    case: QuantisedCase, x: Tensor, granularity: ScaleGranularity, stale: Tensor
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Exact numbers, stored ones, and their scale."""
+    case: QuantisedCase, x: Tensor, side: str, stale: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Exact numbers, stored ones, and their scale and zero."""
+    granularity = case.key_scales if side == "key" else case.value_scales
+    zeros = case.key_zeros if side == "key" else case.value_zeros
     if granularity is ScaleGranularity.TOKEN:
         # Tokens whose sizes differ by sixteen octaves, and one that is 0.
         octaves = torch.arange(x.shape[2], device=x.device) * 7 % 17 - 8
@@ -109,15 +132,18 @@ def _quantised(
         x = x[:1].expand(x.shape)
     elif case.kv_layout == "shared_heads":
         x = x[:, :1].expand(x.shape)
-    numbers, scale = quantise(x, case.kv_dtype, granularity, case.scale_dtype)
-    exact = dequantise(numbers, scale, torch.float64)
+    given = quantise_for(case.cache, side, x)
+    numbers, scale, zero = given.numbers, given.scale, given.zero
+    exact = given.dequantised(numbers)
     poisoned = numbers.view(torch.uint8).masked_fill(stale[..., None], NAN_BYTE)
     stored = _lay_out(case, poisoned).view(case.kv_dtype)
     if granularity is ScaleGranularity.TOKEN and scale is not None:
         scale = scale.masked_fill(stale, NAN)
         if case.scale_layout == "by_head":
             scale = scale.transpose(1, 2).contiguous().transpose(1, 2)
-    return exact, stored, scale
+    if zeros is ScaleGranularity.TOKEN and zero is not None:
+        zero = zero.masked_fill(stale, NAN if zero.is_floating_point() else NAN_BYTE)
+    return exact, stored, scale, zero
 
 
 def _lay_out(case: QuantisedCase, bytes_: Tensor) -> Tensor:
@@ -154,7 +180,7 @@ def quantised_spec(operands: QuantisedOperands) -> AttentionSpec:
     return spec_of(
         AttentionCall(
             o.q, o.stored_k, o.stored_v, o.k_scale, o.v_scale, o.mask, None, None, None, o.sink, o.is_causal, o.scale,
-            o.softcap,
+            o.softcap, o.k_zero, o.v_zero, o.storage.encode(),
         )
     )  # fmt: skip
 
@@ -169,7 +195,7 @@ def solve_quantised(case: QuantisedCase, operands: QuantisedOperands) -> Tensor:
         return launch_decode(
             o.q, o.stored_k, o.stored_v, expanded, bounds, is_causal=o.is_causal, scale=o.scale,
             heads_first=case.heads_first, config=config, k_scale=o.k_scale, v_scale=o.v_scale,
-            softcap=o.softcap, sink=o.sink,
+            softcap=o.softcap, sink=o.sink, k_zero=o.k_zero, v_zero=o.v_zero, storage=o.storage,
         )  # fmt: skip
 
 

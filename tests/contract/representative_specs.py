@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import torch
 
-from prefetch_compiler.spec import AttentionSpec, MaskKind, QuantisedCache, ScaleGranularity, TensorLayout
+from prefetch_compiler.spec import AttentionSpec, MaskKind, QuantisedCache, ScaleGranularity, Storage, TensorLayout
 
 HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
-E4M3, E5M2, INT8 = torch.float8_e4m3fn, torch.float8_e5m2, torch.int8
+E4M3, E5M2, INT8, UINT8 = torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8
 
 
 def site(
@@ -95,10 +95,16 @@ SPECS: dict[str, AttentionSpec] = {
 
 
 def quantised(
-    spec: AttentionSpec, dtype: torch.dtype = E4M3, scales: ScaleGranularity = ScaleGranularity.HEAD
+    spec: AttentionSpec,
+    dtype: torch.dtype = E4M3,
+    scales: ScaleGranularity = ScaleGranularity.HEAD,
+    zeros: Storage | None = None,
 ) -> AttentionSpec:
-    """``spec`` over a quantised cache with float32 scales of one granularity."""
-    return replace(spec, cache=QuantisedCache(dtype, scales, scales, SINGLE))
+    """``spec`` over a quantised cache with float32 scales of one granularity, and zeros like them."""
+    cache = QuantisedCache(dtype, scales, scales, SINGLE)
+    if zeros is not None:
+        cache = replace(cache, key_zeros=scales, value_zeros=scales, zero_dtype=SINGLE, storage=zeros)
+    return replace(spec, cache=cache)
 
 
 TOKEN = ScaleGranularity.TOKEN
@@ -111,6 +117,10 @@ QUANTISED_SPECS: dict[str, AttentionSpec] = {
     "Llama-8B, pages of 16, e4m3": quantised(SPECS["Llama-8B pages of 16"]),
     "Llama-8B batch 64, pages of 64, 4 drafted tokens, int8, a scale a token": quantised(
         site(32, 8, 128, batch=64, q_len=5, mask=LENGTHS, page_size=64, is_causal=True), INT8, TOKEN
+    ),
+    "Llama-8B batch 64 uint8, zero points of tokens": quantised(SPECS["Llama-8B batch 64"], UINT8, TOKEN, Storage()),
+    "Llama-8B, pages of 16, uint8, a minimum a token": quantised(
+        SPECS["Llama-8B pages of 16"], UINT8, TOKEN, Storage(True, True)
     ),
     "Gemma-3 batch 64 e5m2": quantised(SPECS["Gemma-3 batch 64"], E5M2),
     "Falcon-7B, 7 drafted tokens, additive, int8": quantised(SPECS["Falcon-7B, 7 drafted tokens, additive"], INT8),

@@ -13,10 +13,10 @@ from prefetch_compiler.config import KernelConfig, LoadPath, OperandOrder, Parti
 from prefetch_compiler.device import REFERENCE_DEVICES
 from prefetch_compiler.lower.precompile import CompiledKernel
 from prefetch_compiler.select.admissible import why_inadmissible
-from prefetch_compiler.spec import AttentionSpec, MaskKind
+from prefetch_compiler.spec import AttentionSpec, MaskKind, Storage
 
 from .compile_worker import Job, compile_elsewhere
-from .representative_specs import E4M3, E5M2, INT8, TOKEN, quantised, site
+from .representative_specs import E4M3, E5M2, INT8, TOKEN, UINT8, quantised, site
 
 PARTITIONS = list(Partition)
 SHAPE = {"batch": 4, "mask": MaskKind.LENGTHS}
@@ -27,6 +27,10 @@ CACHES: dict[str, list[AttentionSpec]] = {
     "quantised": [
         quantised(site(8, 2, 64), E4M3),
         replace(quantised(site(8, 2, 64, mask=MaskKind.NONE), INT8, TOKEN), **CAPPED),  # type: ignore[arg-type]
+    ],
+    "quantised, with zeros": [
+        quantised(site(8, 2, 64), UINT8, TOKEN, Storage()),
+        quantised(replace(PAGED, **CAPPED), INT8, TOKEN, Storage(key_minima=True, value_minima=True)),  # type: ignore[arg-type]
     ],
     "paged": [PAGED, replace(SMALL_PAGES, **CAPPED)],  # type: ignore[arg-type]
     "paged and quantised": [

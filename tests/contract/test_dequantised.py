@@ -26,12 +26,17 @@ def _afresh() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def with_zero_point(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    return ((numbers.float() - 8) * scale).to(dtype)
+def with_half_a_sum(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return (torch.sub(numbers.float(), 8, alpha=2) * scale).to(dtype)
 
 
-def with_minimum(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    return (numbers.float() * scale + scale).to(dtype)
+def with_wrapping_zeros(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sums of 16-bit integers wrap around for zeros as large as they may be."""
+    return ((numbers.to(torch.int16) + (scale * 0).to(torch.int16) + 32760).float() * scale).to(dtype)
+
+
+def less_another_cache(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return ((numbers.float() - numbers.flip(-1).float()) * scale).to(dtype)
 
 
 def by_groups(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -64,7 +69,7 @@ def narrowed_to_bytes_again(numbers: Tensor, scale: Tensor, dtype: torch.dtype) 
 
 
 _AS_DEQUANTISED = [
-    with_zero_point, with_minimum, by_groups, truncated, with_a_square, each_number_its_own,
+    with_half_a_sum, with_wrapping_zeros, less_another_cache, by_groups, truncated, with_a_square, each_number_its_own,
 ]  # fmt: skip
 
 

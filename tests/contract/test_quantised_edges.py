@@ -12,7 +12,7 @@ from torch import Tensor
 from prefetch_compiler import DecodeOptions, quantise, quantised_decode_attention
 from prefetch_compiler.quantisation import dequantise
 from prefetch_compiler.reference import exact_attention
-from prefetch_compiler.spec import QUANTISED_FORMATS
+from prefetch_compiler.spec import CENTRES, QUANTISED_FORMATS
 
 from .cases import DEVICE
 from .error_bounds import assert_within_bound
@@ -40,7 +40,7 @@ def test_every_byte_is_unpacked_exactly_in_either_place(dtype: torch.dtype, asse
     stored = torch.stack((every, every.flip(0), every.roll(7), every), 1).flatten()
     out = torch.empty(1024, dtype=torch.float16, device=DEVICE)
     unpack_units[(1,)](stored.view(torch.int16), out, 512, QUANTISED_FORMATS[dtype], assembly)
-    expected = stored.view(dtype).float().half()
+    expected = (stored.view(dtype).float() - CENTRES[QUANTISED_FORMATS[dtype]]).half()
     numbers = ~expected.isnan()
     assert torch.equal(out.isnan(), ~numbers)
     assert torch.equal(out[numbers].view(torch.int16), expected[numbers].view(torch.int16))
@@ -82,12 +82,12 @@ def test_nan_that_is_seen_is_passed_on_and_nan_beyond_the_mask_is_not(dtype: tor
 
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
 def test_the_smallest_numbers_count(dtype: torch.dtype) -> None:
-    """Values that are all denormal (or 1, of int8), of either sign, and zeros of either sign."""
+    """Values that are all denormal (or few, of integers), of either sign, and zeros of either sign."""
     signs = torch.arange(2 * 70 * 32, device=DEVICE).reshape(1, 2, 70, 32)
     bytes_ = (signs % 3).to(torch.uint8)
-    negative = 0xFF if dtype is INT8 else 0x81
+    negative = 0x81 if dtype.is_floating_point else 0xFF
     bytes_ = torch.where(signs % 5 == 0, negative, bytes_).to(torch.uint8)
-    if dtype is not INT8:
+    if dtype.is_floating_point:
         bytes_ = torch.where(signs % 7 == 0, 0x80, bytes_).to(torch.uint8)
     v = bytes_.view(dtype)
     out, operands = attention_of(random_numbers(dtype), v, torch.tensor(0.01, device=DEVICE))

@@ -24,7 +24,7 @@ from prefetch_compiler.database.record import (
 H200 = DeviceIdentity("NVIDIA H200", "cuda", 90, 132)
 H100 = DeviceIdentity("NVIDIA H100 80GB HBM3", "cuda", 90, 132)
 DTYPES = ("float16", "bfloat16", "float32")
-QUANTISED = ("float8_e4m3fn", "float8_e5m2", "int8")
+QUANTISED = ("float8_e4m3fn", "float8_e5m2", "int8", "uint8")
 
 KEY = TuningKey(
     dtype="bfloat16",
@@ -113,6 +113,8 @@ def keys(draw: st.DrawFn) -> TuningKey:
     kv_dtype = draw(st.sampled_from((*DTYPES, *QUANTISED)))
     scales = st.sampled_from(((), (Feature.KEY_TOKEN_SCALES,), (Feature.KEY_TOKEN_SCALES, Feature.VALUE_TOKEN_SCALES)))
     token_scales = draw(scales) if kv_dtype in QUANTISED else ()
+    zeros = st.sampled_from(((), (Feature.KEY_ZEROS,), (Feature.KEY_MINIMA, Feature.VALUE_ZEROS)))
+    given_zeros = draw(zeros) if kv_dtype in QUANTISED else ()
     mask = draw(st.sampled_from(MaskClass))
     additive = mask in (MaskClass.ADDITIVE, MaskClass.ADDITIVE_ROWS)
     return TuningKey(
@@ -129,7 +131,7 @@ def keys(draw: st.DrawFn) -> TuningKey:
         alignment=draw(st.sampled_from(Alignment)),
         mask=mask,
         mask_dtype=draw(st.sampled_from(DTYPES)) if additive else "",
-        features=(*draw(st.sampled_from(((), (Feature.GROWING,)))), *token_scales),
+        features=tuple(sorted((*draw(st.sampled_from(((), (Feature.GROWING,)))), *token_scales, *given_zeros))),
     )
 
 

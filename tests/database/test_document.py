@@ -309,7 +309,7 @@ def _with_measurement(**changes: Any) -> TuningRecord:
         (measured(replace(KEY, capacity_bucket=4095)), "no power of two"),
         (measured(replace(KEY, mask=MaskClass.ADDITIVE)), "mask_dtype"),
         (measured(replace(KEY, features=(Feature.GROWING, Feature.GROWING))), "features"),
-        (measured(replace(KEY, features=(Feature.VALUE_TOKEN_SCALES,))), "scales of tokens"),
+        (measured(replace(KEY, features=(Feature.VALUE_TOKEN_SCALES,))), "has no scales"),
         (measured(replace(KEY, kv_dtype="float8_e5m2fnuz")), "float8_e5m2fnuz"),
         (measured(median_us=float("nan")), "median_us"),
         (measured(median_us=float("inf")), "1000000000000.0"),

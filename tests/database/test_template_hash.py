@@ -40,9 +40,15 @@ PAGED = [
     for feature in (Feature.PAGE1, Feature.PAGE64)
 ]
 CAPPED = [replace(KEY, mask=MaskClass.LENGTHS, features=(Feature.PAGE64, Feature.SINK, Feature.SOFTCAP))]
+OF_QUANTISED = ("key_token_scales", "value_token_scales", "key_zeros", "value_zeros", "unsigned")
 PLAIN_KEYS = [*MASKED, *PAGED, *CAPPED]
 QUANTISED_KEYS = [quantised_key(key, "int8", scales) for key in PLAIN_KEYS for scales in ("head", "token")]
-KEYS = [*PLAIN_KEYS, *QUANTISED_KEYS]
+ZERO_KEYS = [
+    quantised_key(CAPPED[0], "uint8", "token"),
+    replace(QUANTISED_KEYS[0], features=(Feature.KEY_MINIMA, Feature.VALUE_ZEROS)),
+    replace(QUANTISED_KEYS[0], kv_dtype="uint8"),
+]
+KEYS = [*PLAIN_KEYS, *QUANTISED_KEYS, *ZERO_KEYS]
 
 
 def template_of(key: TuningKey) -> Template:
@@ -111,6 +117,11 @@ def test_scales_for_each_token_are_features(key: TuningKey) -> None:
     assert QUANTISED.features_of(key) == SPLIT_KV.features_of(plain) | features
 
 
+def test_zeros_and_unsigned_numbers_are_features() -> None:
+    of_zeros = [QUANTISED.features_of(key) & {"key_zeros", "value_zeros", "unsigned"} for key in ZERO_KEYS]
+    assert of_zeros == [{"key_zeros", "value_zeros", "unsigned"}, {"key_zeros", "value_zeros"}, of_zeros[0]]
+
+
 def test_hashes_are_of_the_keys_features() -> None:
     plain, bool_mask, causal = (replace(KEY, mask=mask) for mask in (MaskClass.NONE, MaskClass.BOOL, MaskClass.CAUSAL))
     hashes = [hash_for(SPLIT_KV, key) for key in (plain, bool_mask, causal)]
@@ -122,7 +133,7 @@ def test_hashes_are_of_the_keys_features() -> None:
     common = {"mask", "lengths", "causal", "causal_tail", "softcap", "sink", "paged"}
     assert whole_hashes() == {
         SPLIT_KV.name: template_hash(SPLIT_KV, frozenset(common)),
-        QUANTISED.name: template_hash(QUANTISED, frozenset({*common, "key_token_scales", "value_token_scales"})),
+        QUANTISED.name: template_hash(QUANTISED, frozenset({*common, *OF_QUANTISED})),
     }
     assert all(re.fullmatch("[0-9a-f]{64}", one) for one in (*hashes, *whole_hashes().values()))
 

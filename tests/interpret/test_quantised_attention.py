@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefetch_compiler import DecodeOptions, kvprefetch, mask_bounds, quantise, quantised_decode_attention
+from prefetch_compiler import (
+    DecodeOptions,
+    kvprefetch,
+    mask_bounds,
+    quantise,
+    quantise_affine,
+    quantised_decode_attention,
+)
 from prefetch_compiler.error_bound import yardstick
 from prefetch_compiler.errors import InvalidAttentionInputError, KernelLaunchError, SiteNotLoweredError
 from prefetch_compiler.lower import call_op
@@ -84,7 +91,7 @@ def test_the_operator_keeps_its_promises() -> None:
     operands = tuple(given[name] for name in ("query", "key", "value", "key_scale", "value_scale", "attn_mask"))
     torch.library.opcheck(
         call_op.CALLED_ATTENTION,
-        (*operands, bounds, None, None, None, False, DIM**-0.5, None, False, False, False, []),
+        (*operands, bounds, None, None, None, False, DIM**-0.5, None, None, None, "", False, False, False, []),
         test_utils=("test_schema", "test_faketensor"),
     )
 
@@ -106,6 +113,13 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a scale with columns": ({"key_scale": torch.ones(BATCH, KV_HEADS, KEYS, 1)}, "() or (1|2, 1|2, 1|48)"),
     "a scale of other tokens": ({"value_scale": torch.ones(1, 1, 7)}, "value_scale is (1, 1, 7)"),
     "an integer scale": ({"value_scale": torch.ones((), dtype=torch.int32)}, "value_scale is torch.int32"),
+    "a zero of another dtype": ({"key_zero": torch.zeros((), dtype=torch.int64)}, "key_zero is torch.int64; it must"),
+    "a zero with columns": ({"value_zero": torch.zeros(BATCH, 1, 1, DIM)}, "() or (1|2, 1|2, 1|48)"),
+    "a minimum of other tokens": ({"value_minimum": torch.ones(1, 1, 7)}, "value_minimum is (1, 1, 7)"),
+    "a zero and a minimum": (
+        {"key_zero": torch.zeros(()), "key_minimum": torch.zeros(())},
+        "key_minimum is given; it must be None where there is a key_zero",
+    ),
     "an integer mask": ({"attn_mask": torch.ones(KEYS, dtype=torch.int32)}, "attn_mask is torch.int32"),
     "a mask of other keys": ({"attn_mask": torch.ones(7, dtype=torch.bool)}, "broadcastable to (2, 4, 1, 48)"),
     "a mask and is_causal": ({"is_causal": True}, "is_causal is True; it must be False where there is a mask"),
@@ -151,6 +165,22 @@ def test_soft_caps_and_sinks(dtype: torch.dtype) -> None:
     assert yardstick(Problem(given)).share(out) <= 1
     assert yardstick(Problem(given | {"softcap": None})).share(out) > 1
     assert yardstick(Problem(given | {"sink": None})).share(out) > 1
+
+
+@pytest.mark.parametrize("minima", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["kernel", "dequantised"])
+def test_zero_points_and_minima(dtype: torch.dtype, minima: bool) -> None:
+    given = arguments(dtype)
+    problem = Problem(given)
+    for side in ("key", "value"):
+        x = 1.5 + normal(BATCH, KV_HEADS, KEYS, DIM, seed=len(side))
+        given[side], given[f"{side}_scale"], zero = quantise_affine(x, torch.uint8, "token", minima=minima)
+        zero[:, :, HELD:] = float("nan")
+        exact = dequantise(given[side], given[f"{side}_scale"], torch.float64, zero, minima=minima)
+        setattr(problem, side[0], exact.nan_to_num())
+        given[f"{side}_minimum" if minima else f"{side}_zero"] = zero
+    out = quantised_decode_attention(**given, options=DecodeOptions(strict=dtype is torch.bfloat16))
+    assert yardstick(problem).share(out) <= 1
 
 
 def test_what_is_dequantised_reads_nothing_beyond_the_bounds() -> None:

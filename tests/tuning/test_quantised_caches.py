@@ -17,7 +17,7 @@ from prefetch_compiler.device import REFERENCE_DEVICES, profile
 from prefetch_compiler.lower.launch import launch_kernels
 from prefetch_compiler.lower.specialise import DecodeTensors
 from prefetch_compiler.select.admissible import why_inadmissible
-from prefetch_compiler.spec import ScaleGranularity
+from prefetch_compiler.spec import ScaleGranularity, Storage
 from prefetch_compiler.tuning.caches import quantised_key
 from prefetch_compiler.tuning.distributions import SearchSpace
 from prefetch_compiler.tuning.errors import InvalidCacheError, WrongResultError
@@ -28,7 +28,7 @@ from prefetch_compiler.tuning.verification import verify
 
 from .seeded_bugs import BOOL, DEVICE, ROWS
 
-FORMATS = "e4m3", "e5m2", "int8"
+FORMATS = "e4m3", "e5m2", "int8", "uint8"
 CONFIG = KernelConfig(16, 3, 2, 2, operand_order=OperandOrder.KQ)
 LLAMA = parse_key("bfloat16 32q/8kv d128 q1 b64 s4096 bhsd-tma bool")
 H200 = REFERENCE_DEVICES[90]
@@ -41,6 +41,7 @@ def test_a_key_is_that_of_its_own_example_and_has_a_name(quantised_format: str, 
     assert key_of(key.spec()) == key == parse_key(key.name)
     assert key.spec().capacity_bytes < LLAMA.spec().capacity_bytes
     assert (Feature.KEY_TOKEN_SCALES in key.features) is (scales == "token")
+    assert (Feature.VALUE_ZEROS in key.features) is (quantised_format == "uint8")
     assert QUANTISED.refusal(key.spec()) is None
     assert SPLIT_KV.refusal(key.spec()) == "a quantised cache"
     assert QUANTISED.refusal(LLAMA.spec()) == "a cache that is not quantised"
@@ -71,6 +72,8 @@ def test_rows_of_one_byte_an_element_may_be_less_aligned() -> None:
     [
         "bfloat16/float4 8q/8kv d64 q1 b1 s512 bhsd-tma bool",
         "bfloat16 8q/8kv d64 q1 b1 s512 bhsd-tma bool key_token_scales",
+        "bfloat16 8q/8kv d64 q1 b1 s512 bhsd-tma bool value_zeros",
+        "bfloat16/uint8 8q/8kv d64 q1 b1 s512 bhsd-tma bool value_minima value_zeros",
     ],
 )
 def test_a_name_of_no_quantised_cache_is_refused(name: str) -> None:
@@ -83,7 +86,7 @@ def test_the_command_line_names_formats_and_scales() -> None:
     assert [(key.kv_dtype, len(key.features)) for key in keys] == [
         ("float8_e4m3fn", 0), ("float8_e4m3fn", 2), ("int8", 0), ("int8", 2),
     ]  # fmt: skip
-    with pytest.raises(InvalidCacheError, match="'fp7' is not one of e4m3, e5m2, int8"):
+    with pytest.raises(InvalidCacheError, match="'fp7' is not one of e4m3, e5m2, int8, uint8"):
         keys_wanted(None, "llama-3-8b", None, [], "1", "4096", "bfloat16", "fp7")
     with pytest.raises(InvalidCacheError, match="'column' is not one of head, token"):
         keys_wanted(None, "llama-3-8b", None, [], "1", "4096", "bfloat16", "e4m3", "column")
@@ -110,6 +113,13 @@ def test_the_search_space_holds_what_the_template_takes_and_little_else() -> Non
 
 
 RIGHT: dict[str, tuple[TuningKey, KernelConfig]] = {
+    "rows uint8 token, minima": (
+        replace(
+            quantised_key(replace(ROWS, kv_heads=1), "uint8", "token"),
+            features=(Feature.KEY_MINIMA, Feature.KEY_TOKEN_SCALES, Feature.VALUE_MINIMA, Feature.VALUE_TOKEN_SCALES),
+        ),
+        replace(CONFIG, num_splits=1),
+    ),
     "rows e5m2 token": (quantised_key(replace(ROWS, kv_heads=1), "e5m2", "token"), replace(CONFIG, num_splits=1)),
 }
 
@@ -142,20 +152,38 @@ WRONG: dict[str, Callable[[DecodeTensors], DecodeTensors]] = {
 }
 
 
+WRONG_ZEROS: dict[str, Callable[[DecodeTensors], DecodeTensors]] = {
+    "K's zeros are ignored": without("k_zero"),
+    "V's zeros are ignored": without("v_zero"),
+    "K's zeros are a token late": lambda tensors: replace(tensors, k_zero=_shifted(tensors.k_zero)),
+    "V's zeros are a token late": lambda tensors: replace(tensors, v_zero=_shifted(tensors.v_zero)),
+    "V's zeros are taken for minima": lambda tensors: replace(tensors, storage=Storage(value_minima=True)),
+    "K's zeros are taken for minima": lambda tensors: replace(tensors, storage=Storage(key_minima=True)),
+    "uint8 is taken for int8": lambda tensors: replace(
+        tensors, k=tensors.k.view(torch.int8), v=tensors.v.view(torch.int8)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_ZEROS)
+def test_wrong_zeros_are_rejected(name: str) -> None:
+    key = quantised_key(replace(BOOL, kv_heads=1), "uint8", "token")
+    _assert_rejected(WRONG_ZEROS[name], replace(key, value_dim=16, alignment=Alignment.TMA, mask=MaskClass.BOOL))
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_what_is_wrong_is_rejected(name: str) -> None:
-    key = replace(
-        quantised_key(replace(BOOL, kv_heads=1), "e4m3", "token"),
-        value_dim=16,
-        alignment=Alignment.TMA,
-        mask=MaskClass.BOOL,
-    )
+    key = quantised_key(replace(BOOL, kv_heads=1), "e4m3", "token")
+    _assert_rejected(WRONG[name], replace(key, value_dim=16, alignment=Alignment.TMA, mask=MaskClass.BOOL))
+
+
+def _assert_rejected(change: Callable[[DecodeTensors], DecodeTensors], key: TuningKey) -> None:
     config = replace(CONFIG, num_splits=1)
 
     def launch(
         tensors: DecodeTensors, *, is_causal: bool, scale: float, softcap: float | None, config: KernelConfig
     ) -> None:
-        launch_kernels(WRONG[name](tensors), is_causal=is_causal, scale=scale, softcap=softcap, config=config)
+        launch_kernels(change(tensors), is_causal=is_causal, scale=scale, softcap=softcap, config=config)
 
     with pytest.raises(WrongResultError):
         verify(key, config, 1, DEVICE, launch)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prefetch_compiler.spec import AttentionSpec, MaskKind, QuantisedCache, ScaleGranularity
+from prefetch_compiler.spec import AttentionSpec, MaskKind, QuantisedCache, ScaleGranularity, Storage
 
 from .graph import DEVICE, Draw, Golden, Inputs, heads_first, length_first, note, repeat_kv
 
@@ -70,6 +70,41 @@ def repeated_by_hand(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tens
     return repeat_kv(numbers, 2).to(dtype) * scale.to(dtype)
 
 
+def less_zeros(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return ((numbers.float() - zero_like(scale)) * scale).to(dtype)
+
+
+def plus_minima(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return (numbers.float() * scale + zero_like(scale) * scale.flatten()[0]).to(dtype)
+
+
+def less_a_number(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return (numbers.to(dtype) - 128) * scale.to(dtype)
+
+
+def less_integers(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Zero points are integers, and so is the difference."""
+    return ((numbers.to(torch.int32) - zero_like(scale).to(torch.int8).to(torch.int32)).float() * scale).to(dtype)
+
+
+def plus_the_opposite(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return (scale * (-zero_like(scale) + numbers)).to(dtype)
+
+
+def taken_from(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return ((7 - numbers.to(torch.int32)) * scale).to(dtype)
+
+
+def zeros_and_minima(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """A zero point for all, and minima of tokens."""
+    return ((numbers.float() - 3) * scale - zero_like(scale) * 0.125).to(dtype)
+
+
+def zero_like(scale: Tensor) -> Tensor:
+    """Two whole numbers, in the shape of the scale that they go with."""
+    return (scale < 2.0**-6).float() * 64 - 24
+
+
 @dataclass(frozen=True)
 class Dequantised:
     """One attention over a cache of ``format``. The scales have the sizes that ``key_scale`` and ``value_scale`` name,
@@ -91,6 +126,10 @@ class Dequantised:
     written: bool = False
     repeated: bool = False
     seed: int = 5
+    key_zeros: ScaleGranularity = NONE
+    value_zeros: ScaleGranularity = NONE
+    zero_dtype: torch.dtype | None = None
+    minima: bool = False
     key_exponent: int = -6
     value_exponent: int = -6
 
@@ -129,7 +168,8 @@ class Dequantised:
 
         def numbers(length: int) -> Tensor:
             drawn = draw.normal(BATCH, KV_HEADS, length, DIM).permute(order).contiguous()
-            return (drawn * 40).round().clamp(-127, 127).to(self.format)
+            centre = 128 if self.format is torch.uint8 else 0
+            return ((drawn * 40).round().clamp(-127, 127) + centre).to(self.format)
 
         def scale(name: str, exponent: int) -> Tensor:
             shape = [sizes[letter] for letter in name.split(".") if letter]
@@ -167,7 +207,16 @@ class Dequantised:
             value_layout=layout,
             mask=MaskKind.BOOL if self.mask else MaskKind.NONE,
             mask_dtype=torch.bool if self.mask else None,
-            cache=QuantisedCache(self.format, self.keys, self.values, self.scale_dtype),
+            cache=QuantisedCache(
+                self.format,
+                self.keys,
+                self.values,
+                self.scale_dtype,
+                self.key_zeros,
+                self.value_zeros,
+                self.zero_dtype,
+                Storage(self.minima, self.minima),
+            ),
         )
 
 
@@ -181,6 +230,9 @@ def _by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor
     return (weights.reshape(batch, KV_HEADS, -1, k.shape[2]) @ v).view(batch, -1, q_len, dim)
 
 
+_TOKEN_ZEROS = {"key_zeros": TOKEN, "value_zeros": TOKEN, "zero_dtype": torch.float32}
+_ONE_ZERO = {"key_zeros": TENSOR, "value_zeros": TENSOR, "zero_dtype": torch.float32}
+UINT8 = torch.uint8
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 _WHOLE = {"key_scale": "", "value_scale": "", "keys": TENSOR, "values": TENSOR}
 _OF_HEADS = {"key_scale": "1.H.1.1", "value_scale": "1.H.1.1", "keys": HEAD, "values": HEAD}
@@ -208,6 +260,31 @@ DEQUANTISED = (
     ),
     Dequantised("e4m3_kept_as_bytes", format=E4M3, dequantise=viewed_as_bytes),
     Dequantised("e5m2_per_head", format=E5M2, dtype=torch.bfloat16, **_OF_HEADS),
+    Dequantised("uint8_zeros", format=UINT8, dequantise=less_zeros, **_TOKEN_ZEROS),
+    Dequantised("uint8_minima", format=UINT8, dequantise=plus_minima, minima=True, q_len=2, **_TOKEN_ZEROS),
+    Dequantised("uint8_less_a_number", format=UINT8, dequantise=less_a_number, scale_dtype=torch.float16, **_ONE_ZERO),
+    Dequantised("uint8_without_zeros", format=UINT8, dtype=torch.bfloat16),
+    Dequantised(
+        "int8_integer_zeros",
+        dequantise=less_integers,
+        key_zeros=HEAD,
+        value_zeros=HEAD,
+        zero_dtype=torch.int32,
+        **_OF_HEADS,
+    ),
+    Dequantised("int8_plus_the_opposite", dequantise=plus_the_opposite, length_first=True, mask=False, **_TOKEN_ZEROS),
+    Dequantised("int8_taken_from", dequantise=taken_from, minima=True, **_TOKEN_ZEROS),
+    Dequantised("uint8_zeros_and_minima", format=UINT8, dequantise=zeros_and_minima, minima=True, **_TOKEN_ZEROS),
+    Dequantised(
+        "uint8_value_channels",
+        format=UINT8,
+        dequantise=less_a_number,
+        value_scale="1.H.1.D",
+        values=NONE,
+        scale_dtype=torch.float16,
+        **_ONE_ZERO,
+    ),
+    Dequantised("uint8_products", by_products=True, format=UINT8, dequantise=less_zeros, written=True, **_TOKEN_ZEROS),
     Dequantised("int8_products", by_products=True),
     Dequantised("e4m3_products", by_products=True, format=E4M3, q_len=2, **_OF_HEADS),
 )
