@@ -26,6 +26,7 @@ def paged_decode_attention(
     value_zero: Tensor | None = None,
     key_minimum: Tensor | None = None,
     value_minimum: Tensor | None = None,
+    packing: str | None = None,
     is_causal: bool = False,
     scale: float | None = None,
     softcap: float | None = None,
@@ -50,7 +51,8 @@ def paged_decode_attention(
             of what a row of the table can hold count as none, or as all of it. A sequence of length 0 gets zeros.
         key_scale, value_scale: what the numbers of a quantised cache are to be multiplied by, floating-point: of shape
             () for all, (1, 1|kv_heads, 1) for each head, or (pages, 1|kv_heads, page_size) for each token. None is 1.
-        key_zero, value_zero, key_minimum, value_minimum: as in ``quantised_decode_attention``, in the shapes of scales.
+        key_zero, value_zero, key_minimum, value_minimum, packing: as in ``quantised_decode_attention``; zeros in the
+            shapes of scales.
         is_causal: the last ``q_len`` keys of a sequence are those of its queries, and query ``i`` sees none of later
             ones: keys 0 to ``length - q_len + i``. Otherwise every query sees all keys.
         scale: 1 / sqrt(head_dim) by default.
@@ -71,6 +73,6 @@ def paged_decode_attention(
         scale = query.shape[-1] ** -0.5
     call = AttentionCall(
         query, key_pages, value_pages, key_scale, value_scale, None, None, lengths, block_table, sink, is_causal, scale,
-        softcap, *zeros_of("paged_decode_attention", key_zero, value_zero, key_minimum, value_minimum),
+        softcap, *zeros_of("paged_decode_attention", key_zero, value_zero, key_minimum, value_minimum, packing),
     )  # fmt: skip
     return attend(call, options)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .lower.call import AttentionCall, zeros_of
+from .lower.call import AttentionCall, narrowed, zeros_of
 from .lower.call_op import attend
 from .options import DEFAULT_DECODE_OPTIONS, DecodeOptions
 
@@ -25,6 +25,7 @@ def quantised_decode_attention(
     value_zero: Tensor | None = None,
     key_minimum: Tensor | None = None,
     value_minimum: Tensor | None = None,
+    packing: str | None = None,
     bounds: Tensor | None = None,
     lengths: Tensor | None = None,
     is_causal: bool = False,
@@ -42,10 +43,15 @@ def quantised_decode_attention(
             head ``h // (query_heads // kv_heads)``.
         value: (batch, kv_heads, kv_len, value_dim), of the same dtype.
         key_scale, value_scale: what stored numbers are to be multiplied by, floating-point: of shape () for all, or
-            (1|batch, 1|kv_heads, 1|kv_len): for each head, or for each token of each head. None is 1.
+            (1|batch, 1|kv_heads, 1|kv_len): for each head, or for each token of each head; or (1|batch, 1|kv_heads,
+            rows, columns): for groups of adjacent tokens and columns, as many as there are of each. None is 1.
         key_zero, value_zero: what is subtracted from stored numbers before they are multiplied, ``(key - key_zero) *
             key_scale``: of a shape that a scale may have, floating-point or of int8, uint8, int16 or int32.
         key_minimum, value_minimum: what is added to multiplied ones instead, ``key * key_scale + key_minimum``.
+        packing: of numbers of four bits, two a byte of uint8 or int8, head_dim / 2 and value_dim / 2 bytes a row:
+            ``uint4_interleaved`` or ``int4_interleaved`` (byte i has column 2i in its low half, 2i + 1 in its high
+            one), ``uint4_halves`` or ``int4_halves`` (low halves are the first half of the columns, high ones the
+            second); int4 is two's complement.
         attn_mask: as in SDPA: bool (True: may attend) or additive, broadcastable to (batch, query_heads, q_len,
             kv_len). What lies beyond the last visible key or before the first is not read, and may be anything.
         bounds: ``mask_bounds`` of the mask, where it is at hand: layers that share a mask can share it.
@@ -70,8 +76,12 @@ def quantised_decode_attention(
     mask = None if attn_mask is None else attn_mask[(None,) * (4 - attn_mask.ndim)]
     if scale is None:
         scale = query.shape[-1] ** -0.5
-    zeros = zeros_of("quantised_decode_attention", key_zero, value_zero, key_minimum, value_minimum)
+    zeros = zeros_of(
+        "quantised_decode_attention", narrowed(key_zero, key), narrowed(value_zero, value), narrowed(key_minimum, key),
+        narrowed(value_minimum, value), packing,
+    )  # fmt: skip
     call = AttentionCall(
-        query, key, value, key_scale, value_scale, mask, bounds, lengths, None, sink, is_causal, scale, softcap, *zeros
-    )
+        query, key, value, narrowed(key_scale, key), narrowed(value_scale, value), mask, bounds, lengths, None, sink,
+        is_causal, scale, softcap, *zeros,
+    )  # fmt: skip
     return attend(call, options)

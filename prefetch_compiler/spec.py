@@ -17,7 +17,9 @@ A paged cache has ``page_size`` keys a page and K and V in pools that all sequen
 A quantised cache holds k and v as numbers that are to be multiplied by scales, each of which is absent, one for the
 whole tensor, or of shape (1|batch, 1|kv_heads, 1|kv_len): one per head, or one per token of a head. Those of a paged
 one are (1, 1|kv_heads, 1) or (pages, 1|kv_heads, page_size). Zero points have the shapes of scales: what is subtracted
-from stored numbers before they are scaled, or (a minimum) added to scaled ones.
+from stored numbers before they are scaled, or (a minimum) added to scaled ones. Either may also be of shape (1|batch,
+1|kv_heads, rows, columns), where ``rows`` divides kv_len and ``columns`` the head's dim: each is shared by a group of
+adjacent tokens and columns.
 
 ``group`` is query_heads // kv_heads: query head ``h`` reads KV head ``h // group``. Strides are in elements.
 A size that torch.compile keeps symbolic is stored by its hint and named in ``symbolic``.
@@ -25,7 +27,7 @@ A size that torch.compile keeps symbolic is stored by its hint and named in ``sy
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import Enum
 
 import torch
@@ -50,6 +52,13 @@ ZERO_DTYPES = (*SUPPORTED_DTYPES, torch.int8, torch.uint8, torch.int16, torch.in
 # magnitude of what is taken out.
 CENTRES = {"e4m3": 0, "e5m2": 0, "int8": 0, "uint8": 128}
 RANGES = {"e4m3": 448, "e5m2": 57344, "int8": 128, "uint8": 128}
+# Formats of four bits, two numbers a byte of uint8 or int8: ``interleaved`` has columns 2i and 2i + 1 in the low and
+# the high half of byte i; ``halves`` the first half of the columns in the low ones, and the second in the high ones.
+# int4 is two's complement.
+PACKED_FORMATS = ("int4_halves", "int4_interleaved", "uint4_halves", "uint4_interleaved")
+PACKED_DTYPES = (torch.uint8, torch.int8)
+CENTRES |= {name: 8 if name.startswith("uint4") else 0 for name in PACKED_FORMATS}
+RANGES |= dict.fromkeys(PACKED_FORMATS, 8)
 
 
 class MaskKind(str, Enum):
@@ -62,12 +71,14 @@ class MaskKind(str, Enum):
 
 
 class ScaleGranularity(str, Enum):
-    """What shares one scale. A head's scale may differ between sequences."""
+    """What shares one scale. A head's scale may differ between sequences. A ``group`` is of some of a token's columns,
+    or of some tokens' numbers in a column, or both."""
 
     NONE = "none"
     TENSOR = "tensor"
     HEAD = "head"
     TOKEN = "token"
+    GROUP = "group"
 
 
 @dataclass(frozen=True)
@@ -77,18 +88,39 @@ class Storage:
     Attributes:
         key_minima, value_minima: whether zeros are added to scaled numbers (number * scale + minimum), and not
             subtracted from stored ones ((number - zero) * scale).
+        packing: one of PACKED_FORMATS, or empty where each number is an element.
     """
 
     key_minima: bool = False
     value_minima: bool = False
+    packing: str = ""
 
     def encode(self) -> str:
         """As text, which operators take."""
-        return " ".join(field.name for field in fields(self) if getattr(self, field.name))
+        flags = [name for name in _STORAGE_FLAGS if getattr(self, name)]
+        return " ".join([*flags, *self.packing.split()])
 
     @classmethod
     def decode(cls, text: str) -> Storage:
-        return cls(**dict.fromkeys(text.split(), True))
+        """Raises:
+        ValueError: not such a text.
+        """
+        words = text.split()
+        packing = [word for word in words if word not in _STORAGE_FLAGS]
+        if len(packing) > 1 or not {*packing} <= {*PACKED_FORMATS}:
+            raise ValueError(f"{text!r} says of no quantised cache how it is stored")
+        return cls(**{name: name in words for name in _STORAGE_FLAGS}, packing="".join(packing))
+
+    def columns(self, elements: int) -> int:
+        """Of a row of as many elements."""
+        return elements * 2 if self.packing else elements
+
+    def elements(self, columns: int) -> int:
+        """Of a row of as many columns."""
+        return columns // 2 if self.packing else columns
+
+
+_STORAGE_FLAGS = ("key_minima", "value_minima")
 
 
 AS_THE_DTYPE_SAYS = Storage()
@@ -100,10 +132,11 @@ class QuantisedCache:
     minimum.
 
     Attributes:
-        dtype: one of QUANTISED_FORMATS.
+        dtype: one of QUANTISED_FORMATS, or of PACKED_DTYPES where ``storage`` has a packing.
         scale_dtype: of both scales, floating-point; None where neither K nor V has any.
         key_zeros, value_zeros: of zeros or minima, as ``storage`` says.
         zero_dtype: of both zeros, one of ZERO_DTYPES; None where neither K nor V has any.
+        key_group, value_group: tokens (0: all) and columns of a group; None where neither scales nor zeros are of any.
     """
 
     dtype: torch.dtype
@@ -114,10 +147,22 @@ class QuantisedCache:
     value_zeros: ScaleGranularity = ScaleGranularity.NONE
     zero_dtype: torch.dtype | None = None
     storage: Storage = AS_THE_DTYPE_SAYS
+    key_group: tuple[int, int] | None = None
+    value_group: tuple[int, int] | None = None
+
+    @property
+    def number_format(self) -> str:
+        """The name that kernels know it by."""
+        return self.storage.packing or QUANTISED_FORMATS[self.dtype]
+
+    @property
+    def has_groups(self) -> bool:
+        return self.key_group is not None or self.value_group is not None
 
     @property
     def scale_bytes_per_row(self) -> int:
-        """Bytes of scales and zeros that are read with one key of one head."""
+        """Bytes of scales and zeros of tokens that are read with one key of one head; those of groups are not counted,
+        which are a few percent."""
         sides = (
             (self.scale_dtype, (self.key_scales, self.value_scales)),
             (self.zero_dtype, (self.key_zeros, self.value_zeros)),
@@ -129,12 +174,17 @@ class QuantisedCache:
         )
 
     def describe(self) -> str:
-        """``uint8 scales=token/token zeros=token/token``; ``min`` before the granularity of minima."""
-        words = [f"{str(self.dtype).removeprefix('torch.')} scales={self.key_scales.value}/{self.value_scales.value}"]
+        """``uint8 scales=token/token zeros=token/token``; ``min`` before the granularity of minima, and tokens by
+        columns of groups."""
+        stored = self.storage.packing or str(self.dtype).removeprefix("torch.")
+        words = [f"{stored} scales={self.key_scales.value}/{self.value_scales.value}"]
         if (self.key_zeros, self.value_zeros) != (ScaleGranularity.NONE,) * 2:
             keys = ("min-" if self.storage.key_minima else "") + self.key_zeros.value
             values = ("min-" if self.storage.value_minima else "") + self.value_zeros.value
             words.append(f"zeros={keys}/{values}")
+        if self.has_groups:
+            groups = ("x".join(map(str, group)) if group else "-" for group in (self.key_group, self.value_group))
+            words.append(f"groups={'/'.join(groups)}")
         return " ".join(words)
 
 
@@ -219,11 +269,15 @@ class AttentionSpec:
         """What K and V are stored as."""
         return self.dtype if self.cache is None else self.cache.dtype
 
+    def stored_elements(self, columns: int) -> int:
+        """Elements that hold as many columns of K or V."""
+        return columns if self.cache is None else self.cache.storage.elements(columns)
+
     @property
     def kv_bytes_per_key(self) -> int:
         """Bytes of K and V, and of scales per token, that one key position holds, over batch and heads."""
         scales = 0 if self.cache is None else self.cache.scale_bytes_per_row
-        row = (self.head_dim + self.value_dim) * self.kv_dtype.itemsize + scales
+        row = self.stored_elements(self.head_dim + self.value_dim) * self.kv_dtype.itemsize + scales
         return self.batch * self.kv_heads * row
 
     @property

@@ -90,6 +90,8 @@ def _quantised_refusal(spec: AttentionSpec) -> str | None:
         return f"head dims {spec.head_dim} and {spec.value_dim}: they must be multiples of 8"
     if max(spec.head_dim, spec.value_dim) > 256:
         return f"head dims {spec.head_dim} and {spec.value_dim}: they must be 256 at most"
+    if spec.page_size and spec.cache.has_groups:
+        return "a paged cache with scales or zeros of groups of columns or runs of tokens"
     if any(stride % 2 for layout in (spec.key_layout, spec.value_layout) for stride in layout.strides):
         return "K or V with an odd stride: columns are read in pairs"
     return _mask_refusal(spec)
@@ -164,8 +166,21 @@ def _is_unsigned(key: TuningKey) -> bool:
     return key.kv_dtype.startswith("uint")
 
 
+def _groups(side: str) -> OptionalFeature:
+    """Scales or zeros that groups of columns of K or of V share, or runs of tokens."""
+    letter = side[0].upper()
+    strides = ("GROUP_ROWS", "GROUP_COLUMNS", "SCALE_ROW", "SCALE_COLUMN", "ZERO_ROW", "ZERO_COLUMN")
+    return OptionalFeature(
+        name=f"{side}_groups",
+        absent={f"{letter}_GROUP": "none"} | {f"{letter}_{name}": 0 for name in strides},
+        present=lambda key: any(_has(feature)(key) for feature in (f"{side}_groups", f"{side}_runs")),
+    )
+
+
+_KEY_GROUPS, _VALUE_GROUPS = _groups("key"), _groups("value")
 _KEY_ZEROS = _zeros("key", "key_zeros", "key_minima")
 _VALUE_ZEROS = _zeros("value", "value_zeros", "value_minima")
+_PACKED = OptionalFeature("packed", absent={"PACKED": False}, present=lambda key: "int4" in key.kv_dtype)
 _UNSIGNED = OptionalFeature("unsigned", absent={"CENTRE": 0}, present=_is_unsigned)
 _SCALE_PAGES = ("k_scale_page_stride", "v_scale_page_stride", "k_zero_page_stride", "v_zero_page_stride")
 _PAGED_QUANTISED = replace(_PAGED, absent={**_PAGED.absent, **dict.fromkeys(_SCALE_PAGES)})
@@ -196,6 +211,9 @@ QUANTISED = Template(
         _KEY_ZEROS,
         _VALUE_ZEROS,
         _UNSIGNED,
+        _PACKED,
+        _KEY_GROUPS,
+        _VALUE_GROUPS,
     ),
 )
 

@@ -1,14 +1,15 @@
-"""Split-KV flash decoding over a quantised cache (e4m3, e5m2, int8 or uint8), with scales per tensor, head or token.
+"""Split-KV flash decoding over a quantised cache (e4m3, e5m2, 8-bit or 4-bit integers) with scales and zero points.
 
 What makes it cheap: a row of the cache is read as 16-bit units of two neighbouring columns, so that every load of
 16-bit operands serves it as it is (by TMA too), and a unit is taken apart in registers into two fp16 values
-(``unpack``). Even and odd columns are two half-sized problems: two products a tile for the scores,
+(``unpack``; four of four bits). Even and odd columns are two half-sized problems: two products a tile for the scores,
 S^T = K_even Q_even^T + K_odd Q_odd^T, and two accumulators. Keys lead in every product (``kq``): the long KV side fills
 the tensor cores' M, and as few as eight query rows their N.
 
 Scales never touch K or V. K's multiply scores; those of a whole tensor or head are folded into the softmax scale. V's
 multiply probabilities when they are per token, and the output otherwise. So K and V are never rounded, as they are when
-they are dequantised to the queries' dtype first.
+they are dequantised to the queries' dtype first. Only what groups of columns or runs of tokens share cannot be kept out
+(``grouped``).
 
 Nor do zero points: of K, every number of a token has the same one, which adds its multiple of the query's sum to the
 score; of V, the same to every column of the output (``zeros_of_values``). Unsigned numbers are taken apart as numbers
@@ -21,6 +22,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .grouped import dequantise_pair
 from .heads import head_start
 from .masking import apply_mask_by_row, key_bias
 from .paging import page_rows, prefetch_paged_l2, tile_pages
@@ -29,7 +31,7 @@ from .products import multiply
 from .rounding import round_to
 from .softmax import online_softmax, sink_statistics, soft_cap
 from .split_plan import active_splits, balanced_counts, balanced_split, guessed_begin, split_range, valid_keys
-from .unpack import unpack_byte
+from .unpack import even_columns, unpack_columns
 from .zeros import zeros_of_keys, zeros_of_values
 
 # Probabilities reach the product in fp16, of which they use 39 binary orders of magnitude and not only 24.
@@ -134,6 +136,11 @@ def attend_tile(
     k_zero_ptr, v_zero_ptr, k_zero_page_stride, v_zero_page_stride, query_sum, score_sum, value_scale,
     K_ZERO: tl.constexpr, V_ZERO: tl.constexpr, K_ZERO_STRIDE: tl.constexpr, V_ZERO_STRIDE: tl.constexpr,
     CENTRE: tl.constexpr, V_RANGE: tl.constexpr,
+    PACKED: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+    like_ptr, K_GROUP: tl.constexpr, K_GROUP_ROWS: tl.constexpr, K_GROUP_COLUMNS: tl.constexpr,
+    K_SCALE_ROW: tl.constexpr, K_SCALE_COLUMN: tl.constexpr, K_ZERO_ROW: tl.constexpr, K_ZERO_COLUMN: tl.constexpr,
+    V_GROUP: tl.constexpr, V_GROUP_ROWS: tl.constexpr, V_GROUP_COLUMNS: tl.constexpr,
+    V_SCALE_ROW: tl.constexpr, V_SCALE_COLUMN: tl.constexpr, V_ZERO_ROW: tl.constexpr, V_ZERO_COLUMN: tl.constexpr,
 ):  # fmt: skip
     """Fold keys [first, first + BLOCK_KV) into the running softmax and the accumulators (BLOCK_V, rows) of even and odd
     value columns. A stride of 0 says that a scale is not per token. ``peak`` is the largest of V's token scales so far:
@@ -151,8 +158,15 @@ def attend_tile(
         v_head_ptr, v_descriptor, sequence, kv_head, first, end, v_row_stride, V_UNITS, BLOCK_V, BLOCK_KV, TMA, WHOLE,
         pages, v_page_stride, PAGED, PAGE_SIZE, TILES_IN_PAGES,
     )  # fmt: skip
-    scores = multiply(unpack_byte(k, FORMAT, False, ASSEMBLY), q_even, None, UPCAST)
-    scores = multiply(unpack_byte(k, FORMAT, True, ASSEMBLY), q_odd, scores, UPCAST)
+    k_even = unpack_columns(k, FORMAT, False, ASSEMBLY, PACKED)
+    k_odd = unpack_columns(k, FORMAT, True, ASSEMBLY, PACKED)
+    if K_GROUP != "none":
+        k_even, k_odd = dequantise_pair(
+            k_even, k_odd, k_scale_ptr, k_zero_ptr, keys, end, HEAD_DIM, FORMAT, K_GROUP, K_GROUP_ROWS, K_GROUP_COLUMNS,
+            K_SCALE_ROW, K_SCALE_COLUMN, K_ZERO_ROW, K_ZERO_COLUMN, CENTRE, like_ptr.dtype.element_ty, UPCAST,
+        )  # fmt: skip
+    scores = multiply(k_even, q_even, None, UPCAST)
+    scores = multiply(k_odd, q_odd, scores, UPCAST)
     k_zero = None
     if K_ZERO != "none":
         k_zero = load_zeros(
@@ -191,7 +205,16 @@ def attend_tile(
     probabilities, maximum, total, shrink = online_softmax(scores, maximum, total, EXP2_SCALE, 0)
     if V_ZERO != "none":
         offset *= shrink
-    if V_SCALE_STRIDE > 0:
+    v_even = unpack_columns(v, FORMAT, False, ASSEMBLY, PACKED)
+    v_odd = unpack_columns(v, FORMAT, True, ASSEMBLY, PACKED)
+    if V_GROUP != "none":
+        v_even, v_odd = dequantise_pair(
+            v_even, v_odd, v_scale_ptr, v_zero_ptr, keys, end, VALUE_DIM, FORMAT, V_GROUP, V_GROUP_ROWS,
+            V_GROUP_COLUMNS, V_SCALE_ROW, V_SCALE_COLUMN, V_ZERO_ROW, V_ZERO_COLUMN, CENTRE,
+            like_ptr.dtype.element_ty, UPCAST,
+        )  # fmt: skip
+        weights = round_to(probabilities, like_ptr.dtype.element_ty, UPCAST)
+    elif V_SCALE_STRIDE > 0:
         v_scale = load_scales(
             v_scale_ptr, first, end, V_SCALE_STRIDE, BLOCK_KV, WHOLE,
             pages, v_scale_page_stride, PAGED, PAGE_SIZE, TILES_IN_PAGES,
@@ -199,10 +222,9 @@ def attend_tile(
         new_peak = tl.maximum(peak, tl.max(tl.abs(v_scale), 0))
         shrink *= peak / new_peak
         peak = new_peak
-        weights = probabilities * (v_scale * (PROBABILITY_UNIT / peak))[:, None]
+        weights = (probabilities * (v_scale * (PROBABILITY_UNIT / peak))[:, None]).to(tl.float16)
     else:
-        weights = probabilities * PROBABILITY_UNIT
-    weights = weights.to(tl.float16)
+        weights = (probabilities * PROBABILITY_UNIT).to(tl.float16)
     if V_ZERO != "none":
         v_zero = load_zeros(
             v_zero_ptr, first, end, V_ZERO_STRIDE, BLOCK_KV, WHOLE,
@@ -215,8 +237,8 @@ def attend_tile(
         offset += zeros_of_values(
             probabilities, weights.to(tl.float32), v_zero, token_scale, unit, V_ZERO == "after", CENTRE, V_RANGE
         )
-    even = multiply(tl.trans(unpack_byte(v, FORMAT, False, ASSEMBLY)), weights, even * shrink[None, :], UPCAST)
-    odd = multiply(tl.trans(unpack_byte(v, FORMAT, True, ASSEMBLY)), weights, odd * shrink[None, :], UPCAST)
+    even = multiply(tl.trans(v_even), weights, even * shrink[None, :], UPCAST)
+    odd = multiply(tl.trans(v_odd), weights, odd * shrink[None, :], UPCAST)
     return maximum, total, peak, offset, even, odd
 
 
@@ -258,6 +280,11 @@ def attend_range(
     k_zero_ptr, v_zero_ptr, k_zero_page_stride, v_zero_page_stride, query_sum, score_sum, value_scale,
     K_ZERO: tl.constexpr, V_ZERO: tl.constexpr, K_ZERO_STRIDE: tl.constexpr, V_ZERO_STRIDE: tl.constexpr,
     CENTRE: tl.constexpr, V_RANGE: tl.constexpr,
+    PACKED: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+    like_ptr, K_GROUP: tl.constexpr, K_GROUP_ROWS: tl.constexpr, K_GROUP_COLUMNS: tl.constexpr,
+    K_SCALE_ROW: tl.constexpr, K_SCALE_COLUMN: tl.constexpr, K_ZERO_ROW: tl.constexpr, K_ZERO_COLUMN: tl.constexpr,
+    V_GROUP: tl.constexpr, V_GROUP_ROWS: tl.constexpr, V_GROUP_COLUMNS: tl.constexpr,
+    V_SCALE_ROW: tl.constexpr, V_SCALE_COLUMN: tl.constexpr, V_ZERO_ROW: tl.constexpr, V_ZERO_COLUMN: tl.constexpr,
 ):  # fmt: skip
     """Fold the tiles at ``first``, ``first + step``, ... below ``limit`` in a software-pipelined loop. WHOLE says that
     none is partial. ``table_ptr`` is the sequence's row of a paged cache's table."""
@@ -291,6 +318,9 @@ def attend_range(
             WHOLE, row_last, pages, k_page_stride, v_page_stride, k_scale_page_stride, v_scale_page_stride, CAUSAL_TAIL,
             PAGED, PAGE_SIZE, TILES_IN_PAGES, k_zero_ptr, v_zero_ptr, k_zero_page_stride, v_zero_page_stride, query_sum,
             score_sum, value_scale, K_ZERO, V_ZERO, K_ZERO_STRIDE, V_ZERO_STRIDE, CENTRE, V_RANGE,
+            PACKED, HEAD_DIM, VALUE_DIM, like_ptr, K_GROUP, K_GROUP_ROWS, K_GROUP_COLUMNS, K_SCALE_ROW,
+            K_SCALE_COLUMN, K_ZERO_ROW, K_ZERO_COLUMN,
+            V_GROUP, V_GROUP_ROWS, V_GROUP_COLUMNS, V_SCALE_ROW, V_SCALE_COLUMN, V_ZERO_ROW, V_ZERO_COLUMN,
         )  # fmt: skip
         if PAGED:
             pages = next_pages
@@ -300,13 +330,12 @@ def attend_range(
 @triton.jit
 def store_columns(
     out_ptr, partial_ptr, values, total, out_rows, partial_rows, row_valid, PARITY: tl.constexpr,
-    V_UNITS: tl.constexpr, BLOCK_V: tl.constexpr, SPLIT: tl.constexpr, UPCAST: tl.constexpr,
+    VALUE_DIM: tl.constexpr, FORMAT: tl.constexpr, SPLIT: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Write the even (PARITY 0) or odd (1) columns of the output rows, normalised, or of their fp32 partial results. A
     row that saw no key is 0, as in SDPA's safe softmax."""
-    units = tl.arange(0, BLOCK_V)
-    columns = (units * 2 + PARITY)[:, None]
-    inside = row_valid[None, :] & (units < V_UNITS)[:, None]
+    columns = (even_columns(values.shape[0], VALUE_DIM, FORMAT) + PARITY)[:, None]
+    inside = row_valid[None, :] & (tl.arange(0, values.shape[0]) < VALUE_DIM // 2)[:, None]
     if SPLIT:
         tl.store(partial_ptr + partial_rows[None, :] + columns, values, mask=inside)
     else:
@@ -386,6 +415,7 @@ def quantised_decode(
     BLOCK_KV: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_V: tl.constexpr,
+    PACKED: tl.constexpr,
     SPLIT: tl.constexpr,
     Q_STRIDE_UNIT: tl.constexpr,
     KV_STRIDE_UNIT: tl.constexpr,
@@ -393,6 +423,20 @@ def quantised_decode(
     ASSEMBLY: tl.constexpr,
     K_SCALE_STRIDE: tl.constexpr,
     V_SCALE_STRIDE: tl.constexpr,
+    K_GROUP: tl.constexpr,
+    K_GROUP_ROWS: tl.constexpr,
+    K_GROUP_COLUMNS: tl.constexpr,
+    K_SCALE_ROW: tl.constexpr,
+    K_SCALE_COLUMN: tl.constexpr,
+    K_ZERO_ROW: tl.constexpr,
+    K_ZERO_COLUMN: tl.constexpr,
+    V_GROUP: tl.constexpr,
+    V_GROUP_ROWS: tl.constexpr,
+    V_GROUP_COLUMNS: tl.constexpr,
+    V_SCALE_ROW: tl.constexpr,
+    V_SCALE_COLUMN: tl.constexpr,
+    V_ZERO_ROW: tl.constexpr,
+    V_ZERO_COLUMN: tl.constexpr,
     K_ZERO: tl.constexpr,
     V_ZERO: tl.constexpr,
     K_ZERO_STRIDE: tl.constexpr,
@@ -420,17 +464,22 @@ def quantised_decode(
 ):
     """Grid (batch * kv_heads * row_tiles, num_splits); SPLIT says whether num_splits is more than 1.
 
-    k and v are int16 (batch, kv_heads, kv_len, dim / 2), strides in multiples of KV_STRIDE_UNIT units; BLOCK_K and
-    BLOCK_V are powers of two that hold HEAD_DIM / 2 and VALUE_DIM / 2 units. Scales are finite; absent where all are 1.
+    k and v are int16 (batch, kv_heads, kv_len, dim / 2), or dim / 4 where numbers are PACKED two a byte; strides are in
+    multiples of KV_STRIDE_UNIT units; BLOCK_K and BLOCK_V are powers of two that hold a row's units. Scales are finite;
+    absent where all are 1.
     K_SCALE_STRIDE and V_SCALE_STRIDE are the elements between two tokens' scales, 0 where tokens share one. K_ZERO and
     V_ZERO are ``none``, ``before`` (zeros are subtracted from numbers, then scaled) or ``after`` (they are added to
     scaled numbers), with pointers and strides like scales'; a pointer of None stands for zeros that are 0. CENTRE is
     what stored numbers are more than what ``unpack_byte`` makes of them; V_RANGE is the largest magnitude of those.
+    K_GROUP and V_GROUP are ``none``, or where zeros are as in K_ZERO for scales and zeros that GROUP_ROWS tokens and
+    GROUP_COLUMNS columns share: then strides are between those of two groups, and there is no K_ZERO.
     ``score_scale``, ``softcap``, sinks, ``EXP2_SCALE``, partial results, statistics, lengths, pages and the table are
     those of ``split_kv_decode``; scales' batch strides, too, lead from page to page.
     """
-    K_UNITS: tl.constexpr = HEAD_DIM // 2
-    V_UNITS: tl.constexpr = VALUE_DIM // 2
+    K_UNITS: tl.constexpr = HEAD_DIM // 4 if PACKED else HEAD_DIM // 2
+    V_UNITS: tl.constexpr = VALUE_DIM // 4 if PACKED else VALUE_DIM // 2
+    K_PAIRS: tl.constexpr = BLOCK_K * 2 if PACKED else BLOCK_K
+    V_PAIRS: tl.constexpr = BLOCK_V * 2 if PACKED else BLOCK_V
     BALANCED: tl.constexpr = PARTITION == "balanced"
     flat = tl.program_id(0)
     split = tl.program_id(1)
@@ -497,14 +546,19 @@ def quantised_decode(
         q_rows = (
             sequence_wide * q_batch_stride + row_head.to(tl.int64) * q_head_stride + row_query * q_row_stride
         ) * Q_STRIDE_UNIT
-        units = tl.arange(0, BLOCK_K)
-        q_pointers = q_ptr + q_rows[:, None] + (units * 2)[None, :]
-        q_inside = row_valid[:, None] & (units < K_UNITS)[None, :]
-        q_even = tl.load(q_pointers, mask=q_inside, other=0.0).to(tl.float32)
-        q_odd = tl.load(q_pointers + 1, mask=q_inside, other=0.0).to(tl.float32)
-        factor, row_scale = powers_of_two(tl.maximum(tl.abs(q_even), tl.abs(q_odd)))
-        q_even = tl.trans((q_even * factor[:, None]).to(tl.float16))
-        q_odd = tl.trans((q_odd * factor[:, None]).to(tl.float16))
+        q_pointers = q_ptr + q_rows[:, None] + even_columns(K_PAIRS, HEAD_DIM, FORMAT)[None, :]
+        q_inside = row_valid[:, None] & (tl.arange(0, K_PAIRS) < HEAD_DIM // 2)[None, :]
+        q_even = tl.load(q_pointers, mask=q_inside, other=0.0)
+        q_odd = tl.load(q_pointers + 1, mask=q_inside, other=0.0)
+        row_scale = tl.full([BLOCK_M], 1.0, tl.float32)
+        if K_GROUP == "none":
+            q_even = q_even.to(tl.float32)
+            q_odd = q_odd.to(tl.float32)
+            factor, row_scale = powers_of_two(tl.maximum(tl.abs(q_even), tl.abs(q_odd)))
+            q_even = (q_even * factor[:, None]).to(tl.float16)
+            q_odd = (q_odd * factor[:, None]).to(tl.float16)
+        q_even = tl.trans(q_even)
+        q_odd = tl.trans(q_odd)
         query_sum = None
         score_sum = None
         if K_ZERO != "none":
@@ -534,14 +588,16 @@ def quantised_decode(
             v_zero_page = tl.cast(v_zero_batch_stride, tl.int64)
         k_scales = k_scale_ptr
         v_scales = v_scale_ptr
-        result_scale = 1.0 / PROBABILITY_UNIT
+        result_scale = 1.0
+        if V_GROUP == "none":
+            result_scale = 1.0 / PROBABILITY_UNIT
         if k_scale_ptr is not None:
             k_scales = head_start(k_scale_ptr, sequence, kv_head, k_scale_batch_stride, k_scale_head_stride, 1, PAGED)
-            if K_SCALE_STRIDE == 0:
+            if K_SCALE_STRIDE == 0 and K_GROUP == "none":
                 row_scale *= tl.load(k_scales).to(tl.float32)
         if v_scale_ptr is not None:
             v_scales = head_start(v_scale_ptr, sequence, kv_head, v_scale_batch_stride, v_scale_head_stride, 1, PAGED)
-            if V_SCALE_STRIDE == 0:
+            if V_SCALE_STRIDE == 0 and V_GROUP == "none":
                 result_scale *= tl.load(v_scales).to(tl.float32)
         k_zeros = None
         v_zeros = None
@@ -568,8 +624,8 @@ def quantised_decode(
             maximum, total = sink_statistics(sink_ptr, row_head, row_valid & (split == 0), EXP2_SCALE)
         peak = tl.full([], SMALLEST_PEAK, tl.float32)
         offset = tl.zeros([BLOCK_M], tl.float32)
-        even = tl.zeros([BLOCK_V, BLOCK_M], tl.float32)
-        odd = tl.zeros([BLOCK_V, BLOCK_M], tl.float32)
+        even = tl.zeros([V_PAIRS, BLOCK_M], tl.float32)
+        odd = tl.zeros([V_PAIRS, BLOCK_M], tl.float32)
 
         # TMA loads cannot check rows: the last, partial tile is taken out of the loop. Pointer loads can, for 5 to 9 %
         # more instructions in the loop (sm_90), and so there is only one copy of its code.
@@ -588,6 +644,9 @@ def quantised_decode(
             row_last, table_row, k_page, v_page, k_scale_page, v_scale_page, CAUSAL_TAIL, PAGED, PAGE_SIZE,
             TILES_IN_PAGES, k_zeros, v_zeros, k_zero_page, v_zero_page, query_sum, score_sum, value_scale,
             K_ZERO, V_ZERO, K_ZERO_STRIDE, V_ZERO_STRIDE, CENTRE, V_RANGE,
+            PACKED, HEAD_DIM, VALUE_DIM, q_ptr, K_GROUP, K_GROUP_ROWS, K_GROUP_COLUMNS, K_SCALE_ROW,
+            K_SCALE_COLUMN, K_ZERO_ROW, K_ZERO_COLUMN,
+            V_GROUP, V_GROUP_ROWS, V_GROUP_COLUMNS, V_SCALE_ROW, V_SCALE_COLUMN, V_ZERO_ROW, V_ZERO_COLUMN,
         )  # fmt: skip
         if PEEL and (whole_end < limit) & (whole_end >= first) & ((whole_end - first) % step == 0):
             pages = None
@@ -602,6 +661,9 @@ def quantised_decode(
                 False, row_last, pages, k_page, v_page, k_scale_page, v_scale_page, CAUSAL_TAIL, PAGED, PAGE_SIZE,
                 TILES_IN_PAGES, k_zeros, v_zeros, k_zero_page, v_zero_page, query_sum, score_sum, value_scale,
                 K_ZERO, V_ZERO, K_ZERO_STRIDE, V_ZERO_STRIDE, CENTRE, V_RANGE,
+                PACKED, HEAD_DIM, VALUE_DIM, q_ptr, K_GROUP, K_GROUP_ROWS, K_GROUP_COLUMNS, K_SCALE_ROW,
+            K_SCALE_COLUMN, K_ZERO_ROW, K_ZERO_COLUMN,
+                V_GROUP, V_GROUP_ROWS, V_GROUP_COLUMNS, V_SCALE_ROW, V_SCALE_COLUMN, V_ZERO_ROW, V_ZERO_COLUMN,
             )  # fmt: skip
 
         if V_SCALE_STRIDE > 0:
@@ -620,9 +682,9 @@ def quantised_decode(
             tl.store(stats_ptr + partial_rows * 2 + 1, total, mask=row_valid)
         store_columns(
             out_ptr, partial_ptr, even, total, out_rows, partial_rows * VALUE_DIM, row_valid, 0,
-            V_UNITS, BLOCK_V, SPLIT, UPCAST,
+            VALUE_DIM, FORMAT, SPLIT, UPCAST,
         )  # fmt: skip
         store_columns(
             out_ptr, partial_ptr, odd, total, out_rows, partial_rows * VALUE_DIM, row_valid, 1,
-            V_UNITS, BLOCK_V, SPLIT, UPCAST,
+            VALUE_DIM, FORMAT, SPLIT, UPCAST,
         )  # fmt: skip

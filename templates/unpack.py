@@ -1,8 +1,12 @@
-"""Taking quantised columns out of 16-bit units: two neighbouring columns of a cache row, the even one in the low byte.
+"""Taking quantised columns out of 16-bit units: two neighbouring columns of a cache row, the even one in the low byte,
+or four of four bits each.
 
 Every value of e4m3, e5m2 and int8 is a value of fp16, so unpacking rounds nothing: -0 keeps its sign, denormals are
 kept (fp16 arithmetic flushes none), and NaN and infinity stay what they are. Of uint8 it is the value less 128, which
 makes numbers about 0 of it for the price of int8.
+
+Two numbers of four bits share a byte in one of two orders. ``interleaved``: byte i has column 2i in its low half,
+2i + 1 in its high one. ``halves``: the low halves are the first half of the columns, the high ones the second.
 
 Sources: PTX ISA, "cvt" (``cvt.rn.f16x2.e4m3x2``, sm_89 and later) and "prmt". Inline assembly takes the two units of a
 32-bit register at a time, in whatever layout a tile has; elementwise, so that no layout is assumed.
@@ -96,3 +100,41 @@ def unpack_byte(units, FORMAT: tl.constexpr, HIGH: tl.constexpr, ASSEMBLY: tl.co
     else:
         values = unpack_by_bits(units, FORMAT, HIGH)
     return values
+
+
+@triton.jit
+def unpack_nibble(units, FORMAT: tl.constexpr, NIBBLE: tl.constexpr):
+    """Bits 4 * NIBBLE to 4 * NIBBLE + 3 of every int16 unit as fp16: of unsigned formats the number less 8."""
+    bits = (units.to(tl.uint16, bitcast=True) >> (4 * NIBBLE)) & 0xF
+    if FORMAT == "int4_interleaved" or FORMAT == "int4_halves":
+        bits = bits ^ 8
+    return bits.to(tl.float16) - 8.0
+
+
+@triton.jit
+def unpack_columns(units, FORMAT: tl.constexpr, ODD: tl.constexpr, ASSEMBLY: tl.constexpr, PACKED: tl.constexpr):
+    """The even or odd columns of a tile (keys, units) as fp16, in the order of ``even_columns``: (keys, units), or
+    twice as many columns where PACKED says that they have four bits."""
+    if PACKED:
+        # Columns next to each other in a unit, or a half row apart.
+        if FORMAT == "int4_interleaved" or FORMAT == "uint4_interleaved":
+            first = unpack_nibble(units, FORMAT, 1 if ODD else 0)
+            second = unpack_nibble(units, FORMAT, 3 if ODD else 2)
+        else:
+            first = unpack_nibble(units, FORMAT, 2 if ODD else 0)
+            second = unpack_nibble(units, FORMAT, 3 if ODD else 1)
+        values = tl.join(first, second).reshape([units.shape[0], 2 * units.shape[1]])
+    else:
+        values = unpack_byte(units, FORMAT, ODD, ASSEMBLY)
+    return values
+
+
+@triton.jit
+def even_columns(COUNT: tl.constexpr, DIM: tl.constexpr, FORMAT: tl.constexpr):
+    """Which of DIM columns the even ones of a tile are, (COUNT,); each odd one follows its even one."""
+    pairs = tl.arange(0, COUNT)
+    if FORMAT == "int4_halves" or FORMAT == "uint4_halves":
+        columns = pairs // 2 * 2 + pairs % 2 * (DIM // 2)
+    else:
+        columns = pairs * 2
+    return columns

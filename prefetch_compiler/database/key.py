@@ -6,11 +6,12 @@ configuration takes is largest: what is admissible there is admissible over the 
 
 Not part of a key, because they do not change which configuration is best: the softmax scale, the value of a soft cap,
 the memory order of the output, and, of a quantised cache's scales, all but whether there is one for each token; of its
-zeros, all but whether they are zero points or minima.
+zeros, all but whether they are zero points or minima; the sizes of groups and runs.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -20,6 +21,7 @@ import torch
 
 from ..errors import InvalidKeyNameError
 from ..spec import (
+    PACKED_FORMATS,
     PAGE_SIZES,
     QUANTISED_FORMATS,
     AttentionSpec,
@@ -32,12 +34,15 @@ from ..spec import (
 
 # A symbolic length grows without recompiling, so its hint says little: plan for a cache worth splitting.
 PLANNED_SYMBOLIC_KV_LEN = 8192
+# Columns of a group of them, or tokens of a run, in the example of a key that has such.
+EXAMPLE_GROUP = 32
 # Elements between the rows of the ``strided`` example: 16-byte aligned for every dtype.
 STRIDED_GAP = 16
 # A key does not say what scores are capped at: all caps take the same time. This is Gemma 2's.
 EXAMPLE_SOFTCAP = 50.0
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _QUANTISED = {str(dtype).removeprefix("torch."): dtype for dtype in QUANTISED_FORMATS}
+_QUANTISED |= dict.fromkeys(PACKED_FORMATS, torch.uint8)
 
 
 class Layout(str, Enum):
@@ -72,11 +77,14 @@ class MaskClass(str, Enum):
 
 class Feature(str, Enum):
     """What else decides: ``growing`` lengths are symbolic, and planned for as PLANNED_SYMBOLIC_KV_LEN at least; a
-    quantised cache may have a scale for each token of K or of V, and zero points (``zeros``) or minima; ``page16`` and
-    the like are paged caches, by the keys of a page; ``sink`` and ``softcap`` as in AttentionSpec."""
+    quantised cache may have a scale for each token of K or of V, and zero points (``zeros``) or minima, or scales or
+    zeros that ``groups`` of a token's columns share, or ``runs`` of tokens, column by column or in groups; ``page16``
+    and the like are paged caches, by the keys of a page; ``sink`` and ``softcap`` as in AttentionSpec."""
 
     GROWING = "growing"
+    KEY_GROUPS = "key_groups"
     KEY_MINIMA = "key_minima"
+    KEY_RUNS = "key_runs"
     KEY_TOKEN_SCALES = "key_token_scales"
     KEY_ZEROS = "key_zeros"
     PAGE1 = "page1"
@@ -90,7 +98,9 @@ class Feature(str, Enum):
     PAGE256 = "page256"
     SINK = "sink"
     SOFTCAP = "softcap"
+    VALUE_GROUPS = "value_groups"
     VALUE_MINIMA = "value_minima"
+    VALUE_RUNS = "value_runs"
     VALUE_TOKEN_SCALES = "value_token_scales"
     VALUE_ZEROS = "value_zeros"
 
@@ -102,7 +112,8 @@ class Feature(str, Enum):
 
 ZERO_FEATURES = frozenset({Feature.KEY_MINIMA, Feature.KEY_ZEROS, Feature.VALUE_MINIMA, Feature.VALUE_ZEROS})
 # What only a quantised cache has.
-QUANTISED_FEATURES = ZERO_FEATURES | {Feature.KEY_TOKEN_SCALES, Feature.VALUE_TOKEN_SCALES}
+GROUP_FEATURES = frozenset({Feature.KEY_GROUPS, Feature.KEY_RUNS, Feature.VALUE_GROUPS, Feature.VALUE_RUNS})
+QUANTISED_FEATURES = ZERO_FEATURES | GROUP_FEATURES | {Feature.KEY_TOKEN_SCALES, Feature.VALUE_TOKEN_SCALES}
 _PAGE_SIZES = {Feature(f"page{size}"): size for size in PAGE_SIZES}
 
 
@@ -194,21 +205,39 @@ class TuningKey:
         """With the most scales and the widest: one for each head at least, in float32. Zeros are like scales."""
         if not is_quantised(self):
             return None
-        keys, values = (
-            ScaleGranularity.TOKEN if feature in self.features else ScaleGranularity.HEAD
-            for feature in (Feature.KEY_TOKEN_SCALES, Feature.VALUE_TOKEN_SCALES)
-        )
         given = set(self.features)
-        key_zeros = keys if given & {Feature.KEY_ZEROS, Feature.KEY_MINIMA} else ScaleGranularity.NONE
-        value_zeros = values if given & {Feature.VALUE_ZEROS, Feature.VALUE_MINIMA} else ScaleGranularity.NONE
+        keys, key_zeros, key_group = self._side("key", self.head_dim)
+        values, value_zeros, value_group = self._side("value", self.value_dim)
         return QuantisedCache(
             _QUANTISED[self.kv_dtype], keys, values, torch.float32, key_zeros, value_zeros,
             torch.float32 if given & ZERO_FEATURES else None,
-            Storage(key_minima=Feature.KEY_MINIMA in given, value_minima=Feature.VALUE_MINIMA in given),
+            Storage(Feature.KEY_MINIMA in given, Feature.VALUE_MINIMA in given, self._packing),
+            key_group, value_group,
         )  # fmt: skip
+
+    @property
+    def _packing(self) -> str:
+        return self.kv_dtype if self.kv_dtype in PACKED_FORMATS else ""
+
+    def _side(self, side: str, dim: int) -> tuple[ScaleGranularity, ScaleGranularity, tuple[int, int] | None]:
+        """Scales, zeros and group of K or of V."""
+        token_scales, zeros, minima, groups, runs = (
+            Feature(f"{side}_{name}") in self.features for name in ("token_scales", "zeros", "minima", "groups", "runs")
+        )
+        shared = ScaleGranularity.GROUP if groups or runs else ScaleGranularity.HEAD
+        scales = ScaleGranularity.TOKEN if token_scales else shared
+        # Zeros are of groups where scales of tokens leave those to them.
+        of_zeros = shared if groups or runs else scales
+        group = None
+        if groups:
+            group = (1, math.gcd(dim, EXAMPLE_GROUP))
+        elif runs:
+            group = (EXAMPLE_GROUP if self.capacity_bucket % EXAMPLE_GROUP == 0 else 0, 1)
+        return scales, of_zeros if zeros or minima else ScaleGranularity.NONE, group
 
     def _tensor_layout(self, dim: int) -> TensorLayout:
         heads, length = self.kv_heads, self.page_size or self.capacity_bucket
+        dim = Storage(packing=self._packing).elements(dim)
         row = dim + STRIDED_GAP if self.layout is Layout.STRIDED else dim
         # A batch stride of 0 (one cache for all sequences) is what keeps 16-byte rows from TMA; an odd one, any row. A
         # quantised cache's are even: its columns are read in pairs.
@@ -242,7 +271,7 @@ def key_of(spec: AttentionSpec) -> TuningKey:
     additive = spec.mask is MaskKind.ADDITIVE and spec.mask_dtype is not None
     return TuningKey(
         dtype=dtype,
-        kv_dtype=_dtype_name(spec.kv_dtype),
+        kv_dtype=_kv_dtype_name(spec),
         group=spec.group,
         kv_heads=spec.kv_heads,
         head_dim=spec.head_dim,
@@ -278,6 +307,11 @@ def _features_of(spec: AttentionSpec) -> Iterator[Feature]:
         yield from _features_of_cache(spec.cache)
 
 
+def _features_of_groups(side: str, group: tuple[int, int] | None) -> Iterator[Feature]:
+    if group is not None:
+        yield Feature(f"{side}_groups" if group[0] == 1 else f"{side}_runs")
+
+
 def _features_of_cache(cache: QuantisedCache) -> Iterator[Feature]:
     if cache.key_scales is ScaleGranularity.TOKEN:
         yield Feature.KEY_TOKEN_SCALES
@@ -287,11 +321,18 @@ def _features_of_cache(cache: QuantisedCache) -> Iterator[Feature]:
         yield Feature.KEY_MINIMA if cache.storage.key_minima else Feature.KEY_ZEROS
     if cache.value_zeros is not ScaleGranularity.NONE:
         yield Feature.VALUE_MINIMA if cache.storage.value_minima else Feature.VALUE_ZEROS
+    yield from _features_of_groups("key", cache.key_group)
+    yield from _features_of_groups("value", cache.value_group)
 
 
 def is_quantised(key: TuningKey) -> bool:
     """Whether K and V are stored as numbers that are to be scaled."""
     return key.kv_dtype in _QUANTISED
+
+
+def _kv_dtype_name(spec: AttentionSpec) -> str:
+    packing = "" if spec.cache is None else spec.cache.storage.packing
+    return packing or _dtype_name(spec.kv_dtype)
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
@@ -303,9 +344,17 @@ def cache_problem(key: TuningKey) -> str | None:
     given = set(key.features)
     if given & QUANTISED_FEATURES and not is_quantised(key):
         return f"a cache of {key.kv_dtype} has no scales and no zeros"
-    for side in ({Feature.KEY_MINIMA, Feature.KEY_ZEROS}, {Feature.VALUE_MINIMA, Feature.VALUE_ZEROS}):
-        if given >= side:
-            return f"{' and '.join(sorted(feature.value for feature in side))} exclude one another"
+    for side in ("key", "value"):
+        token_scales, zeros, minima, groups, runs = (
+            Feature(f"{side}_{name}") for name in ("token_scales", "zeros", "minima", "groups", "runs")
+        )
+        for one, other in ((zeros, minima), (groups, runs), (token_scales, runs)):
+            if given >= {one, other}:
+                return f"{one.value} and {other.value} exclude one another"
+        if given >= {token_scales, groups} and not given & {zeros, minima}:
+            return f"{token_scales.value} leave nothing for {groups.value} to share"
+        if key.page_size and given & {groups, runs}:
+            return f"a paged cache has no {(groups if groups in given else runs).value}"
     return None
 
 
@@ -321,10 +370,11 @@ def page_problem(key: TuningKey) -> str | None:
 
 def _layout_of(spec: AttentionSpec) -> Layout:
     keys, values = spec.key_layout, spec.value_layout
-    if (keys.row_stride, values.row_stride) == (spec.head_dim, spec.value_dim):
+    rows = spec.stored_elements(spec.head_dim), spec.stored_elements(spec.value_dim)
+    if (keys.row_stride, values.row_stride) == rows:
         return Layout.BHSD
     # A lone head has no neighbour: whatever its stride says, its rows lie apart.
-    if spec.kv_heads > 1 and (keys.head_stride, values.head_stride) == (spec.head_dim, spec.value_dim):
+    if spec.kv_heads > 1 and (keys.head_stride, values.head_stride) == rows:
         return Layout.BSHD
     return Layout.STRIDED
 

@@ -44,7 +44,10 @@ Bytes = Annotated[int, Meta(ge=1, le=1 << 50)]
 
 class WireKey(Struct, frozen=True, forbid_unknown_fields=True):
     dtype: Literal["float16", "bfloat16", "float32"]
-    kv_dtype: Literal["float16", "bfloat16", "float32", "float8_e4m3fn", "float8_e5m2", "int8", "uint8"]
+    kv_dtype: Literal[
+        "float16", "bfloat16", "float32", "float8_e4m3fn", "float8_e5m2", "int8", "uint8", "int4_halves",
+        "int4_interleaved", "uint4_halves", "uint4_interleaved",
+    ]  # fmt: skip
     group: Heads
     kv_heads: Heads
     head_dim: Dim

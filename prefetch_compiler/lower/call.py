@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidAttentionInputError, Refused
-from ..quantisation import granularity_of
+from ..quantisation import granularity_of, group_of
 from ..spec import (
     HEAD_DIM_MULTIPLE,
     MAX_HEAD_DIM,
     MAX_Q_LEN,
+    PACKED_DTYPES,
+    PACKED_FORMATS,
     PAGE_SIZES,
     QUANTISED_FORMATS,
     SUPPORTED_DTYPES,
@@ -80,19 +82,29 @@ def zeros_of(
     value_zero: Tensor | None,
     key_minimum: Tensor | None,
     value_minimum: Tensor | None,
+    packing: str | None,
 ) -> tuple[Tensor | None, Tensor | None, str]:
-    """The last of a call's operands: zeros or minima of K and of V, and which they are.
+    """The last of a call's operands: zeros or minima of K and of V, and what they and the numbers are.
 
     Raises:
-        InvalidAttentionInputError: both are given for one of the two.
+        InvalidAttentionInputError: both are given for one of the two, or there is no such packing.
     """
+    if packing is not None and packing not in PACKED_FORMATS:
+        raise InvalidAttentionInputError(function, "packing", packing, f"one of {', '.join(PACKED_FORMATS)}, or None")
     for side, zero, minimum in (("key", key_zero, key_minimum), ("value", value_zero, value_minimum)):
         if zero is not None and minimum is not None:
             raise InvalidAttentionInputError(function, f"{side}_minimum", "given", f"None where there is a {side}_zero")
-    storage = Storage(key_minima=key_minimum is not None, value_minima=value_minimum is not None)
+    storage = Storage(key_minimum is not None, value_minimum is not None, packing or "")
     keys = key_zero if key_minimum is None else key_minimum
     values = value_zero if value_minimum is None else value_minimum
     return keys, values, storage.encode()
+
+
+def narrowed(scale: Tensor | None, cache: Tensor) -> Tensor | None:
+    """A scale or zero without the last of its four dimensions, where that says no more than that all columns share it,
+    as those do that were made with ``keepdim``."""
+    of_rows = scale is not None and scale.ndim == 4 and cache.ndim == 4 and scale.shape[3] == 1
+    return scale[..., 0] if scale is not None and of_rows and scale.shape[2] in (1, cache.shape[2]) else scale
 
 
 def check_call(call: AttentionCall) -> None:
@@ -100,10 +112,17 @@ def check_call(call: AttentionCall) -> None:
     InvalidAttentionInputError: operands do not fit one another; names the first that does not.
     """
     _check_queries_and_cache(call)
-    _check_scale(call, "key_scale", call.k_scale)
-    _check_scale(call, "value_scale", call.v_scale)
-    _check_zero(call, "key", call.k_zero, call.stored_as.key_minima)
-    _check_zero(call, "value", call.v_zero, call.stored_as.value_minima)
+    for side, cache, scale, zero, minima in (
+        ("key", call.k, call.k_scale, call.k_zero, call.stored_as.key_minima),
+        ("value", call.v, call.v_scale, call.v_zero, call.stored_as.value_minima),
+    ):
+        name = f"{side}_minimum" if minima else f"{side}_zero"
+        if scale is not None:
+            _check_scale(call, f"{side}_scale", scale, cache)
+        if zero is not None:
+            _check_zero(call, name, zero, cache)
+        if scale is not None and zero is not None:
+            _check_groups(call, name, scale, zero)
     _check_mask(call)
     _check_bounds(call)
     _check_lengths(call)
@@ -133,43 +152,61 @@ def _check_queries_and_cache(call: AttentionCall) -> None:
         _require(call, fits, key, k.dtype, f"of the query's dtype, {q.dtype}, or one of {formats}")
         _require(call, k.shape[0] > 0 and k.shape[2] > 0, key, tuple(k.shape), "at least one page of at least one key")
     _require(call, v.dtype == k.dtype, value, v.dtype, f"of the dtype of {key}, {k.dtype}")
-    _require(call, k.shape[3] == q.shape[3], key, tuple(k.shape), f"of the query's head_dim, {q.shape[3]}")
+    packing = call.stored_as.packing
+    if packing:
+        rule = f"torch.uint8 or torch.int8, for numbers of {packing}"
+        _require(call, k.dtype in PACKED_DTYPES, key, k.dtype, rule)
+    columns = call.stored_as.columns(k.shape[3])
+    rule = f"of the query's head_dim, {q.shape[3]}" + (", half as many bytes" if packing else "")
+    _require(call, columns == q.shape[3], key, tuple(k.shape), rule)
     _require(call, v.shape[:3] == k.shape[:3], value, tuple(v.shape), f"of the {tuple(k.shape[:3])} of {key}")
     divides = k.shape[1] > 0 and q.shape[1] % k.shape[1] == 0
     _require(call, divides, key, tuple(k.shape), f"of a number of heads that divides the query's {q.shape[1]}")
 
 
-def _check_scale(call: AttentionCall, name: str, scale: Tensor | None) -> None:
-    if scale is None:
-        return
-    _require(call, call.k.dtype in QUANTISED_FORMATS, name, "given", f"None for a cache of {call.k.dtype}")
+def _check_scale(call: AttentionCall, name: str, scale: Tensor, cache: Tensor) -> None:
+    _require(call, cache.dtype in QUANTISED_FORMATS, name, "given", f"None for a cache of {cache.dtype}")
     _require(call, scale.is_floating_point(), name, scale.dtype, "of a floating-point dtype")
-    _check_scale_shape(call, name, scale)
+    _check_scale_shape(call, name, scale, cache)
 
 
-def _check_zero(call: AttentionCall, side: str, zero: Tensor | None, minima: bool) -> None:
-    if zero is None:
-        return
-    name = f"{side}_minimum" if minima else f"{side}_zero"
-    _require(call, call.k.dtype in QUANTISED_FORMATS, name, "given", f"None for a cache of {call.k.dtype}")
+def _check_zero(call: AttentionCall, name: str, zero: Tensor, cache: Tensor) -> None:
+    _require(call, cache.dtype in QUANTISED_FORMATS, name, "given", f"None for a cache of {cache.dtype}")
     dtypes = ", ".join(str(dtype) for dtype in ZERO_DTYPES)
     _require(call, zero.dtype in ZERO_DTYPES, name, zero.dtype, f"of one of the dtypes {dtypes}")
-    _check_scale_shape(call, name, zero)
+    _check_scale_shape(call, name, zero, cache)
 
 
-def _check_scale_shape(call: AttentionCall, name: str, scale: Tensor) -> None:
-    k = call.k
-    size, heads, length = k.shape[:3]
-    _require(call, scale.device == k.device, name, scale.device, f"on the cache's device, {k.device}")
+def _check_scale_shape(call: AttentionCall, name: str, scale: Tensor, cache: Tensor) -> None:
+    size, heads, length, elements = cache.shape
+    dim = call.stored_as.columns(elements)
+    _require(call, scale.device == cache.device, name, scale.device, f"on the cache's device, {cache.device}")
     shapes = ((), (1, 1, 1), (1, heads, 1), (size, 1, length), (size, heads, length))
     rule = f"of shape () or (1, 1|{heads}, 1) or ({size}, 1|{heads}, {length})"
     fits = tuple(scale.shape) in shapes
     if call.table is None:
-        rule = f"of shape () or (1|{size}, 1|{heads}, 1|{length})"
-        fits = scale.ndim in (0, 3) and all(
-            given in (1, whole) for given, whole in zip(scale.shape, (size, heads, length), strict=False)
+        rule = (
+            f"of shape () or (1|{size}, 1|{heads}, 1|{length}) or (1|{size}, 1|{heads}, rows, columns), where rows "
+            f"divides {length} and columns {dim}"
         )
+        fits = scale.ndim in (0, 3, 4) and all(
+            given in (1, whole) for given, whole in zip(scale.shape[:2], (size, heads), strict=False)
+        )
+        if fits and scale.ndim == 3:
+            fits = scale.shape[2] in (1, length)
+        if fits and scale.ndim == 4:
+            rows, columns = scale.shape[2:]
+            fits = rows > 0 and columns > 0 and length % rows == 0 and dim % columns == 0
     _require(call, fits, name, tuple(scale.shape), rule)
+
+
+def _check_groups(call: AttentionCall, name: str, scale: Tensor, zero: Tensor) -> None:
+    """Scale and zero may be of groups of one size, or one of them may be shared by those of the other."""
+    if max(scale.ndim, zero.ndim) < 4:
+        return
+    grids = [(*one.shape[2:], 1)[:2] for one in (scale, zero) if one.ndim > 0]
+    fit = all(len({grid[dim] for grid in grids} - {1}) < 2 for dim in (0, 1))
+    _require(call, fit, name, tuple(zero.shape), f"of groups like those of the scale, {tuple(scale.shape)}")
 
 
 def _check_mask(call: AttentionCall) -> None:
@@ -250,7 +287,7 @@ def spec_of(call: AttentionCall) -> AttentionSpec:
         q_len=q.shape[2],
         kv_len=call.kv_len,
         head_dim=q.shape[3],
-        value_dim=v.shape[3],
+        value_dim=call.stored_as.columns(v.shape[3]),
         dtype=q.dtype,
         scale=call.scale,
         key_layout=TensorLayout(*k.stride()[:3]),
@@ -275,6 +312,8 @@ def _cache_of(call: AttentionCall) -> QuantisedCache | None:
     return QuantisedCache(
         call.k.dtype, keys, values, _dtype_of(call.k_scale, call.v_scale), key_zeros, value_zeros,
         _dtype_of(call.k_zero, call.v_zero), call.stored_as,
+        group_of(call.k_scale, call.k_zero, call.kv_len, call.stored_as.columns(call.k.shape[3])),
+        group_of(call.v_scale, call.v_zero, call.kv_len, call.stored_as.columns(call.v.shape[3])),
     )  # fmt: skip
 
 
@@ -286,7 +325,7 @@ def _refuse_operands(call: AttentionCall) -> None:
     for name, tensor in (("query", call.q), ("key", call.k), ("value", call.v)):
         if tensor.stride(3) != 1:
             raise Refused(f"the last stride of {name} is {tensor.stride(3)}; it must be 1")
-        dim = tensor.shape[3]
+        dim = tensor.shape[3] if tensor is call.q else call.stored_as.columns(tensor.shape[3])
         if dim % HEAD_DIM_MULTIPLE or not 0 < dim <= MAX_HEAD_DIM:
             raise Refused(
                 f"{name} has heads of {dim}; multiples of {HEAD_DIM_MULTIPLE} up to {MAX_HEAD_DIM} are served"

@@ -58,7 +58,7 @@ def _cache(
         scale, zero = (_tokens_in_one_piece(one, table) for one in (scale, zero))
     cache = stored
     if stored.dtype != call.q.dtype:
-        cache = dequantise(stored, scale, call.q.dtype, zero, minima=minima)
+        cache = dequantise(stored, scale, call.q.dtype, zero, minima=minima, packing=call.stored_as.packing)
     return cache if inside is None else cache.masked_fill(~inside[:, None, :, None], 0.0)
 
 

@@ -20,7 +20,7 @@ from ..options import DecodeOptions
 from ..recognize.bounds import mask_bounds
 from ..recognize.marker import fake_output, library
 from ..select.selection import select
-from ..spec import AttentionSpec
+from ..spec import AttentionSpec, Storage
 from .addresses import for_these_addresses
 from .call import AttentionCall, check_call, spec_of
 from .call_fallback import plain_attention
@@ -148,7 +148,7 @@ def _fake(
             storage,
         )
     )  # fmt: skip
-    return fake_output(q, v.shape[3], True)
+    return fake_output(q, Storage.decode(storage).columns(v.shape[3]), True)
 
 
 def _launched(call: AttentionCall, config: KernelConfig) -> Tensor:

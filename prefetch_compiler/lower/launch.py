@@ -39,7 +39,7 @@ def allocate(
 ) -> DecodeTensors:
     """Operands plus freshly allocated output and scratch. CUDA-graph safe: all memory comes from torch's allocator."""
     batch, query_heads, q_len, _ = q.shape
-    kv_heads, value_dim = k.shape[1], v.shape[3]
+    kv_heads, value_dim = k.shape[1], storage.columns(v.shape[3])
     out = empty_output(q, value_dim, heads_first)
     partial = stats = arrivals = None
     shapes = scratch_shapes(batch, kv_heads, query_heads // kv_heads * q_len, value_dim, config)
@@ -48,16 +48,27 @@ def allocate(
         stats = torch.empty(shapes[1], dtype=torch.float32, device=q.device)
         if config.merge is Merge.INPLACE:
             arrivals = torch.zeros(shapes[2], dtype=torch.int32, device=q.device)
-    k_scale, v_scale, k_zero, v_zero = (expanded_scale(one, k) for one in (k_scale, v_scale, k_zero, v_zero))
+    k_scale, k_zero = expanded_scales(k_scale, k_zero, k)
+    v_scale, v_zero = expanded_scales(v_scale, v_zero, k)
     return DecodeTensors(
         q, k, v, mask, bounds, out, partial, stats, arrivals, k_scale, v_scale, lengths, table, sink, k_zero, v_zero,
         storage,
     )  # fmt: skip
 
 
-def expanded_scale(scale: torch.Tensor | None, cache: torch.Tensor) -> torch.Tensor | None:
-    """A scale or zero of a cache as kernels take it: the cache's first three sizes, stride 0 where one is shared."""
-    return None if scale is None else scale.expand(cache.shape[:3])
+def expanded_scales(
+    scale: torch.Tensor | None, zero: torch.Tensor | None, cache: torch.Tensor
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Scale and zero of K or V as kernels take them: the cache's first three sizes, stride 0 where one is shared; where
+    either is of groups, (batch, kv_heads, rows, columns), as many rows and columns as the one has that has most."""
+    shape = tuple(cache.shape[:3])
+    given = [one for one in (scale, zero) if one is not None]
+    if any(one.ndim == 4 for one in given):
+        scale, zero = (one[..., None] if one is not None and one.ndim == 3 else one for one in (scale, zero))
+        grids = [one.shape[2:] for one in (scale, zero) if one is not None and one.ndim == 4]
+        shape = (*shape[:2], max(grid[0] for grid in grids), max(grid[1] for grid in grids))
+    expanded = (None if one is None else one.expand(shape) for one in (scale, zero))
+    return next(expanded), next(expanded)
 
 
 def launch_decode(

@@ -104,8 +104,8 @@ def _decode_attention(
                 "kernel %s failed to launch, PyTorch serves from now on: %s: %s", config, type(error).__name__, error
             )
     if k.dtype in QUANTISED_FORMATS:
-        k = dequantise(k, k_scale, q.dtype, k_zero, minima=stored_as.key_minima)
-        v = dequantise(v, v_scale, q.dtype, v_zero, minima=stored_as.value_minima)
+        k = dequantise(k, k_scale, q.dtype, k_zero, minima=stored_as.key_minima, packing=stored_as.packing)
+        v = dequantise(v, v_scale, q.dtype, v_zero, minima=stored_as.value_minima, packing=stored_as.packing)
     if softcap is None and sink is None:
         return call_sdpa(q, k, v, mask, is_causal, scale, True, heads_first)
     out = same_dtype_attention(q, k, v, mask, is_causal=is_causal, scale=scale, softcap=softcap, sink=sink)
@@ -137,4 +137,4 @@ def _fake(
     v_zero: torch.Tensor | None = None,
     storage: str = "",
 ) -> torch.Tensor:
-    return fake_output(q, v.shape[3], heads_first)
+    return fake_output(q, Storage.decode(storage).columns(v.shape[3]), heads_first)

@@ -66,8 +66,8 @@ def example_tensors(spec: AttentionSpec, config: KernelConfig, device: torch.dev
         return torch.empty_strided(shape, strides, dtype=spec.kv_dtype, device=device)
 
     q = torch.empty((spec.batch, spec.query_heads, spec.q_len, spec.head_dim), dtype=spec.dtype, device=device)
-    k = strided((*spec.cache_shape, spec.head_dim), spec.key_layout)
-    v = strided((*spec.cache_shape, spec.value_dim), spec.value_layout)
+    k = strided((*spec.cache_shape, spec.stored_elements(spec.head_dim)), spec.key_layout)
+    v = strided((*spec.cache_shape, spec.stored_elements(spec.value_dim)), spec.value_layout)
     mask = bounds = lengths = table = None
     if spec.mask is MaskKind.LENGTHS:
         lengths = torch.empty((spec.batch,), dtype=torch.int32, device=device)
@@ -91,15 +91,16 @@ def _example_scales(spec: AttentionSpec, device: torch.device | str) -> dict[str
     cache = spec.cache
     if cache is None:
         return {}
+    keys, values = (spec.head_dim, cache.key_group), (spec.value_dim, cache.value_group)
     wanted = {
-        "k_scale": (cache.key_scales, cache.scale_dtype),
-        "v_scale": (cache.value_scales, cache.scale_dtype),
-        "k_zero": (cache.key_zeros, cache.zero_dtype),
-        "v_zero": (cache.value_zeros, cache.zero_dtype),
+        "k_scale": (cache.key_scales, cache.scale_dtype, keys),
+        "v_scale": (cache.value_scales, cache.scale_dtype, values),
+        "k_zero": (cache.key_zeros, cache.zero_dtype, keys),
+        "v_zero": (cache.value_zeros, cache.zero_dtype, values),
     }
     return {
-        name: torch.empty(scale_shape(granularity, *spec.cache_shape), dtype=dtype, device=device)
-        for name, (granularity, dtype) in wanted.items()
+        name: torch.empty(scale_shape(granularity, *spec.cache_shape, *group), dtype=dtype, device=device)
+        for name, (granularity, dtype, group) in wanted.items()
         if granularity is not ScaleGranularity.NONE
     }
 

@@ -50,7 +50,7 @@ def quantised_call(
 ) -> KernelCall:
     """The launch over a quantised cache, on ``device``, which the tensors need not be on."""
     batch, query_heads, q_len, head_dim = t.q.shape
-    kv_heads, value_dim = t.k.shape[1], t.v.shape[3]
+    kv_heads, value_dim = t.k.shape[1], t.out.shape[3]
     group = query_heads // kv_heads
     block_m = quantised_row_tile(group * q_len)
     tiles = -(-group * q_len // block_m)
@@ -60,7 +60,8 @@ def quantised_call(
     use_tma = config.load_path is LoadPath.TMA
     emulated = interpreting()
     k_scale, v_scale = differing_strides(t.k_scale), differing_strides(t.v_scale)
-    quantised_format = QUANTISED_FORMATS[t.k.dtype]
+    quantised_format = t.storage.packing or QUANTISED_FORMATS[t.k.dtype]
+    packed = bool(t.storage.packing)
     arguments: dict[str, Any] = {
         "q_ptr": t.q,
         "k_ptr": k,
@@ -107,23 +108,25 @@ def quantised_call(
         "VALUE_DIM": value_dim,
         "BLOCK_M": block_m,
         "BLOCK_KV": config.block_kv,
-        "BLOCK_K": padded_units(head_dim),
-        "BLOCK_V": padded_units(value_dim),
+        "BLOCK_K": padded_units(head_dim, packed),
+        "BLOCK_V": padded_units(value_dim, packed),
+        "PACKED": packed,
         "SPLIT": config.num_splits > 1,
         "Q_STRIDE_UNIT": q_unit,
         "KV_STRIDE_UNIT": kv_unit,
         "FORMAT": quantised_format,
         "ASSEMBLY": has_assembly(quantised_format, device),
-        "K_SCALE_STRIDE": _token_stride(k_scale, t.page_size),
-        "V_SCALE_STRIDE": _token_stride(v_scale, t.page_size),
-        **_zero_constants(t, quantised_format),
+        **_scale_constants(t, quantised_format),
+        **_group_constants("K", (t.k.shape[2], head_dim), t.k_scale, t.k_zero, t.storage.key_minima),
+        **_group_constants("V", (t.k.shape[2], value_dim), t.v_scale, t.v_zero, t.storage.value_minima),
+        "CENTRE": CENTRES[quantised_format],
         "MASK": mask_mode(t.mask),
         "MASK_PER_ROW": mask_strides[1] != 0 or mask_strides[2] != 0,
         "CAUSAL": is_causal and t.lengths is None,
         "TMA": use_tma,
         "PREFETCH_DEPTH": 0 if emulated else config.prefetch_depth,
         "PREFETCH_BULK": config.prefetch_kind is PrefetchKind.BULK,
-        "ROWS_ADJACENT": t.k.stride(2) == head_dim and t.v.stride(2) == value_dim,
+        "ROWS_ADJACENT": t.k.stride(2) == t.k.shape[3] and t.v.stride(2) == t.v.shape[3],
         **partition_constants(batch, config),
         "PROLOGUE_PREFETCH": config.prologue_prefetch and not emulated,
         "LAUNCH_OVERLAP": config.launch_overlap and not emulated,
@@ -141,18 +144,42 @@ def _zero_strides(side: str, zero: torch.Tensor | None) -> dict[str, int]:
     return {f"{side}_zero_batch_stride": batch, f"{side}_zero_head_stride": head}
 
 
-def _zero_constants(t: DecodeTensors, quantised_format: str) -> dict[str, Any]:
-    """Constants for zero points and minima, and for those that unsigned numbers have without a tensor of them."""
-    centre = CENTRES[quantised_format]
-    sides = (("K", t.k_zero, t.storage.key_minima), ("V", t.v_zero, t.storage.value_minima))
-    constants: dict[str, Any] = {"CENTRE": centre}
-    for side, zero, minima in sides:
-        absent = zero is None
-        kind = "none" if absent and not centre else "after" if minima and not absent else "before"
-        constants[f"{side}_ZERO"] = kind
-        constants[f"{side}_ZERO_STRIDE"] = _token_stride(differing_strides(zero), t.page_size)
+def _is_grouped(scale: torch.Tensor | None, zero: torch.Tensor | None) -> bool:
+    """Of the operands of one side, which are of four dimensions alike where either is of groups."""
+    return any(one is not None and one.ndim == 4 for one in (scale, zero))
+
+
+def _scale_constants(t: DecodeTensors, quantised_format: str) -> dict[str, Any]:
+    """Constants for scales of tokens, zero points and minima, and for those zero points that unsigned numbers have
+    without a tensor of them."""
+    sides = (("K", t.k_scale, t.k_zero, t.storage.key_minima), ("V", t.v_scale, t.v_zero, t.storage.value_minima))
+    constants: dict[str, Any] = {}
+    for side, scale, zero, minima in sides:
+        grouped = _is_grouped(scale, zero)
+        none = grouped or (zero is None and not CENTRES[quantised_format])
+        constants[f"{side}_ZERO"] = "none" if none else _kind(zero, minima)
+        constants[f"{side}_SCALE_STRIDE"] = 0 if grouped else _token_stride(differing_strides(scale), t.page_size)
+        constants[f"{side}_ZERO_STRIDE"] = 0 if grouped else _token_stride(differing_strides(zero), t.page_size)
     constants["V_RANGE"] = RANGES[quantised_format] if constants["V_ZERO"] != "none" else 0
     return constants
+
+
+def _kind(zero: torch.Tensor | None, minima: bool) -> str:
+    return "after" if minima and zero is not None else "before"
+
+
+def _group_constants(
+    side: str, sizes: tuple[int, int], scale: torch.Tensor | None, zero: torch.Tensor | None, minima: bool
+) -> dict[str, Any]:
+    """Constants for scales and zeros (batch, kv_heads, rows, columns) of groups; ``sizes`` are keys and columns."""
+    names = ("GROUP_ROWS", "GROUP_COLUMNS", "SCALE_ROW", "SCALE_COLUMN", "ZERO_ROW", "ZERO_COLUMN")
+    if not _is_grouped(scale, zero):
+        return {f"{side}_GROUP": "none"} | {f"{side}_{name}": 0 for name in names}
+    shape = next(one.shape for one in (scale, zero) if one is not None)
+    shared = sizes[0] // shape[2], sizes[1] // shape[3]
+    strides = (*differing_strides(scale)[2:], *differing_strides(zero)[2:])
+    values = zip(names, (*shared, *strides), strict=True)
+    return {f"{side}_GROUP": _kind(zero, minima)} | {f"{side}_{name}": value for name, value in values}
 
 
 def _token_stride(scale_strides: tuple[int, ...], page_size: int) -> int:

@@ -118,7 +118,8 @@ def _problem(spec: AttentionSpec, device: torch.device) -> _Problem:
         # One cache for all sequences, where they share it: what is written for the last is what the first reads too.
         pieces, *inner = spec.cache_shape
         drawn = normal(1 if 0 in layout.strides else pieces, *inner, dim)
-        empty = torch.empty_strided((pieces, *inner, dim), (*layout.strides, 1), dtype=spec.kv_dtype, device=device)
+        shape = (pieces, *inner, spec.stored_elements(dim))
+        empty = torch.empty_strided(shape, (*layout.strides, 1), dtype=spec.kv_dtype, device=device)
         return drawn, empty
 
     q = normal(spec.batch, spec.query_heads, spec.q_len, spec.head_dim).to(device, spec.dtype)

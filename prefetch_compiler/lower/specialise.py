@@ -58,9 +58,10 @@ class DecodeTensors:
 
     ``partial``, ``stats`` and ``arrivals`` are None with one split; ``arrivals`` also with a separate merge.
     ``k_scale`` and ``v_scale`` are those of a quantised cache, expanded to (batch, kv_heads, kv_len) with a stride of 0
-    where one scale is shared; None where there is none. ``k_zero`` and ``v_zero`` are likewise, and ``storage`` says
-    what they are. ``lengths`` (batch,) are in place of ``mask`` and ``bounds``.
-    With a page ``table``, which needs them, K and V are page pools, and scales are expanded to their first three sizes.
+    where one scale is shared, or as ``expanded_scales`` has those of groups; None where there is none. ``k_zero`` and
+    ``v_zero`` are likewise, and ``storage`` says what they are.
+    ``lengths`` (batch,) are in place of ``mask`` and ``bounds``. With a page ``table``, which needs them, K and V are
+    page pools, and scales are expanded to their first three sizes.
     """
 
     q: torch.Tensor
@@ -272,7 +273,7 @@ def merge_call(
     if config.num_splits == 1 or config.merge is Merge.INPLACE:
         return None
     batch, query_heads, q_len, _ = t.q.shape
-    kv_heads, value_dim = t.k.shape[1], t.v.shape[3]
+    kv_heads, value_dim = t.k.shape[1], t.out.shape[3]
     out_strides = t.out.stride()
     block_splits = most_splits(config)
     chunk = min(block_splits, MERGE_TILE_ELEMENTS // padded_dim(value_dim))

@@ -2,8 +2,8 @@
 
 ``((numbers.float() - zero) * scale).to(dtype)`` and ``numbers * scale + minimum``, with views and conversions anywhere
 and operands on either side, are followed up to the numbers, as views are to what they repeat. Scales and zeros that a
-kernel knows (per tensor, head or token of a head) stay with it. Scales per channel that come last are none of its
-business: of K they multiply the query, of V the output.
+kernel knows (per tensor, head or token of a head, or for groups of adjacent channels or tokens, which views split off)
+stay with it. Scales per channel that come last are none of its business: of K they multiply the query, of V the output.
 
 Numbers of the supported formats are exact in every dtype that they are converted to, so nothing is lost by not
 converting them; what the graph rounds after multiplying, the kernel does not.
@@ -29,15 +29,18 @@ from .axes import CONVERSIONS, shape_of
 from .marked import heads_alike, without_expand
 from .reshape import as_dtype, permute, reshape, size_argument
 from .site import Site, describe_site
-from .sizes import same
+from .sizes import Size, is_symbolic, product, same
 from .trace import insert_call, insert_constant
-from .views import REPLAY, Atom, Dims, NotRepresentable, StoredKV, aten, single_source, stored_order
+from .views import REPLAY, Atom, Dims, NotRepresentable, StoredKV, aten, stored_order
 
 _BATCH, _HEAD, _LENGTH, _CHANNEL = range(4)
 _PRODUCTS = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
 _QUOTIENTS = (aten.div.Tensor, aten.div.Scalar)
 _SUMS = (aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar, aten.rsub.Scalar)
 _DIFFERENCES = (aten.sub.Tensor, aten.sub.Scalar)
+_VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
+# Numbers of a group, whose scale and zero are read besides them.
+SMALLEST_GROUP = 8
 # In which a number and a zero point do not overflow: an int32 one would have to be within 255 of the end of its range.
 _WIDE_INTEGERS = (torch.int32, torch.int64)
 _INTEGERS = (torch.int8, torch.uint8, torch.int16, *_WIDE_INTEGERS)
@@ -45,17 +48,26 @@ _INTEGERS = (torch.int8, torch.uint8, torch.int16, *_WIDE_INTEGERS)
 
 @dataclass(frozen=True)
 class _Operand:
-    """``tensor``, or a number, that stored numbers are multiplied by, or that is added to them. ``dims`` are those of
-    (batch, kv_heads, len, dim) that its own dimensions are; None for one of size 1. ``inverse``: it divides, or is
+    """``tensor``, or a number, that stored numbers are multiplied by, or that is added to them. ``dims`` are the parts
+    of (batch, kv_heads, len, dim) that its own dimensions are; None for one of size 1. ``inverse``: it divides, or is
     subtracted."""
 
     tensor: Node | float
-    dims: tuple[int | None, ...]
+    dims: tuple[Atom | None, ...]
     inverse: bool
 
     @property
+    def parts(self) -> list[Atom]:
+        return [part for part in self.dims if part is not None]
+
+    @property
     def varies_by(self) -> set[int]:
-        return {dim for dim in self.dims if dim is not None}
+        return {part.source for part in self.parts if part.source is not None}
+
+    @property
+    def varies_by_group(self) -> bool:
+        """By less than tokens, or by more than one token alone."""
+        return _CHANNEL in self.varies_by or any(part.source == _LENGTH and part.step > 1 for part in self.parts)
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -64,7 +76,12 @@ class _Operand:
         return dtype
 
 
-def _granularity(varies_by: set[int]) -> ScaleGranularity:
+def _granularity(operands: Sequence[_Operand]) -> ScaleGranularity:
+    if not operands:
+        return ScaleGranularity.NONE
+    varies_by = {dim for operand in operands for dim in operand.varies_by}
+    if any(operand.varies_by_group for operand in operands):
+        return ScaleGranularity.GROUP
     if _LENGTH in varies_by:
         return ScaleGranularity.TOKEN
     return ScaleGranularity.HEAD if varies_by else ScaleGranularity.TENSOR
@@ -85,7 +102,7 @@ class Scale:
 
     @property
     def granularity(self) -> ScaleGranularity:
-        return _granularity(self.varies_by) if self.factors else ScaleGranularity.NONE
+        return _granularity(self.factors)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -120,12 +137,8 @@ class Zero:
         return bool(self.addends)
 
     @property
-    def varies_by(self) -> set[int]:
-        return {dim for addend, scale in self.addends for dim in addend.varies_by | scale.varies_by}
-
-    @property
     def granularity(self) -> ScaleGranularity:
-        return _granularity(self.varies_by) if self.addends else ScaleGranularity.NONE
+        return _granularity([one for addend, scale in self.addends for one in (addend, *scale.factors)])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -161,12 +174,14 @@ class _Change:
 
 @dataclass(frozen=True)
 class _Dequantised:
-    """``stored`` by ``scale`` and ``zero``, times ``channels``, which varies by channel and not by token."""
+    """``stored`` by ``scale`` and ``zero``, times ``channels``, which varies by channel and not by token. ``group`` is
+    as in QuantisedCache."""
 
     stored: StoredKV
     scale: Scale
     zero: Zero
     channels: Scale
+    group: tuple[int, int] | None
 
     @property
     def format(self) -> torch.dtype:
@@ -198,7 +213,8 @@ def read_as_stored(site: Site) -> Site | None:
     cache = QuantisedCache(
         key.format, key.scale.granularity, value.scale.granularity, _common_dtype(key.scale, value.scale),
         key.zero.granularity, value.zero.granularity, _common_dtype(key.zero, value.zero),
-        replace(AS_THE_DTYPE_SAYS, key_minima=key.zero.minimum, value_minima=value.zero.minimum),
+        replace(AS_THE_DTYPE_SAYS, key_minima=key.zero.minimum, value_minima=value.zero.minimum), key.group,
+        value.group,
     )  # fmt: skip
     graph = site.anchor.graph
     with graph.inserting_before(site.anchor):
@@ -251,21 +267,89 @@ def _replayed(operand: StoredKV, steps: list[_Step], base: Node) -> _Dequantised
     for step in reversed(steps):
         if step.operand is not None:
             changes += _changes(step, _sources(dims, step))
+        elif step.node.target in _VIEWS:
+            dims = _regrouped(dims, step.node)
         elif step.node.target not in CONVERSIONS:
             dims = REPLAY[step.node.target](dims, step.node)
+    dims = [_merged(atoms) for atoms in dims]
+    if not all(_is_whole(atom, shape_of(base)) for atoms in dims for atom in atoms):
+        raise NotRepresentable
     order = stored_order([dims[d] for d in operand.order], base)
     if not same(base.meta["val"].stride(order[_CHANNEL]), 1):
         raise NotRepresentable
-    changes = [replace(change, operand=_ordered(change.operand, order)) for change in changes]
+    changes = [replace(change, operand=_ordered(change.operand, base, order)) for change in changes]
     return _affine(StoredKV(base, order), changes)
 
 
-def _ordered(operand: _Operand, order: Sequence[int]) -> _Operand:
-    """From dimensions as they are stored to those of (batch, kv_heads, len, dim)."""
-    return replace(operand, dims=tuple(None if d is None else order.index(d) for d in operand.dims))
+def _ordered(operand: _Operand, base: Node, order: Sequence[int]) -> _Operand:
+    """With parts of (batch, kv_heads, len, dim) for those of ``base``.
+
+    Raises:
+        NotRepresentable: it varies within a group, or by group of anything else than tokens and channels.
+    """
+    shape = shape_of(base)
+    for part in operand.parts:
+        grouped = part.source is not None and order.index(part.source) in (_LENGTH, _CHANNEL)
+        whole = replace(part, size=part.size * part.step, step=1) if grouped else part
+        if not _is_whole(whole, shape):
+            raise NotRepresentable
+    if len(operand.varies_by) < len(operand.parts):
+        raise NotRepresentable  # by two parts of one dimension
+    dims = (part and replace(part, source=order.index(part.source)) for part in operand.dims)
+    return replace(operand, dims=tuple(dims))
 
 
-def _changes(step: _Step, dims: tuple[int | None, ...]) -> list[_Change]:
+def _is_whole(part: Atom, shape: Sequence[Size]) -> bool:
+    return part.source is None or (part.step == 1 and same(part.size, shape[part.source]))
+
+
+def _regrouped(dims: Dims, node: Node) -> Dims:
+    """A view, which may split dimensions."""
+    flat = [atom for atoms in dims for atom in atoms if not same(atom.size, 1)]
+    result: Dims = []
+    for size in shape_of(node):
+        group: list[Atom] = []
+        while not same(have := product(atom.size for atom in group), size):
+            if not flat:
+                raise NotRepresentable
+            flat[:1] = _split_to_fit(flat[0], have, size)
+            group.append(flat.pop(0))
+        result.append(group)
+    if flat:
+        raise NotRepresentable
+    return result
+
+
+def _split_to_fit(atom: Atom, have: Size, wanted: Size) -> list[Atom]:
+    """Where an atom is a multiple of what is missing, two parts of it, the slower one first."""
+    if is_symbolic(atom.size) or is_symbolic(have) or is_symbolic(wanted) or int(wanted) % int(have):
+        return [atom]
+    missing, size = int(wanted) // int(have), int(atom.size)
+    if not 1 < missing < size or size % missing:
+        return [atom]
+    rest = size // missing
+    return [replace(atom, size=missing, step=atom.step * rest), replace(atom, size=rest)]
+
+
+def _merged(atoms: list[Atom]) -> list[Atom]:
+    """With adjacent parts of one dimension put together again, and nothing of size 1."""
+    result: list[Atom] = []
+    for atom in atoms:
+        last = result[-1] if result else None
+        if same(atom.size, 1):
+            continue
+        if last is not None and last.source is not None and _follows(last, atom):
+            result[-1] = replace(atom, size=last.size * atom.size)
+        else:
+            result.append(atom)
+    return result
+
+
+def _follows(slow: Atom, fast: Atom) -> bool:
+    return slow.source == fast.source and same(fast.size * fast.step, slow.step)
+
+
+def _changes(step: _Step, dims: tuple[Atom | None, ...]) -> list[_Change]:
     assert step.operand is not None
     if step.node.target in _PRODUCTS:
         return [_Change(_Operand(step.operand, dims, step.node.target in _QUOTIENTS))]
@@ -278,18 +362,14 @@ def _affine(stored: StoredKV, changes: list[_Change]) -> _Dequantised:
     """``stored`` after ``changes``, the first one first.
 
     Raises:
-        NotRepresentable: it takes scales of groups of channels, or one for each number.
+        NotRepresentable: it takes groups of several sizes, or of next to nothing.
     """
     sums = [place for place, change in enumerate(changes) if change.adds]
     last_sum = sums[-1] if sums else -1
     late = range(last_sum + 1, len(changes))
-    of_channels = [place for place in late if _CHANNEL in changes[place].operand.varies_by]
+    of_channels = [place for place in late if _is_of_channels(changes[place].operand)]
     channels = [changes[place].operand for place in of_channels]
-    if any(_LENGTH in factor.varies_by for factor in channels):
-        raise NotRepresentable  # groups of channels, or a scale for each number
     rest = [change for place, change in enumerate(changes) if place not in of_channels]
-    if any(_CHANNEL in change.operand.varies_by for change in rest):
-        raise NotRepresentable
     factors = [change.operand for change in rest if not change.adds]
     first_factor = next((place for place, change in enumerate(rest) if not change.adds), len(rest))
     minimum = any(change.adds for change in rest[first_factor:])
@@ -298,11 +378,37 @@ def _affine(stored: StoredKV, changes: list[_Change]) -> _Dequantised:
         if change.adds:
             after = [later.operand for later in rest[place:] if not later.adds] if minimum else []
             addends.append((change.operand, Scale(tuple(after))))
-    return _Dequantised(stored, Scale(tuple(factors)), Zero(tuple(addends), minimum), Scale(tuple(channels)))
+    group = _common_group([change.operand for change in rest], int(shape_of(stored.base)[stored.order[_CHANNEL]]))
+    return _Dequantised(stored, Scale(tuple(factors)), Zero(tuple(addends), minimum), Scale(tuple(channels)), group)
 
 
-def _sources(dims: Dims, step: _Step) -> tuple[int | None, ...]:
-    """The dimensions of the stored tensor that those of an operand are, where the result is made of ``dims``."""
+def _is_of_channels(factor: _Operand) -> bool:
+    """Whether it is one for each channel of all tokens."""
+    steps = [part.step for part in factor.parts if part.source == _CHANNEL]
+    return steps == [1] and _LENGTH not in factor.varies_by
+
+
+def _common_group(operands: Sequence[_Operand], dim: int) -> tuple[int, int] | None:
+    """Tokens (0: all) and channels that share what ``operands`` make; None where none is of groups.
+
+    Raises:
+        NotRepresentable: their groups differ, or are of fewer numbers than SMALLEST_GROUP.
+    """
+    if not any(operand.varies_by_group for operand in operands):
+        return None
+    parts = [part for operand in operands for part in operand.parts]
+    tokens = {part.step for part in parts if part.source == _LENGTH}
+    columns = {part.step for part in parts if part.source == _CHANNEL}
+    if len(tokens) > 1 or len(columns) > 1:
+        raise NotRepresentable
+    group = (tokens.pop() if tokens else 0, columns.pop() if columns else dim)
+    if group[0] and group[0] * group[1] < SMALLEST_GROUP:
+        raise NotRepresentable
+    return group
+
+
+def _sources(dims: Dims, step: _Step) -> tuple[Atom | None, ...]:
+    """The parts of the stored tensor's dimensions that an operand's are, where the result is made of ``dims``."""
     if not isinstance(step.operand, Node):
         return ()
     shape, whole = shape_of(step.operand), shape_of(step.source)
@@ -311,9 +417,15 @@ def _sources(dims: Dims, step: _Step) -> tuple[int | None, ...]:
     ):
         raise NotRepresentable  # the operand is larger than what it multiplies
     return tuple(
-        None if same(size, 1) else single_source(atoms)
+        None if same(size, 1) else _only(_merged(atoms))
         for size, atoms in zip(shape, dims[len(dims) - len(shape) :], strict=True)
     )
+
+
+def _only(atoms: list[Atom]) -> Atom:
+    if len(atoms) != 1 or atoms[0].source is None:
+        raise NotRepresentable
+    return atoms[0]
 
 
 def _steps(operand: Node, in_vain: set[Node]) -> list[_Step] | None:
@@ -389,10 +501,13 @@ def _widens(node: Node) -> bool:
 
 
 def _of_tokens(graph: Graph, scale: Scale | Zero, like: Node, dtype: torch.dtype | None) -> Node | None:
-    """As kernels take it, (1|batch, 1|kv_heads, 1|len)."""
+    """As kernels take it: (1|batch, 1|kv_heads, 1|len), or of groups (1|batch, 1|kv_heads, rows, columns)."""
     if not scale or dtype is None:
         return None
-    return insert_call(graph, aten.squeeze.dim, scale.emit(graph, like, dtype), _CHANNEL)
+    emitted = scale.emit(graph, like, dtype)
+    if scale.granularity is ScaleGranularity.GROUP:
+        return emitted
+    return insert_call(graph, aten.squeeze.dim, emitted, _CHANNEL)
 
 
 def _by_channel(graph: Graph, rows: Node, channels: Scale, heads_first: bool) -> Node:
@@ -424,7 +539,7 @@ def _four_dimensional(graph: Graph, operand: _Operand, like: Node) -> Node:
     ones = [dim for dim, source in enumerate(operand.dims) if source is None]
     if ones:
         tensor = insert_call(graph, aten.squeeze.dims, tensor, ones)
-    kept = [source for source in operand.dims if source is not None]
+    kept = [part.source for part in operand.parts]
     tensor = permute(graph, tensor, [kept.index(source) for source in sorted(kept)])
     for dim in range(4):
         if dim not in kept:

@@ -122,7 +122,7 @@ def describe_site(
         q_len=hint(q_len, 1),
         kv_len=hint(k_shape[2], UNKNOWN_KV_LEN),
         head_dim=int(head_dim),
-        value_dim=int(v_shape[3]),
+        value_dim=int(v_shape[3]) if cache is None else cache.storage.columns(int(v_shape[3])),
         dtype=q_value.dtype,
         scale=1 / math.sqrt(int(head_dim)) if scale is None else scale,
         key_layout=key_layout,

@@ -24,10 +24,12 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Atom:
-    """A factor of a dimension: dimension ``source`` of the stored tensor, or a repetition when None."""
+    """A factor of a dimension: dimension ``source`` of the stored tensor, or a repetition when None. Of a dimension
+    that a view splits it is a part: its indices are those of the dimension divided by ``step``, modulo ``size``."""
 
     source: int | None
     size: Size
+    step: int = 1
 
 
 Dims = list[list[Atom]]

@@ -39,9 +39,10 @@ def row_tiles_of(spec: AttentionSpec) -> int:
     return -(-spec.rows // row_tile_of(spec))
 
 
-def padded_units(dim: int) -> int:
-    """The power of two, at least what tl.dot takes, that holds the pairs of ``dim`` columns of a quantised cache."""
-    return padded_dim(dim // 2)
+def padded_units(dim: int, packed: bool = False) -> int:
+    """The power of two, at least what tl.dot takes, that holds the pairs of ``dim`` columns of a quantised cache; or
+    their fours, where two numbers are packed into a byte."""
+    return padded_dim(dim // 4 if packed else dim // 2)
 
 
 def quantised_row_tile(rows: int) -> int:
@@ -54,8 +55,17 @@ def quantised_row_tile(rows: int) -> int:
 def kv_tile_bytes(spec: AttentionSpec, block_kv: int) -> int:
     """Shared memory of one K tile and one V tile."""
     if spec.cache is not None:
-        return block_kv * (padded_units(spec.head_dim) + padded_units(spec.value_dim)) * 2
+        packed = bool(spec.cache.storage.packing)
+        return block_kv * (padded_units(spec.head_dim, packed) + padded_units(spec.value_dim, packed)) * 2
     return block_kv * (padded_dim(spec.head_dim) + padded_dim(spec.value_dim)) * spec.element_bytes
+
+
+def _rearranged_bytes(spec: AttentionSpec, block_kv: int) -> int:
+    """What K or V of a tile takes, in 16 bits a number, where it passes through shared memory once it is unpacked: as
+    four-bit numbers do, which are joined, and those that scales of groups multiply."""
+    if spec.cache is None or not (spec.cache.storage.packing or spec.cache.has_groups):
+        return 0
+    return block_kv * padded_dim(max(spec.head_dim, spec.value_dim)) * 2
 
 
 def shared_memory_estimate_bytes(spec: AttentionSpec, config: KernelConfig) -> int:
@@ -73,5 +83,5 @@ def shared_memory_estimate_bytes(spec: AttentionSpec, config: KernelConfig) -> i
     stages = config.num_stages if from_shared else max(1, config.num_stages - 1)
     # One stage leaves its tiles' memory to what comes after them.
     scores_bytes = rows * config.block_kv * 4 if config.num_stages > 1 else 0
-    tiles_bytes = stages * kv_tile_bytes(spec, config.block_kv)
+    tiles_bytes = stages * kv_tile_bytes(spec, config.block_kv) + _rearranged_bytes(spec, config.block_kv)
     return tiles_bytes + rows * padded_dim(spec.head_dim) * spec.element_bytes + scores_bytes + BARRIERS_BYTES

@@ -42,6 +42,8 @@ _KIB = 1024
 MAX_TILE_REGISTERS = 150
 # Of one tile over a quantised cache, for its two warps: 16 registers a thread. With more, sm_80 to sm_120 spill.
 MAX_QUANTISED_SCORES = 1024
+# Of a tile that is dequantised in registers, a warp: with more, sm_80 to sm_100 spill.
+MAX_GROUPED_NUMBERS = 2048
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,8 @@ def _choose_quantised(spec: AttentionSpec, programs: int, profile: DeviceProfile
     crowded = spec.mask_per_row or not use_tma
     most_scores = MAX_QUANTISED_SCORES // 2 if crowded else MAX_QUANTISED_SCORES
     block_kv = min(_block_kv(spec, regime.tile_bytes), max(16, most_scores // row_tile_of(spec)))
+    if spec.cache is not None and spec.cache.has_groups:
+        block_kv = min(block_kv, max(16, MAX_GROUPED_NUMBERS * warps // padded_dim(max(spec.head_dim, spec.value_dim))))
     splits = _splits(regime, programs, spec, profile, block_kv)
     config = KernelConfig(
         block_kv=block_kv,

@@ -120,7 +120,7 @@ def _quantised_cache(
 
 def _laid_out(numbers: Tensor, spec: AttentionSpec, dim: int, layout: TensorLayout) -> Tensor:
     """One-byte ``numbers`` in memory as ``layout`` says."""
-    shape, strides = (*spec.cache_shape, dim), (*layout.strides, 1)
+    shape, strides = (*spec.cache_shape, spec.stored_elements(dim)), (*layout.strides, 1)
     bytes_ = torch.zeros(_elements(shape, strides), dtype=torch.uint8, device=numbers.device)
     view = bytes_.as_strided(shape, strides)
     _distinct(view).copy_(numbers.view(torch.uint8))
@@ -198,8 +198,8 @@ def operands(
     k, v = cache.k, cache.v
     if spec.cache is not None:
         how = spec.cache.storage
-        k = dequantise(k, cache.k_scale, torch.float64, cache.k_zero, minima=how.key_minima)
-        v = dequantise(v, cache.v_scale, torch.float64, cache.v_zero, minima=how.value_minima)
+        k = dequantise(k, cache.k_scale, torch.float64, cache.k_zero, minima=how.key_minima, packing=how.packing)
+        v = dequantise(v, cache.v_scale, torch.float64, cache.v_zero, minima=how.value_minima, packing=how.packing)
     table = shuffled_table(spec, generator.device) if spec.page_size else None
     given = _poisoned_cache(cache, stale) if table is None else _poisoned_pools(spec, cache, stale, table)
     if table is not None:
@@ -230,8 +230,8 @@ def _in_one_piece(spec: AttentionSpec) -> AttentionSpec:
     if not spec.page_size:
         return spec
     layouts = (
-        TensorLayout(spec.kv_heads * spec.kv_len * dim, spec.kv_len * dim, dim)
-        for dim in (spec.head_dim, spec.value_dim)
+        TensorLayout(spec.kv_heads * spec.kv_len * row, spec.kv_len * row, row)
+        for row in (spec.stored_elements(dim) for dim in (spec.head_dim, spec.value_dim))
     )
     return replace(spec, page_size=0, key_layout=next(layouts), value_layout=next(layouts))
 

@@ -51,13 +51,17 @@ class QuantisedCase(Case):
     zero_dtype: torch.dtype = torch.float32
     key_minima: bool = False
     value_minima: bool = False
+    packing: str = ""
+    key_group: tuple[int, int] | None = None
+    value_group: tuple[int, int] | None = None
     operand_order: OperandOrder = OperandOrder.KQ
 
     @property
     def cache(self) -> QuantisedCache:
         return QuantisedCache(
             self.kv_dtype, self.key_scales, self.value_scales, self.scale_dtype, self.key_zeros, self.value_zeros,
-            self.zero_dtype, Storage(self.key_minima, self.value_minima),
+            self.zero_dtype, Storage(self.key_minima, self.value_minima, self.packing), self.key_group,
+            self.value_group,
         )  # fmt: skip
 
     @property
@@ -199,12 +203,13 @@ def solve_quantised(case: QuantisedCase, operands: QuantisedOperands) -> Tensor:
         )  # fmt: skip
 
 
+GRANULARITIES = [one for one in ScaleGranularity if one is not ScaleGranularity.GROUP]
 QUANTISED_FACTORS: dict[str, list[Any]] = {
     **{name: values for name, values in FACTORS.items() if name not in ("operand_order", "merge", "dtype")},
     "dtype": [torch.bfloat16, torch.float16],
     "kv_dtype": [E4M3, E5M2, INT8],
-    "key_scales": list(ScaleGranularity),
-    "value_scales": list(ScaleGranularity),
+    "key_scales": GRANULARITIES,
+    "value_scales": GRANULARITIES,
     "scale_dtype": [torch.float32, torch.float16, torch.bfloat16],
     "scale_layout": ["by_token", "by_head"],
     "kv_layout": [name for name in KV_LAYOUTS if name != "odd_strides"],

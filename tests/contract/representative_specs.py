@@ -108,6 +108,28 @@ def quantised(
 
 
 TOKEN = ScaleGranularity.TOKEN
+
+
+def packed(spec: AttentionSpec, packing: str) -> AttentionSpec:
+    """``spec`` over numbers of four bits with a scale and a zero point for each token."""
+    halved = (
+        TensorLayout(*(stride // 2 for stride in layout.strides)) for layout in (spec.key_layout, spec.value_layout)
+    )
+    cache = QuantisedCache(UINT8, TOKEN, TOKEN, HALF, TOKEN, TOKEN, HALF, Storage(packing=packing))
+    return replace(spec, cache=cache, key_layout=next(halved), value_layout=next(halved))
+
+
+def kivi(spec: AttentionSpec, dtype: torch.dtype = UINT8, tokens: int = 32, columns: int = 32) -> AttentionSpec:
+    """``spec`` over a cache as KIVI has it (arXiv 2402.02750): a minimum and a scale for every column over some tokens
+    of K, and for some columns of every token of V."""
+    group = ScaleGranularity.GROUP
+    cache = QuantisedCache(
+        dtype, group, group, HALF, group, group, HALF, Storage(key_minima=True, value_minima=True), (tokens, 1),
+        (1, columns),
+    )  # fmt: skip
+    return replace(spec, cache=cache)
+
+
 QUANTISED_SPECS: dict[str, AttentionSpec] = {
     "Llama-8B e4m3": quantised(SPECS["Llama-8B"]),
     "Llama-8B batch 64 e4m3": quantised(SPECS["Llama-8B batch 64"]),
@@ -122,6 +144,11 @@ QUANTISED_SPECS: dict[str, AttentionSpec] = {
     "Llama-8B, pages of 16, uint8, a minimum a token": quantised(
         SPECS["Llama-8B pages of 16"], UINT8, TOKEN, Storage(True, True)
     ),
+    "Llama-8B batch 64 uint8, KIVI": kivi(SPECS["Llama-8B batch 64"]),
+    "Llama-8B, 4 drafted tokens, int8, KIVI": kivi(SPECS["Llama-8B 4 drafted tokens"], INT8),
+    "Llama-8B batch 64 uint4 in halves": packed(SPECS["Llama-8B batch 64"], "uint4_halves"),
+    "Gemma-3 batch 64 int4, interleaved": packed(SPECS["Gemma-3 batch 64"], "int4_interleaved"),
+    "Gemma-3 batch 64 uint8, KIVI": kivi(SPECS["Gemma-3 batch 64"]),
     "Gemma-3 batch 64 e5m2": quantised(SPECS["Gemma-3 batch 64"], E5M2),
     "Falcon-7B, 7 drafted tokens, additive, int8": quantised(SPECS["Falcon-7B, 7 drafted tokens, additive"], INT8),
     "DeepSeek-V3, not absorbed, e4m3": quantised(SPECS["DeepSeek-V3, not absorbed"], E4M3, TOKEN),

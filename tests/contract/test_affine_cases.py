@@ -11,7 +11,7 @@ from prefetch_compiler.templates.manifest import QUANTISED
 
 from prefetch_compiler.config import LoadPath, Partition
 from prefetch_compiler.reference import exact_attention, same_dtype_attention
-from prefetch_compiler.spec import ScaleGranularity
+from prefetch_compiler.spec import PACKED_FORMATS, ScaleGranularity
 
 from .covering import covering_rows
 from .error_bounds import assert_within_bound
@@ -26,7 +26,7 @@ from .quantised_cases import (
     solve_quantised,
 )
 
-NONE, TENSOR, HEAD, TOKEN = ScaleGranularity
+NONE, TENSOR, HEAD, TOKEN, GROUP = ScaleGranularity
 FACTORS: dict[str, list[Any]] = {
     "kv_dtype": [UINT8, INT8, E4M3],
     "dtype": [torch.bfloat16, torch.float16],
@@ -53,6 +53,83 @@ CASES = [replace(SMALL, **row) for row in covering_rows(FACTORS, seed=11)]
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_case(case: QuantisedCase) -> None:
     operands = build_quantised(case)
+    assert QUANTISED.refusal(quantised_spec(operands)) is None
+    assert_within_bound(solve_quantised(case, operands), operands)
+
+
+# 48 keys in all: groups of (tokens, columns), the zeros' and the scales'.
+GROUPED: dict[str, list[Any]] = {
+    "kv_dtype": [UINT8, INT8, E4M3],
+    "dtype": [torch.bfloat16, torch.float16],
+    "key_group": [(1, 8), (16, 1), (3, 4), (0, 1), None],
+    "value_group": [(1, 8), (1, 1), (8, 24), (0, 12), None],
+    "key_scales": [GROUP, HEAD],
+    "value_scales": [GROUP, NONE],
+    "key_zeros": [GROUP, TENSOR, NONE],
+    "value_zeros": [GROUP, HEAD, NONE],
+    "key_minima": [False, True],
+    "value_minima": [False, True],
+    "mask": ["none", "left_padding"],
+    "q_len": [1, 3],
+    "num_splits": [1, 3],
+    "load_path": list(LoadPath),
+    "head_dim": [16, 40],
+}
+
+
+def _grouped(row: dict[str, Any]) -> QuantisedCase:
+    """With groups on a side where its scales or zeros are of any, and none where neither is."""
+    for side in ("key", "value"):
+        scales, zeros, group = f"{side}_scales", f"{side}_zeros", f"{side}_group"
+        if row[group] is None:
+            row |= {name: TOKEN for name in (scales, zeros) if row[name] is GROUP}
+        elif GROUP not in (row[scales], row[zeros]):
+            row[scales] = GROUP
+    spare = 0 if row["mask"] == "none" else 32
+    return replace(SMALL, tiles=1 if spare else 3, extra_keys=0, spare_keys=spare, **row)
+
+
+GROUPED_CASES = [_grouped(row) for row in covering_rows(GROUPED, seed=3)]
+
+
+@pytest.mark.parametrize("case", GROUPED_CASES, ids=lambda case: case.name)
+def test_case_of_groups(case: QuantisedCase) -> None:
+    operands = build_quantised(case)
+    assert QUANTISED.refusal(quantised_spec(operands)) is None
+    assert_within_bound(solve_quantised(case, operands), operands)
+
+
+PACKED: dict[str, list[Any]] = {
+    "packing": list(PACKED_FORMATS),
+    "kv_dtype": [UINT8, INT8],
+    "dtype": [torch.bfloat16, torch.float16],
+    "key_scales": [TOKEN, GROUP],
+    "value_scales": [HEAD, TOKEN, GROUP],
+    "key_zeros": [NONE, TOKEN],
+    "value_zeros": [NONE, HEAD],
+    "value_minima": [False, True],
+    "mask": ["none", "ragged"],
+    "num_splits": [1, 3],
+    "load_path": list(LoadPath),
+    "head_dim": [24, 64, 128],
+    "value_dim": [16, 64],
+}
+
+
+def _packed(row: dict[str, Any]) -> QuantisedCase:
+    groups = {f"{side}_group": (1, 8) if row[f"{side}_scales"] is GROUP else None for side in ("key", "value")}
+    if row["value_scales"] is GROUP and row["value_zeros"] is HEAD:
+        row["value_zeros"] = GROUP
+    return replace(SMALL, **row, **groups)
+
+
+PACKED_CASES = [_packed(row) for row in covering_rows(PACKED, seed=7)]
+
+
+@pytest.mark.parametrize("case", PACKED_CASES, ids=lambda case: case.name)
+def test_case_of_four_bits(case: QuantisedCase) -> None:
+    operands = build_quantised(case)
+    assert operands.stored_k.shape[3] * 2 == case.head_dim
     assert QUANTISED.refusal(quantised_spec(operands)) is None
     assert_within_bound(solve_quantised(case, operands), operands)
 

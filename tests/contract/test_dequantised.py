@@ -26,6 +26,9 @@ def _afresh() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+_FOUR = torch.tensor([1.0, 2.0, 4.0, 1.0])
+
+
 def with_half_a_sum(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return (torch.sub(numbers.float(), 8, alpha=2) * scale).to(dtype)
 
@@ -39,10 +42,20 @@ def less_another_cache(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Te
     return ((numbers.float() - numbers.flip(-1).float()) * scale).to(dtype)
 
 
-def by_groups(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Every eight channels of a token share a scale."""
-    groups = numbers.float().unflatten(-1, (2, 8)) * torch.stack([scale, scale * 2], -2)
+def within_groups(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Every second channel of a token shares a scale."""
+    groups = numbers.float().unflatten(-1, (8, 2)) * torch.cat([scale, scale * 2], -1).unsqueeze(-2)
     return groups.flatten(-2).to(dtype)
+
+
+def by_groups_of_two_sizes(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    wide = numbers.float().unflatten(-1, (2, 8)) * torch.stack([scale, scale * 2], -2)
+    return (wide.flatten(-2).unflatten(-1, (1, 16)).unflatten(-1, (4, 4)) * _FOUR[..., None]).flatten(-3).to(dtype)
+
+
+def by_small_groups(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    scales = torch.cat([scale, scale * 2, scale, scale * 4], -1).unsqueeze(-1)
+    return (numbers.float().unflatten(-1, (4, 4)) * scales).flatten(-2).to(dtype)
 
 
 def in_integers(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -69,7 +82,8 @@ def narrowed_to_bytes_again(numbers: Tensor, scale: Tensor, dtype: torch.dtype) 
 
 
 _AS_DEQUANTISED = [
-    with_half_a_sum, with_wrapping_zeros, less_another_cache, by_groups, truncated, with_a_square, each_number_its_own,
+    with_half_a_sum, with_wrapping_zeros, less_another_cache, within_groups, by_groups_of_two_sizes,
+    by_small_groups, truncated, with_a_square, each_number_its_own,
 ]  # fmt: skip
 
 

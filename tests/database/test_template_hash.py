@@ -40,13 +40,17 @@ PAGED = [
     for feature in (Feature.PAGE1, Feature.PAGE64)
 ]
 CAPPED = [replace(KEY, mask=MaskClass.LENGTHS, features=(Feature.PAGE64, Feature.SINK, Feature.SOFTCAP))]
-OF_QUANTISED = ("key_token_scales", "value_token_scales", "key_zeros", "value_zeros", "unsigned")
+OF_QUANTISED = {"key_token_scales", "value_token_scales", "key_zeros", "value_zeros", "unsigned", "packed"}
+OF_QUANTISED |= {"key_groups", "value_groups"}
 PLAIN_KEYS = [*MASKED, *PAGED, *CAPPED]
 QUANTISED_KEYS = [quantised_key(key, "int8", scales) for key in PLAIN_KEYS for scales in ("head", "token")]
 ZERO_KEYS = [
     quantised_key(CAPPED[0], "uint8", "token"),
     replace(QUANTISED_KEYS[0], features=(Feature.KEY_MINIMA, Feature.VALUE_ZEROS)),
     replace(QUANTISED_KEYS[0], kv_dtype="uint8"),
+    replace(QUANTISED_KEYS[0], features=(Feature.KEY_GROUPS, Feature.VALUE_RUNS)),
+    quantised_key(MASKED[0], "uint4_halves", "group"),
+    quantised_key(MASKED[0], "int4_interleaved", "token"),
 ]
 KEYS = [*PLAIN_KEYS, *QUANTISED_KEYS, *ZERO_KEYS]
 
@@ -118,8 +122,10 @@ def test_scales_for_each_token_are_features(key: TuningKey) -> None:
 
 
 def test_zeros_and_unsigned_numbers_are_features() -> None:
-    of_zeros = [QUANTISED.features_of(key) & {"key_zeros", "value_zeros", "unsigned"} for key in ZERO_KEYS]
-    assert of_zeros == [{"key_zeros", "value_zeros", "unsigned"}, {"key_zeros", "value_zeros"}, of_zeros[0]]
+    unsigned, groups = {"key_zeros", "value_zeros", "unsigned"}, {"key_groups", "value_groups"}
+    of_zeros = [QUANTISED.features_of(key) & {*unsigned, *groups, "packed"} for key in ZERO_KEYS]
+    signed = unsigned - {"unsigned"}
+    assert of_zeros == [unsigned, signed, unsigned, groups, {*unsigned, *groups, "packed"}, {"packed"}]
 
 
 def test_hashes_are_of_the_keys_features() -> None:

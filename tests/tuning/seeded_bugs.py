@@ -239,12 +239,10 @@ SEEDED_BUGS: dict[str, SeededBug] = {
         'bias = tl.where(tl.load(pointers, mask=needed, other=1) != 0, 0.0, float("-inf"))', "pass",
     ),
     "odd columns of K with the even ones of Q": quantised(
-        QUANTISED_BOOL, QUANTISED_ONE, "unpack_byte(k, FORMAT, True, ASSEMBLY), q_odd",
-        "unpack_byte(k, FORMAT, True, ASSEMBLY), q_even",
+        QUANTISED_BOOL, QUANTISED_ONE, "multiply(k_odd, q_odd", "multiply(k_odd, q_even",
     ),
     "odd columns of V for the even ones": quantised(
-        QUANTISED_BOOL, QUANTISED_ONE, "tl.trans(unpack_byte(v, FORMAT, False, ASSEMBLY))",
-        "tl.trans(unpack_byte(v, FORMAT, True, ASSEMBLY))",
+        QUANTISED_BOOL, QUANTISED_ONE, "tl.trans(v_even)", "tl.trans(v_odd)",
     ),
     "scales of K dropped": quantised(
         QUANTISED_BOOL, QUANTISED_ONE, "scores *= k_scale[:, None]", "pass"

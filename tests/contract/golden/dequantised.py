@@ -19,7 +19,7 @@ from prefetch_compiler.spec import AttentionSpec, MaskKind, QuantisedCache, Scal
 from .graph import DEVICE, Draw, Golden, Inputs, heads_first, length_first, note, repeat_kv
 
 BATCH, KV_HEADS, KV_LEN, DIM = 2, 2, 20, 16
-NONE, TENSOR, HEAD, TOKEN = ScaleGranularity
+NONE, TENSOR, HEAD, TOKEN, GROUP = ScaleGranularity
 
 # (numbers, scale, dtype) -> K or V
 Dequantise = Callable[[Tensor, Tensor, torch.dtype], Tensor]
@@ -100,6 +100,29 @@ def zeros_and_minima(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tens
     return ((numbers.float() - 3) * scale - zero_like(scale) * 0.125).to(dtype)
 
 
+def of_column_groups(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Every eight channels of a token share a scale and a zero, which is a whole number."""
+    scales = torch.stack([scale, scale * 2], -2)
+    return ((numbers.float().unflatten(-1, (2, 8)) - zero_like(scales)) * scales).flatten(-2).to(dtype)
+
+
+def of_column_groups_unzeroed(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    shape = numbers.shape
+    scales = torch.cat([scale, scale * 4], -1).unsqueeze(-1)
+    return (numbers.to(dtype).view(*shape[:-1], 2, 8) * scales.to(dtype)).reshape(shape)
+
+
+def of_runs(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """As KIVI has keys: a scale and a minimum for every channel over ten tokens."""
+    doubled = torch.tensor([1.0, 4.0], device=scale.device)[:, None, None]
+    runs = (scale * 1).unsqueeze(-2) * doubled
+    return (numbers.float().unflatten(2, (2, 10)) * runs + zero_like(runs) * 2.0**-6).flatten(2, 3).to(dtype)
+
+
+def of_channels_with_zeros(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return ((numbers.float() - zero_like(scale)) * scale).to(dtype)
+
+
 def zero_like(scale: Tensor) -> Tensor:
     """Two whole numbers, in the shape of the scale that they go with."""
     return (scale < 2.0**-6).float() * 64 - 24
@@ -130,6 +153,8 @@ class Dequantised:
     value_zeros: ScaleGranularity = NONE
     zero_dtype: torch.dtype | None = None
     minima: bool = False
+    key_group: tuple[int, int] | None = None
+    value_group: tuple[int, int] | None = None
     key_exponent: int = -6
     value_exponent: int = -6
 
@@ -216,6 +241,8 @@ class Dequantised:
                 self.value_zeros,
                 self.zero_dtype,
                 Storage(self.minima, self.minima),
+                self.key_group,
+                self.value_group,
             ),
         )
 
@@ -232,6 +259,8 @@ def _by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor
 
 _TOKEN_ZEROS = {"key_zeros": TOKEN, "value_zeros": TOKEN, "zero_dtype": torch.float32}
 _ONE_ZERO = {"key_zeros": TENSOR, "value_zeros": TENSOR, "zero_dtype": torch.float32}
+_GROUPS = {"keys": GROUP, "values": GROUP, "key_group": (1, 8), "value_group": (1, 8)}
+_GROUP_ZEROS = {"key_zeros": GROUP, "value_zeros": GROUP, "zero_dtype": torch.float32}
 UINT8 = torch.uint8
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 _WHOLE = {"key_scale": "", "value_scale": "", "keys": TENSOR, "values": TENSOR}
@@ -283,6 +312,26 @@ DEQUANTISED = (
         values=NONE,
         scale_dtype=torch.float16,
         **_ONE_ZERO,
+    ),
+    Dequantised("uint8_column_groups", format=UINT8, dequantise=of_column_groups, **_GROUPS, **_GROUP_ZEROS),
+    Dequantised("int8_column_groups", dequantise=of_column_groups_unzeroed, scale_dtype=torch.float16, **_GROUPS),
+    Dequantised(
+        "uint8_runs",
+        format=UINT8,
+        dequantise=of_runs,
+        key_scale="B.H.1.D",
+        value_scale="1.H.1.D",
+        minima=True,
+        **{**_GROUPS, "key_group": (10, 1), "value_group": (10, 1)},
+        **_GROUP_ZEROS,
+    ),
+    Dequantised(
+        "int8_zeros_of_channels",
+        dequantise=of_channels_with_zeros,
+        key_scale="1.H.1.D",
+        value_scale="B.1.1.D",
+        **{**_GROUPS, "keys": NONE, "values": NONE, "key_group": (0, 1), "value_group": (0, 1), "scale_dtype": None},
+        **_GROUP_ZEROS,
     ),
     Dequantised("uint8_products", by_products=True, format=UINT8, dequantise=less_zeros, written=True, **_TOKEN_ZEROS),
     Dequantised("int8_products", by_products=True),
