@@ -11,22 +11,23 @@ converting them; what the graph rounds after multiplying, the kernel does not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch.fx import Graph, Node
 
 from ..spec import (
-    AS_THE_DTYPE_SAYS,
     QUANTISED_FORMATS,
     SUPPORTED_DTYPES,
     ZERO_DTYPES,
     QuantisedCache,
     ScaleGranularity,
+    Storage,
 )
 from .axes import CONVERSIONS, shape_of
 from .marked import heads_alike, without_expand
+from .nibbles import keeps_numbers, moves_numbers, unpacked_by
 from .reshape import as_dtype, permute, reshape, size_argument
 from .site import Site, describe_site
 from .sizes import Size, is_symbolic, product, same
@@ -178,15 +179,27 @@ class _Dequantised:
     as in QuantisedCache."""
 
     stored: StoredKV
+    packing: str
     scale: Scale
     zero: Zero
     channels: Scale
     group: tuple[int, int] | None
 
     @property
-    def format(self) -> torch.dtype:
+    def dtype(self) -> torch.dtype:
         dtype: torch.dtype = self.stored.base.meta["val"].dtype
         return dtype
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """Stored numbers that lead to K or V: ``base`` has them, two a byte where there is a ``packing``; ``dims`` are what
+    the tensor is made of that has one an element, dimensions of a tensor of ``shape``."""
+
+    base: Node
+    packing: str
+    shape: Sequence[Size]
+    dims: Dims
 
 
 @dataclass(frozen=True)
@@ -208,13 +221,14 @@ def read_as_stored(site: Site) -> Site | None:
         Refused: ``describe_site`` refuses the numbers' layout.
     """
     key, value = _dequantised(site.key), _dequantised(site.value)
-    if key is None or value is None or key.format != value.format or not heads_alike(key.stored, value.stored):
+    if key is None or value is None or not heads_alike(key.stored, value.stored):
+        return None
+    if (key.dtype, key.packing) != (value.dtype, value.packing):
         return None
     cache = QuantisedCache(
-        key.format, key.scale.granularity, value.scale.granularity, _common_dtype(key.scale, value.scale),
+        key.dtype, key.scale.granularity, value.scale.granularity, _common_dtype(key.scale, value.scale),
         key.zero.granularity, value.zero.granularity, _common_dtype(key.zero, value.zero),
-        replace(AS_THE_DTYPE_SAYS, key_minima=key.zero.minimum, value_minima=value.zero.minimum), key.group,
-        value.group,
+        Storage(key.zero.minimum, value.zero.minimum, key.packing), key.group, value.group,
     )  # fmt: skip
     graph = site.anchor.graph
     with graph.inserting_before(site.anchor):
@@ -247,22 +261,31 @@ def _dequantised(operand: StoredKV) -> _Dequantised | None:
         return None
     bases = [operand.base, *(step.source for step in steps)]
     for taken in range(len(steps), -1, -1):
-        if bases[taken].meta["val"].dtype not in QUANTISED_FORMATS:
-            return None
-        try:
-            return _replayed(operand, steps[:taken], bases[taken])
-        except NotRepresentable:
-            continue
+        for numbers in _numbers_of(bases[taken]):
+            try:
+                return _replayed(operand, steps[:taken], numbers)
+            except NotRepresentable:
+                continue
     return None
 
 
-def _replayed(operand: StoredKV, steps: list[_Step], base: Node) -> _Dequantised:
-    """What ``operand`` is of ``base``, from which ``steps`` lead to it, the last one first.
+def _numbers_of(node: Node) -> Iterator[_Numbers]:
+    unpacked = unpacked_by(node)
+    if unpacked is not None:
+        *shape, row = shape_of(unpacked.stored)
+        yield _Numbers(unpacked.stored, unpacked.packing, [*shape, 2 * row], unpacked.dims)
+    if node.meta["val"].dtype in QUANTISED_FORMATS:
+        shape = list(shape_of(node))
+        yield _Numbers(node, "", shape, [[Atom(d, size)] for d, size in enumerate(shape)])
+
+
+def _replayed(operand: StoredKV, steps: list[_Step], numbers: _Numbers) -> _Dequantised:
+    """What ``operand`` is of ``numbers``, from which ``steps`` lead to it, the last one first.
 
     Raises:
-        NotRepresentable: a view, a scale or a zero is not of dimensions of ``base``; or its rows are not contiguous.
+        NotRepresentable: a view, a scale or a zero is not of their dimensions; or their rows are not contiguous.
     """
-    dims: Dims = [[Atom(d, size)] for d, size in enumerate(shape_of(base))]
+    base, dims = numbers.base, numbers.dims
     changes: list[_Change] = []
     for step in reversed(steps):
         if step.operand is not None:
@@ -272,22 +295,21 @@ def _replayed(operand: StoredKV, steps: list[_Step], base: Node) -> _Dequantised
         elif step.node.target not in CONVERSIONS:
             dims = REPLAY[step.node.target](dims, step.node)
     dims = [_merged(atoms) for atoms in dims]
-    if not all(_is_whole(atom, shape_of(base)) for atoms in dims for atom in atoms):
+    if not all(_is_whole(atom, numbers.shape) for atoms in dims for atom in atoms):
         raise NotRepresentable
     order = stored_order([dims[d] for d in operand.order], base)
     if not same(base.meta["val"].stride(order[_CHANNEL]), 1):
         raise NotRepresentable
-    changes = [replace(change, operand=_ordered(change.operand, base, order)) for change in changes]
-    return _affine(StoredKV(base, order), changes)
+    changes = [replace(change, operand=_ordered(change.operand, numbers.shape, order)) for change in changes]
+    return _affine(numbers, order, changes)
 
 
-def _ordered(operand: _Operand, base: Node, order: Sequence[int]) -> _Operand:
-    """With parts of (batch, kv_heads, len, dim) for those of ``base``.
+def _ordered(operand: _Operand, shape: Sequence[Size], order: Sequence[int]) -> _Operand:
+    """With parts of (batch, kv_heads, len, dim) for those of a tensor of ``shape``.
 
     Raises:
         NotRepresentable: it varies within a group, or by group of anything else than tokens and channels.
     """
-    shape = shape_of(base)
     for part in operand.parts:
         grouped = part.source is not None and order.index(part.source) in (_LENGTH, _CHANNEL)
         whole = replace(part, size=part.size * part.step, step=1) if grouped else part
@@ -358,8 +380,8 @@ def _changes(step: _Step, dims: tuple[Atom | None, ...]) -> list[_Change]:
     return [_Change(_Operand(step.operand, dims, step.node.target in _DIFFERENCES), adds=True)]
 
 
-def _affine(stored: StoredKV, changes: list[_Change]) -> _Dequantised:
-    """``stored`` after ``changes``, the first one first.
+def _affine(numbers: _Numbers, order: tuple[int, ...], changes: list[_Change]) -> _Dequantised:
+    """``numbers`` after ``changes``, the first one first.
 
     Raises:
         NotRepresentable: it takes groups of several sizes, or of next to nothing.
@@ -378,8 +400,11 @@ def _affine(stored: StoredKV, changes: list[_Change]) -> _Dequantised:
         if change.adds:
             after = [later.operand for later in rest[place:] if not later.adds] if minimum else []
             addends.append((change.operand, Scale(tuple(after))))
-    group = _common_group([change.operand for change in rest], int(shape_of(stored.base)[stored.order[_CHANNEL]]))
-    return _Dequantised(stored, Scale(tuple(factors)), Zero(tuple(addends), minimum), Scale(tuple(channels)), group)
+    group = _common_group([change.operand for change in rest], int(numbers.shape[order[_CHANNEL]]))
+    return _Dequantised(
+        StoredKV(numbers.base, order), numbers.packing, Scale(tuple(factors)), Zero(tuple(addends), minimum),
+        Scale(tuple(channels)), group,
+    )  # fmt: skip
 
 
 def _is_of_channels(factor: _Operand) -> bool:
@@ -437,8 +462,10 @@ def _steps(operand: Node, in_vain: set[Node]) -> list[_Step] | None:
         quantised = node.meta["val"].dtype in QUANTISED_FORMATS
         if node.target in REPLAY and isinstance(node.args[0], Node):
             steps.append(_Step(node, node.args[0]))
-        elif quantised:
+        elif unpacked_by(node) is not None:
             return steps
+        elif quantised:
+            return [*steps, *_steps_to_nibbles(node)]
         elif _widens(node):
             steps.append(_Step(node, node.args[0]))  # type: ignore[arg-type]
         elif _is_change(node) and node not in in_vain:
@@ -449,6 +476,20 @@ def _steps(operand: Node, in_vain: set[Node]) -> list[_Step] | None:
         else:
             return None
         node = steps[-1].source
+
+
+def _steps_to_nibbles(node: Node) -> list[_Step]:
+    """From one-byte numbers that are made of numbers of four bits up to these; none where they are not."""
+    steps: list[_Step] = []
+    while unpacked_by(node) is None:
+        if (node.target in REPLAY or keeps_numbers(node)) and isinstance(node.args[0], Node):
+            steps.append(_Step(node, node.args[0]))
+        elif moves_numbers(node) and not any(step.operand is not None for step in steps):
+            steps.append(_Step(node, node.args[0], node.args[1]))  # type: ignore[arg-type]
+        else:
+            return []
+        node = steps[-1].source
+    return steps
 
 
 def _is_change(node: Node) -> bool:

@@ -26,6 +26,23 @@ def _afresh() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+def high_half_first(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.cat([numbers >> 4, numbers & 15], -1).float().mul(scale).to(dtype)
+
+
+def halves_of_two_kinds(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.cat([numbers & 15, numbers.view(torch.int8) >> 4], -1).float().mul(scale).to(dtype)
+
+
+def halves_of_two_caches(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.cat([numbers & 15, (numbers ^ 16) >> 4], -1).float().mul(scale).to(dtype)
+
+
+def shifted_in_wide_integers(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    wide = numbers.to(torch.int32)
+    return torch.cat([(wide << 4) >> 4, wide >> 4], -1).float().mul(scale).to(dtype)
+
+
 _FOUR = torch.tensor([1.0, 2.0, 4.0, 1.0])
 
 
@@ -103,6 +120,17 @@ def test_what_no_kernel_knows_is_dequantised_by_the_graph(dequantise: Callable[.
     if dequantise is with_a_square:
         form = replace(form, key_exponent=-8, value_exponent=-8)
     assert _run(form.golden) is None
+
+
+@pytest.mark.parametrize(
+    "dequantise",
+    [high_half_first, halves_of_two_kinds, halves_of_two_caches, shifted_in_wide_integers],
+    ids=lambda function: function.__name__,
+)
+def test_bytes_that_are_taken_apart_otherwise_are_not_read_as_four_bits(dequantise: Callable[..., Tensor]) -> None:
+    form = Dequantised("apart", format=torch.uint8, dequantise=dequantise, packing="uint4_halves", key_exponent=-2)
+    cache = _run(form.golden)
+    assert cache is None or not cache.storage.packing  # type: ignore[attr-defined]
 
 
 def test_formats_that_differ_are_dequantised_by_the_graph() -> None:

@@ -123,6 +123,30 @@ def of_channels_with_zeros(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -
     return ((numbers.float() - zero_like(scale)) * scale).to(dtype)
 
 
+def interleaved(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Numbers from 0 to 15, two a byte, about 8."""
+    halves = torch.stack([numbers & 0xF, numbers >> 4], -1).flatten(-2)
+    return ((halves.float() - 8) * scale).to(dtype)
+
+
+def in_halves(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Less 8 in bytes already, and with minima of groups of columns."""
+    halves = torch.cat([numbers & 15, numbers >> 4], dim=-1).to(torch.int8) - 8
+    scales = torch.stack([scale, scale * 2], -2)
+    return (halves.float().unflatten(-1, (2, 8)) * scales + zero_like(scales) * 0.0625).flatten(-2).to(dtype)
+
+
+def signed_interleaved(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    numbers = numbers.view(torch.int8)
+    halves = torch.stack([(numbers << 4) >> 4, numbers >> 4], dim=-1).view(*numbers.shape[:-1], -1)
+    return (halves * scale).to(dtype)
+
+
+def signed_halves(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    low, high = (numbers << 4) >> 4, numbers.to(torch.int32) >> 4
+    return (torch.cat([low.to(dtype), high.to(dtype)], -1) * scale.to(dtype)).to(dtype)
+
+
 def zero_like(scale: Tensor) -> Tensor:
     """Two whole numbers, in the shape of the scale that they go with."""
     return (scale < 2.0**-6).float() * 64 - 24
@@ -153,6 +177,7 @@ class Dequantised:
     value_zeros: ScaleGranularity = NONE
     zero_dtype: torch.dtype | None = None
     minima: bool = False
+    packing: str = ""
     key_group: tuple[int, int] | None = None
     value_group: tuple[int, int] | None = None
     key_exponent: int = -6
@@ -193,6 +218,9 @@ class Dequantised:
 
         def numbers(length: int) -> Tensor:
             drawn = draw.normal(BATCH, KV_HEADS, length, DIM).permute(order).contiguous()
+            if self.packing:
+                drawn = draw.normal(BATCH, KV_HEADS, length, DIM // 2).permute(order).contiguous()
+                return (drawn.float() * 500).to(torch.int64).remainder(256).to(torch.uint8).view(self.format)
             centre = 128 if self.format is torch.uint8 else 0
             return ((drawn * 40).round().clamp(-127, 127) + centre).to(self.format)
 
@@ -217,7 +245,8 @@ class Dequantised:
         ]
 
     def spec(self) -> AttentionSpec:
-        layout = (length_first if self.length_first else heads_first)(KV_HEADS, KV_LEN, DIM)
+        row = DIM // 2 if self.packing else DIM
+        layout = (length_first if self.length_first else heads_first)(KV_HEADS, KV_LEN, row)
         return AttentionSpec(
             batch=BATCH,
             query_heads=KV_HEADS * 2,
@@ -240,7 +269,7 @@ class Dequantised:
                 self.key_zeros,
                 self.value_zeros,
                 self.zero_dtype,
-                Storage(self.minima, self.minima),
+                Storage(self.minima, self.minima, self.packing),
                 self.key_group,
                 self.value_group,
             ),
@@ -261,6 +290,7 @@ _TOKEN_ZEROS = {"key_zeros": TOKEN, "value_zeros": TOKEN, "zero_dtype": torch.fl
 _ONE_ZERO = {"key_zeros": TENSOR, "value_zeros": TENSOR, "zero_dtype": torch.float32}
 _GROUPS = {"keys": GROUP, "values": GROUP, "key_group": (1, 8), "value_group": (1, 8)}
 _GROUP_ZEROS = {"key_zeros": GROUP, "value_zeros": GROUP, "zero_dtype": torch.float32}
+_FOUR_BITS = {"key_exponent": -2, "value_exponent": -2}
 UINT8 = torch.uint8
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 _WHOLE = {"key_scale": "", "value_scale": "", "keys": TENSOR, "values": TENSOR}
@@ -332,6 +362,32 @@ DEQUANTISED = (
         value_scale="B.1.1.D",
         **{**_GROUPS, "keys": NONE, "values": NONE, "key_group": (0, 1), "value_group": (0, 1), "scale_dtype": None},
         **_GROUP_ZEROS,
+    ),
+    Dequantised(
+        "uint4_interleaved",
+        format=UINT8,
+        dequantise=interleaved,
+        packing="uint4_interleaved",
+        **_FOUR_BITS,
+        **_ONE_ZERO,
+    ),
+    Dequantised(
+        "uint4_halves",
+        format=UINT8,
+        dequantise=in_halves,
+        packing="uint4_halves",
+        minima=True,
+        length_first=True,
+        mask=False,
+        **_FOUR_BITS,
+        **_GROUPS,
+        **_GROUP_ZEROS,
+    ),
+    Dequantised(
+        "int4_interleaved", format=UINT8, dequantise=signed_interleaved, packing="int4_interleaved", **_FOUR_BITS
+    ),
+    Dequantised(
+        "int4_halves", dequantise=signed_halves, packing="int4_halves", scale_dtype=torch.float16, q_len=3, **_FOUR_BITS
     ),
     Dequantised("uint8_products", by_products=True, format=UINT8, dequantise=less_zeros, written=True, **_TOKEN_ZEROS),
     Dequantised("int8_products", by_products=True),
