@@ -30,6 +30,7 @@ from prefetch_compiler.recognize.index_functions import for_all_indices
 from prefetch_compiler.recognize.sdpa import SdpaCall
 from prefetch_compiler.recognize.trace import insert_call
 from prefetch_compiler.recognize.views import Atom, StoredKV
+from prefetch_compiler.spec import Storage
 
 Blind = Callable[[pytest.MonkeyPatch], None]
 
@@ -345,3 +346,55 @@ def to_format(monkeypatch: pytest.MonkeyPatch) -> None:
     """e5m2 is read as e4m3."""
     as_e4m3 = {**quantised_call.QUANTISED_FORMATS, torch.float8_e5m2: "e4m3"}
     monkeypatch.setattr(quantised_call, "QUANTISED_FORMATS", as_e4m3)
+
+
+def to_key_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    _scales(2, lambda graph, zero: None)(monkeypatch)
+
+
+def to_value_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    _scales(3, lambda graph, zero: None)(monkeypatch)
+
+
+def to_zeros_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first token's zero of K serves all."""
+    _scales(2, lambda graph, zero: insert_call(graph, views.aten.slice.Tensor, zero, 2, 0, 1))(monkeypatch)
+
+
+def to_sign_of_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dequantised, "_DIFFERENCES", dequantised._SUMS)
+
+
+def to_place_of_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Minima are taken for zero points."""
+    monkeypatch.setattr(Storage, "encode", lambda storage: storage.packing)
+
+
+def to_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first group's scale of V serves all columns of a token."""
+    _scales(1, lambda graph, scale: insert_call(graph, views.aten.slice.Tensor, scale, 3, 0, 1))(monkeypatch)
+
+
+def to_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first run's scales of K serve all tokens."""
+    _scales(0, lambda graph, scale: insert_call(graph, views.aten.slice.Tensor, scale, 2, 0, 1))(monkeypatch)
+
+
+def to_sign_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """uint8 is read as int8."""
+    as_int8 = {**quantised_call.QUANTISED_FORMATS, torch.uint8: "int8"}
+    monkeypatch.setattr(quantised_call, "QUANTISED_FORMATS", as_int8)
+
+
+def _packing(old: str, new: str) -> Blind:
+    unpacked_by = dequantised.unpacked_by
+
+    def changed(node: Node) -> Any:
+        found = unpacked_by(node)
+        return None if found is None else replace(found, packing=found.packing.replace(old, new))
+
+    return lambda monkeypatch: monkeypatch.setattr(dequantised, "unpacked_by", changed)
+
+
+to_order_of_nibbles = _packing("halves", "interleaved")
+to_sign_of_nibbles = _packing("int4", "uint4")

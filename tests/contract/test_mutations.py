@@ -66,6 +66,12 @@ _TOKENS = Dequantised("tokens")
 _HEADS = Dequantised(
     "heads", key_scale="1.H.1.1", keys=dequantised.HEAD, value_scale="1.1.1.1", values=dequantised.TENSOR
 )
+_ZEROS = replace(_TOKENS, name="zeros", dequantise=dequantised.less_zeros)
+_CHANNELS = Dequantised("channels", key_scale="B.H.1.D", value_scale="1.H.1.D")
+_NIBBLES = Dequantised(
+    "nibbles", format=torch.uint8, dequantise=dequantised.interleaved, packing="uint4_interleaved", key_exponent=-2,
+    value_exponent=-2,
+)  # fmt: skip
 _E4M3 = Dequantised("e4m3", format=dequantised.E4M3)
 
 MUTATIONS = [
@@ -146,6 +152,18 @@ MUTATIONS = [
     _mutation(
         "second_scale", _TOKENS, blindness.to_second_scale, dequantise=dequantised.by_two_scales, key_exponent=-3
     ),
+    _mutation("key_zero", _TOKENS, blindness.to_key_zero, dequantise=dequantised.less_zeros),
+    _mutation("value_zero", _TOKENS, blindness.to_value_zero, dequantise=dequantised.less_zeros),
+    _mutation("zeros_of_tokens", _TOKENS, blindness.to_zeros_of_tokens, dequantise=dequantised.less_zeros),
+    _mutation("zero_sign", _ZEROS, blindness.to_sign_of_zeros, dequantise=dequantised.plus_zeros),
+    _mutation("zero_place", _ZEROS, blindness.to_place_of_zeros, dequantise=dequantised.plus_minima),
+    _mutation("column_groups", _TOKENS, blindness.to_groups, dequantise=dequantised.of_column_groups),
+    _mutation("runs", _CHANNELS, blindness.to_runs, dequantise=dequantised.of_runs),
+    _mutation("byte_sign", _TOKENS, blindness.to_sign_of_bytes, format=torch.uint8),
+    _mutation(
+        "nibble_order", _NIBBLES, blindness.to_order_of_nibbles, dequantise=dequantised.in_halves_about_8
+    ),
+    _mutation("nibble_sign", _NIBBLES, blindness.to_sign_of_nibbles, dequantise=dequantised.signed_interleaved),
     _mutation("format", _E4M3, blindness.to_format, format=dequantised.E5M2),
 ]  # fmt: skip
 

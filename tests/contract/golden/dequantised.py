@@ -74,6 +74,10 @@ def less_zeros(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return ((numbers.float() - zero_like(scale)) * scale).to(dtype)
 
 
+def plus_zeros(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return ((numbers.float() + zero_like(scale)) * scale).to(dtype)
+
+
 def plus_minima(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return (numbers.float() * scale + zero_like(scale) * scale.flatten()[0]).to(dtype)
 
@@ -134,6 +138,10 @@ def in_halves(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     halves = torch.cat([numbers & 15, numbers >> 4], dim=-1).to(torch.int8) - 8
     scales = torch.stack([scale, scale * 2], -2)
     return (halves.float().unflatten(-1, (2, 8)) * scales + zero_like(scales) * 0.0625).flatten(-2).to(dtype)
+
+
+def in_halves_about_8(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return ((torch.cat([numbers & 0xF, numbers >> 4], -1).float() - 8) * scale).to(dtype)
 
 
 def signed_interleaved(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
