@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from ..database.key import EXAMPLE_GROUP, QUANTISED_FEATURES, TuningKey, key_of
-from ..spec import CENTRES, PACKED_FORMATS, QUANTISED_FORMATS, QuantisedCache, ScaleGranularity, Storage
+from ..spec import CENTRES, PACKED_FORMATS, QUANTISED_FORMATS, QuantisedCache, ScaleGranularity, Storage, TensorLayout
 from .errors import InvalidCacheError
 
 _FORMATS = {name: dtype for dtype, name in QUANTISED_FORMATS.items()} | dict.fromkeys(PACKED_FORMATS, torch.uint8)
@@ -37,4 +37,11 @@ def quantised_key(key: TuningKey, quantised_format: str, scales: str) -> TuningK
         groups = ((1, math.gcd(dim, EXAMPLE_GROUP)) for dim in (key.head_dim, key.value_dim))
         cache = replace(cache, key_group=next(groups), value_group=next(groups))
     plain = replace(key, features=tuple(feature for feature in key.features if feature not in QUANTISED_FEATURES))
-    return key_of(replace(plain.spec(), cache=cache))
+    spec = plain.spec()
+    keys, values = (_halved(one) if storage.packing else one for one in (spec.key_layout, spec.value_layout))
+    return key_of(replace(spec, cache=cache, key_layout=keys, value_layout=values))
+
+
+def _halved(layout: TensorLayout) -> TensorLayout:
+    """Of half as many elements."""
+    return TensorLayout(*(stride // 2 for stride in layout.strides))

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prefetch_compiler.quantisation import dequantise, quantise
-from prefetch_compiler.spec import QUANTISED_FORMATS
+from prefetch_compiler.quantisation import quantise_for
+from prefetch_compiler.spec import QUANTISED_FORMATS, QuantisedCache, ScaleGranularity, Storage
 
 from .cases import DEVICE
 from .poison import NAN
@@ -24,7 +24,7 @@ GARBAGE = (-1, -(2**31), 2**31 - 1, 1 << 20)
 class PagedProblem:
     """``q``, ``k``, ``v`` and ``mask`` say in plain tensors what is to be computed, all finite; of a quantised cache
     ``k`` and ``v`` are its exact numbers in float64. ``key_pages``, ``value_pages`` (pages, kv_heads, page_size, dim),
-    their scales, ``table``, ``lengths`` and ``causal`` are what a kernel is given."""
+    their scales and zeros, ``table``, ``lengths`` and ``causal`` are what a kernel is given."""
 
     q: Tensor
     k: Tensor
@@ -41,6 +41,9 @@ class PagedProblem:
     value_scale: Tensor | None = None
     softcap: float | None = None
     sink: Tensor | None = None
+    key_zero: Tensor | None = None
+    value_zero: Tensor | None = None
+    packing: str = ""
 
 
 def paged_problem(
@@ -57,6 +60,7 @@ def paged_problem(
     pages_first: bool = True,
     causal: bool = False,
     kv_dtype: torch.dtype | None = None,
+    packing: str = "",
     scales: str = "token",
     softcap: float | None = None,
     sink: bool = False,
@@ -64,7 +68,7 @@ def paged_problem(
     """Args:
     capacity: keys that a sequence may hold, whole pages.
     pages_first: heads outside of a page's keys, or inside.
-    kv_dtype: of a quantised cache, whose scales are of ``scales``.
+    kv_dtype: of a quantised cache, whose scales are of ``scales``; with a ``packing`` or of uint8 it has zeros too.
     sink: whether every query head has one.
     """
     assert capacity % page_size == 0
@@ -102,15 +106,23 @@ def paged_problem(
     given_table = torch.where(stale, garbage.view(table.shape), table.to(torch.int32))
     behind = (q_len - 1 - torch.arange(q_len, device=DEVICE)) * causal
     mask = torch.arange(capacity, device=DEVICE) < (held[:, None] - behind)[:, None, :, None]
-    key_scale = value_scale = None
+    key_scale = value_scale = key_zero = value_zero = None
     stored = [k, v]
     if kv_dtype is not None:
-        (numbers, key_scale), (values, value_scale) = (quantise(one, kv_dtype, scales) for one in (k, v))
-        stored = [numbers, values]
-        k, v = dequantise(numbers, key_scale, torch.float64), dequantise(values, value_scale, torch.float64)
-        if scales == "token" and key_scale is not None and value_scale is not None:
-            key_scale, value_scale = pool(key_scale), pool(value_scale)
+        granularity = ScaleGranularity(scales)
+        zeros = granularity if packing or kv_dtype is torch.uint8 else ScaleGranularity.NONE
+        how = QuantisedCache(
+            kv_dtype, granularity, granularity, None, zeros, zeros, torch.float32, Storage(packing=packing)
+        )
+        keys, values = quantise_for(how, "key", k.float()), quantise_for(how, "value", v.float())
+        stored = [keys.numbers, values.numbers]
+        k, v = keys.dequantised(keys.numbers), values.dequantised(values.numbers)
+        shared = (keys.scale, values.scale, keys.zero, values.zero)
+        key_scale, value_scale, key_zero, value_zero = (
+            pool(one) if one is not None and scales == "token" else one for one in shared
+        )
     return PagedProblem(
         q, k, v, mask, False, 1 / math.sqrt(head_dim), pool(stored[0]), pool(stored[1]), given_table, held, causal,
-        key_scale, value_scale, softcap, normal(group * kv_heads) + math.log(capacity) if sink else None,
+        key_scale, value_scale, softcap, normal(group * kv_heads) + math.log(capacity) if sink else None, key_zero,
+        value_zero, packing,
     )  # fmt: skip

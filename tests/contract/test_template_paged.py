@@ -15,13 +15,13 @@ from prefetch_compiler.device import profile
 from prefetch_compiler.lower.call import AttentionCall, spec_of
 from prefetch_compiler.lower.launch import launch_decode
 from prefetch_compiler.select.admissible import why_inadmissible
-from prefetch_compiler.spec import AttentionSpec
+from prefetch_compiler.spec import AttentionSpec, Storage
 
 from .cases import DEVICE
 from .error_bounds import assert_within_bound
 from .paged import PagedProblem, paged_problem
 from .poison import NAN, uninitialised_is_nan
-from .quantised_cases import E4M3, E5M2, INT8
+from .quantised_cases import E4M3, E5M2, INT8, UINT8
 
 PLAIN = KernelConfig(block_kv=16, num_splits=1, num_warps=4, num_stages=2)
 QUANTISED = replace(PLAIN, num_warps=2, operand_order=OperandOrder.KQ)
@@ -35,7 +35,8 @@ def solve(problem: PagedProblem, config: KernelConfig) -> Tensor:
             problem.q, problem.key_pages, problem.value_pages, None, None, is_causal=problem.causal,
             scale=problem.scale, heads_first=True, config=config, k_scale=problem.key_scale,
             v_scale=problem.value_scale, lengths=problem.lengths, table=problem.table,
-            softcap=problem.softcap, sink=problem.sink,
+            softcap=problem.softcap, sink=problem.sink, k_zero=problem.key_zero, v_zero=problem.value_zero,
+            storage=Storage(packing=problem.packing),
         )  # fmt: skip
 
 
@@ -45,7 +46,7 @@ def paged_spec(problem: PagedProblem) -> AttentionSpec:
     return spec_of(
         AttentionCall(
             p.q, p.key_pages, p.value_pages, p.key_scale, p.value_scale, None, None, p.lengths, p.table, p.sink,
-            p.causal, p.scale, p.softcap,
+            p.causal, p.scale, p.softcap, p.key_zero, p.value_zero, p.packing,
         )
     )  # fmt: skip
 
@@ -147,6 +148,9 @@ QUANTISED_PAGES: list[dict[str, Any]] = [
     _row(64, E4M3, "token", Partition.CHUNKED, 32, sink=True),
     _row(256, INT8, "tensor", Partition.BALANCED, 32, softcap=2.0, sink=True),
     _row(64, E5M2, "none", Partition.EVEN, 16),
+    _row(16, UINT8, "token", Partition.BALANCED, 32),
+    _row(1, UINT8, "head", Partition.EVEN, 16),
+    _row(64, UINT8, "token", Partition.STRIDED, 32, packing="uint4_interleaved"),
 ]
 
 
@@ -154,10 +158,12 @@ QUANTISED_PAGES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("given", QUANTISED_PAGES, ids=_name)
 def test_quantised_pages(given: dict[str, Any], load_path: LoadPath) -> None:
     """Heads inside of a page's keys where loads are by TMA, which takes rows of 16 bytes."""
+    row = 32 if given.get("packing") else 16
     problem = paged_problem(
-        (0, 100, 37, 256), given["page_size"], capacity=256, group=1, q_len=2, head_dim=32, value_dim=16,
+        (0, 100, 37, 256), given["page_size"], capacity=256, group=1, q_len=2, head_dim=2 * row, value_dim=row,
         dtype=torch.bfloat16, kv_dtype=given["kv_dtype"], scales=given["scales"],
         pages_first=load_path is LoadPath.POINTER, softcap=given.get("softcap"), sink="sink" in given,
+        packing=given.get("packing", ""),
     )  # fmt: skip
     config = replace(
         QUANTISED, num_splits=2, load_path=load_path, partition=given["partition"], block_kv=given["block_kv"]

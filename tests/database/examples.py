@@ -24,7 +24,7 @@ from prefetch_compiler.database.record import (
 H200 = DeviceIdentity("NVIDIA H200", "cuda", 90, 132)
 H100 = DeviceIdentity("NVIDIA H100 80GB HBM3", "cuda", 90, 132)
 DTYPES = ("float16", "bfloat16", "float32")
-QUANTISED = ("float8_e4m3fn", "float8_e5m2", "int8", "uint8")
+QUANTISED = ("float8_e4m3fn", "float8_e5m2", "int8", "uint8", "int4_halves", "uint4_interleaved")
 
 KEY = TuningKey(
     dtype="bfloat16",
@@ -115,6 +115,9 @@ def keys(draw: st.DrawFn) -> TuningKey:
     token_scales = draw(scales) if kv_dtype in QUANTISED else ()
     zeros = st.sampled_from(((), (Feature.KEY_ZEROS,), (Feature.KEY_MINIMA, Feature.VALUE_ZEROS)))
     given_zeros = draw(zeros) if kv_dtype in QUANTISED else ()
+    groups = st.sampled_from(((), (Feature.VALUE_GROUPS,), (Feature.VALUE_RUNS,)))
+    if kv_dtype in QUANTISED and Feature.VALUE_TOKEN_SCALES not in token_scales:
+        given_zeros = (*given_zeros, *draw(groups))
     mask = draw(st.sampled_from(MaskClass))
     additive = mask in (MaskClass.ADDITIVE, MaskClass.ADDITIVE_ROWS)
     return TuningKey(

@@ -189,6 +189,31 @@ def test_zero_points_and_minima(dtype: torch.dtype, minima: bool) -> None:
     assert yardstick(problem).share(out) <= 1
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["kernel", "dequantised"])
+def test_groups_of_columns_and_numbers_of_four_bits(dtype: torch.dtype) -> None:
+    """As KIVI has them: scales and minima of K's channels over sixteen tokens, and of a token's halves of V."""
+    given = arguments(dtype)
+    problem = Problem(given)
+    for side, group in (("key", (16, 1)), ("value", (1, DIM // 2))):
+        x = 1.5 + normal(BATCH, KV_HEADS, KEYS, DIM, seed=len(side))
+        quantised = quantise_affine(x, torch.uint8, "group", minima=True, group=group, packing="uint4_interleaved")
+        given[side], given[f"{side}_scale"], given[f"{side}_minimum"] = quantised
+        numbers, scale, zero = quantised
+        exact = dequantise(numbers, scale, torch.float64, zero, minima=True, packing="uint4_interleaved")
+        setattr(problem, side[0], exact)
+    options = DecodeOptions(strict=dtype is torch.bfloat16)
+    out = quantised_decode_attention(**given, packing="uint4_interleaved", options=options)
+    assert yardstick(problem).share(out) <= 1
+
+
+def test_scales_of_four_dimensions_may_say_no_more_than_those_of_three() -> None:
+    given = arguments()
+    out = quantised_decode_attention(**given)
+    for name in ("key_scale", "value_scale"):
+        given[name] = given[name][..., None]
+    assert torch.equal(quantised_decode_attention(**given), out)
+
+
 def test_what_is_dequantised_reads_nothing_beyond_the_bounds() -> None:
     given = arguments(torch.float32)
     for name in ("key", "value"):

@@ -17,7 +17,7 @@ from prefetch_compiler.device import REFERENCE_DEVICES, profile
 from prefetch_compiler.lower.launch import launch_kernels
 from prefetch_compiler.lower.specialise import DecodeTensors
 from prefetch_compiler.select.admissible import why_inadmissible
-from prefetch_compiler.spec import ScaleGranularity, Storage
+from prefetch_compiler.spec import PACKED_FORMATS, ScaleGranularity, Storage
 from prefetch_compiler.tuning.caches import quantised_key
 from prefetch_compiler.tuning.distributions import SearchSpace
 from prefetch_compiler.tuning.errors import InvalidCacheError, WrongResultError
@@ -28,20 +28,22 @@ from prefetch_compiler.tuning.verification import verify
 
 from .seeded_bugs import BOOL, DEVICE, ROWS
 
-FORMATS = "e4m3", "e5m2", "int8", "uint8"
+FORMATS = "e4m3", "e5m2", "int8", "uint8", *PACKED_FORMATS
 CONFIG = KernelConfig(16, 3, 2, 2, operand_order=OperandOrder.KQ)
 LLAMA = parse_key("bfloat16 32q/8kv d128 q1 b64 s4096 bhsd-tma bool")
 H200 = REFERENCE_DEVICES[90]
 
 
-@pytest.mark.parametrize("scales", ["head", "token"])
+@pytest.mark.parametrize("scales", ["head", "token", "group"])
 @pytest.mark.parametrize("quantised_format", FORMATS)
 def test_a_key_is_that_of_its_own_example_and_has_a_name(quantised_format: str, scales: str) -> None:
     key = quantised_key(LLAMA, quantised_format, scales)
     assert key_of(key.spec()) == key == parse_key(key.name)
     assert key.spec().capacity_bytes < LLAMA.spec().capacity_bytes
     assert (Feature.KEY_TOKEN_SCALES in key.features) is (scales == "token")
-    assert (Feature.VALUE_ZEROS in key.features) is (quantised_format == "uint8")
+    assert (Feature.VALUE_ZEROS in key.features) is quantised_format.startswith("uint")
+    assert (Feature.KEY_GROUPS in key.features) is (scales == "group")
+    assert (key.layout, key.alignment) == (LLAMA.layout, Alignment.TMA)
     assert QUANTISED.refusal(key.spec()) is None
     assert SPLIT_KV.refusal(key.spec()) == "a quantised cache"
     assert QUANTISED.refusal(LLAMA.spec()) == "a cache that is not quantised"
@@ -74,6 +76,10 @@ def test_rows_of_one_byte_an_element_may_be_less_aligned() -> None:
         "bfloat16 8q/8kv d64 q1 b1 s512 bhsd-tma bool key_token_scales",
         "bfloat16 8q/8kv d64 q1 b1 s512 bhsd-tma bool value_zeros",
         "bfloat16/uint8 8q/8kv d64 q1 b1 s512 bhsd-tma bool value_minima value_zeros",
+        "bfloat16/uint8 8q/8kv d64 q1 b1 s512 bhsd-tma bool key_groups key_runs",
+        "bfloat16/int8 8q/8kv d64 q1 b1 s512 bhsd-tma bool key_runs key_token_scales",
+        "bfloat16/int8 8q/8kv d64 q1 b1 s512 bhsd-tma bool key_groups key_token_scales",
+        "bfloat16/int8 8q/8kv d64 q1 b1 s512 bhsd-tma lengths key_groups page16",
     ],
 )
 def test_a_name_of_no_quantised_cache_is_refused(name: str) -> None:
@@ -86,9 +92,9 @@ def test_the_command_line_names_formats_and_scales() -> None:
     assert [(key.kv_dtype, len(key.features)) for key in keys] == [
         ("float8_e4m3fn", 0), ("float8_e4m3fn", 2), ("int8", 0), ("int8", 2),
     ]  # fmt: skip
-    with pytest.raises(InvalidCacheError, match="'fp7' is not one of e4m3, e5m2, int8, uint8"):
+    with pytest.raises(InvalidCacheError, match="'fp7' is not one of e4m3, e5m2, int8, uint8, int4_halves"):
         keys_wanted(None, "llama-3-8b", None, [], "1", "4096", "bfloat16", "fp7")
-    with pytest.raises(InvalidCacheError, match="'column' is not one of head, token"):
+    with pytest.raises(InvalidCacheError, match="'column' is not one of head, token, group"):
         keys_wanted(None, "llama-3-8b", None, [], "1", "4096", "bfloat16", "e4m3", "column")
 
 
@@ -113,10 +119,10 @@ def test_the_search_space_holds_what_the_template_takes_and_little_else() -> Non
 
 
 RIGHT: dict[str, tuple[TuningKey, KernelConfig]] = {
-    "rows uint8 token, minima": (
+    "rows uint4 groups, minima": (
         replace(
-            quantised_key(replace(ROWS, kv_heads=1), "uint8", "token"),
-            features=(Feature.KEY_MINIMA, Feature.KEY_TOKEN_SCALES, Feature.VALUE_MINIMA, Feature.VALUE_TOKEN_SCALES),
+            quantised_key(replace(ROWS, kv_heads=1), "uint4_halves", "group"),
+            features=(Feature.KEY_GROUPS, Feature.KEY_MINIMA, Feature.VALUE_GROUPS, Feature.VALUE_MINIMA),
         ),
         replace(CONFIG, num_splits=1),
     ),
@@ -150,6 +156,23 @@ WRONG: dict[str, Callable[[DecodeTensors], DecodeTensors]] = {
         tensors, k=tensors.k.view(torch.float8_e5m2), v=tensors.v.view(torch.float8_e5m2)
     ),
 }
+
+
+WRONG_NIBBLES: dict[str, Callable[[DecodeTensors], DecodeTensors]] = {
+    "halves are taken for neighbours": lambda tensors: replace(tensors, storage=Storage(packing="uint4_interleaved")),
+    "unsigned numbers are taken for signed ones": lambda tensors: replace(
+        tensors, storage=Storage(packing="int4_halves")
+    ),
+    "all columns have the scales of the first group": lambda tensors: replace(
+        tensors, v_scale=None if tensors.v_scale is None else tensors.v_scale[..., :1].expand(tensors.v_scale.shape)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_NIBBLES)
+def test_wrong_nibbles_and_groups_are_rejected(name: str) -> None:
+    key = quantised_key(replace(BOOL, kv_heads=1, head_dim=64, value_dim=64), "uint4_halves", "group")
+    _assert_rejected(WRONG_NIBBLES[name], replace(key, mask=MaskClass.BOOL))
 
 
 WRONG_ZEROS: dict[str, Callable[[DecodeTensors], DecodeTensors]] = {
