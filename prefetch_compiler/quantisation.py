@@ -240,7 +240,8 @@ def _largest_of(x: Tensor, granularity: ScaleGranularity, group: tuple[int, int]
     """Of what shares a scale: of four dimensions, 1 where one is shared."""
     if granularity is ScaleGranularity.GROUP and group is not None:
         tokens, columns = group
-        return x.unflatten(3, (-1, columns)).unflatten(2, (-1, tokens or x.shape[2])).amax((3, 5))
+        blocks: Tensor = x.unflatten(3, (-1, columns)).unflatten(2, (-1, tokens or x.shape[2]))
+        return blocks.amax((3, 5))
     return x.amax(_SHARED_DIMENSIONS[granularity], keepdim=True)
 
 
@@ -277,7 +278,8 @@ def _rounded(x: Tensor, dtype: torch.dtype, number_format: str) -> Tensor:
 def packed(numbers: Tensor, packing: str) -> Tensor:
     """Whole ``numbers`` (..., dim) of four bits as uint8 (..., dim / 2), two a byte."""
     low, high = numbers.unflatten(-1, _split(packing, numbers.shape[-1])).unbind(_split_dim(packing))
-    return (low.to(torch.uint8) & 0xF) | (high.to(torch.uint8) << 4)
+    bytes_: Tensor = (low.to(torch.uint8) & 0xF) | (high.to(torch.uint8) << 4)
+    return bytes_
 
 
 def unpacked(stored: Tensor, packing: str) -> Tensor:

@@ -182,7 +182,7 @@ def attend_tile(
         )  # fmt: skip
         scores *= k_scale[:, None]
     if K_ZERO == "after":
-        scores += k_zero[:, None] * score_sum[None, :]
+        scores += k_zero[:, None] * score_sum[None, :]  # type: ignore[index]
     if softcap is not None:
         scores = soft_cap(scores, softcap)
     if MASK != "none":

@@ -139,7 +139,10 @@ def _problem(spec: AttentionSpec, device: torch.device) -> _Problem:
     mask = _mask(spec, generator, device) if lengths is None else _mask_of_lengths(spec, lengths)
     is_causal = spec.is_causal and lengths is None
     sink = normal(spec.query_heads).to(device, spec.dtype) if spec.sink else None
-    return _Problem(q, k, v, mask, is_causal, spec.scale, *stored, *scales, lengths, table, spec.softcap, sink, *zeros)
+    return _Problem(
+        q, k, v, mask, is_causal, spec.scale, stored[0], stored[1], scales[0], scales[1], lengths, table, spec.softcap,
+        sink, zeros[0], zeros[1],
+    )  # fmt: skip
 
 
 def _lengths_and_table(

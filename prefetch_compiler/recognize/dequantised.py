@@ -535,7 +535,8 @@ def _widens(node: Node) -> bool:
     which the kernel need not round."""
     if node.target not in CONVERSIONS:
         return False
-    source, target = node.args[0].meta["val"].dtype, node.meta["val"].dtype  # type: ignore[union-attr]
+    source: torch.dtype = node.args[0].meta["val"].dtype  # type: ignore[union-attr]
+    target: torch.dtype = node.meta["val"].dtype
     if source in _INTEGERS and target in (torch.int16, *_WIDE_INTEGERS):
         return source.itemsize < target.itemsize
     return target in (*SUPPORTED_DTYPES, torch.float64)
@@ -580,7 +581,7 @@ def _four_dimensional(graph: Graph, operand: _Operand, like: Node) -> Node:
     ones = [dim for dim, source in enumerate(operand.dims) if source is None]
     if ones:
         tensor = insert_call(graph, aten.squeeze.dims, tensor, ones)
-    kept = [part.source for part in operand.parts]
+    kept = [part.source for part in operand.parts if part.source is not None]
     tensor = permute(graph, tensor, [kept.index(source) for source in sorted(kept)])
     for dim in range(4):
         if dim not in kept:

@@ -138,8 +138,7 @@ def _byte(node: Node) -> tuple[Node, torch.dtype] | None:
 
 
 def _source(node: Node) -> Node:
-    source: Any = node.args[0]
-    return source
+    return node.args[0]  # type: ignore[return-value]
 
 
 def _is(argument: object, number: int) -> bool:

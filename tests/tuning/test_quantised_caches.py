@@ -121,7 +121,7 @@ def test_the_search_space_holds_what_the_template_takes_and_little_else() -> Non
 RIGHT: dict[str, tuple[TuningKey, KernelConfig]] = {
     "rows uint4 groups, minima": (
         replace(
-            quantised_key(replace(ROWS, kv_heads=1), "uint4_halves", "group"),
+            quantised_key(replace(BOOL, kv_heads=1, head_dim=64, value_dim=64), "uint4_halves", "group"),
             features=(Feature.KEY_GROUPS, Feature.KEY_MINIMA, Feature.VALUE_GROUPS, Feature.VALUE_MINIMA),
         ),
         replace(CONFIG, num_splits=1),
