@@ -16,7 +16,7 @@ from prefetch_compiler.select.admissible import why_inadmissible
 from prefetch_compiler.spec import AttentionSpec, MaskKind, Storage
 
 from .compile_worker import Job, compile_elsewhere
-from .representative_specs import E4M3, E5M2, INT8, TOKEN, UINT8, kivi, packed, quantised, site
+from .representative_specs import E4M3, E5M2, INT8, TOKEN, kivi, packed, quantised, site
 
 PARTITIONS = list(Partition)
 SHAPE = {"batch": 4, "mask": MaskKind.LENGTHS}
@@ -29,14 +29,10 @@ CACHES: dict[str, list[AttentionSpec]] = {
         replace(quantised(site(8, 2, 64, mask=MaskKind.NONE), INT8, TOKEN), **CAPPED),  # type: ignore[arg-type]
     ],
     "quantised, with zeros": [
-        quantised(site(8, 2, 64), UINT8, TOKEN, Storage()),
+        packed(site(8, 2, 128, q_len=2), "uint4_halves"),
         quantised(replace(PAGED, **CAPPED), INT8, TOKEN, Storage(key_minima=True, value_minima=True)),  # type: ignore[arg-type]
     ],
     "quantised, of groups": [kivi(site(8, 2, 64)), kivi(site(8, 2, 128, q_len=2), INT8, 64, 64)],
-    "packed": [
-        packed(site(8, 2, 128, q_len=2), "uint4_interleaved"),
-        packed(site(8, 2, 64, value_dim=128, batch=4, mask=MaskKind.LENGTHS, page_size=64), "int4_halves"),
-    ],
     "paged": [PAGED, replace(SMALL_PAGES, **CAPPED)],  # type: ignore[arg-type]
     "paged and quantised": [
         quantised(replace(PAGED, **CAPPED), E5M2, TOKEN),  # type: ignore[arg-type]

@@ -154,6 +154,17 @@ def test_what_was_computed_of_stored_numbers_is_read(dequantise: Callable[..., T
     assert cache is not None and cache.dtype is format  # type: ignore[attr-defined]
 
 
+def test_a_scale_of_channels_may_be_used_before_and_after_a_sum() -> None:
+    """Only the latter may be left to the query and the output."""
+
+    def twice(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        return (((numbers.float() * scale) * 64 + 8) * scale).to(dtype)
+
+    cache = _run(Dequantised("twice", dequantise=twice, key_scale="1.H.1.D", value_scale="1.H.1.D").golden)
+    assert cache is not None
+    assert cache.key_group == (0, 1)  # type: ignore[attr-defined]
+
+
 def test_a_scale_of_a_slice_is_that_of_its_tokens() -> None:
     """As much of a cache as is held, and of its scales."""
 

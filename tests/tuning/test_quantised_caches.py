@@ -177,11 +177,9 @@ def test_wrong_nibbles_and_groups_are_rejected(name: str) -> None:
 
 WRONG_ZEROS: dict[str, Callable[[DecodeTensors], DecodeTensors]] = {
     "K's zeros are ignored": without("k_zero"),
-    "V's zeros are ignored": without("v_zero"),
     "K's zeros are a token late": lambda tensors: replace(tensors, k_zero=_shifted(tensors.k_zero)),
     "V's zeros are a token late": lambda tensors: replace(tensors, v_zero=_shifted(tensors.v_zero)),
     "V's zeros are taken for minima": lambda tensors: replace(tensors, storage=Storage(value_minima=True)),
-    "K's zeros are taken for minima": lambda tensors: replace(tensors, storage=Storage(key_minima=True)),
     "uint8 is taken for int8": lambda tensors: replace(
         tensors, k=tensors.k.view(torch.int8), v=tensors.v.view(torch.int8)
     ),
