@@ -102,6 +102,8 @@ def quantised_call(
         **strides(t.out, "out", 1),
         "table_stride": table_stride(t.table),
     }
+    # In the kernel's own order, as all of them are.
+    shared = _scale_constants(t, quantised_format)
     constants = {
         "GROUP": group,
         "HEAD_DIM": head_dim,
@@ -116,10 +118,16 @@ def quantised_call(
         "KV_STRIDE_UNIT": kv_unit,
         "FORMAT": quantised_format,
         "ASSEMBLY": has_assembly(quantised_format, device),
-        **_scale_constants(t, quantised_format),
+        "K_SCALE_STRIDE": shared["K_SCALE_STRIDE"],
+        "V_SCALE_STRIDE": shared["V_SCALE_STRIDE"],
         **_group_constants("K", (t.k.shape[2], head_dim), t.k_scale, t.k_zero, t.storage.key_minima),
         **_group_constants("V", (t.k.shape[2], value_dim), t.v_scale, t.v_zero, t.storage.value_minima),
+        "K_ZERO": shared["K_ZERO"],
+        "V_ZERO": shared["V_ZERO"],
+        "K_ZERO_STRIDE": shared["K_ZERO_STRIDE"],
+        "V_ZERO_STRIDE": shared["V_ZERO_STRIDE"],
         "CENTRE": CENTRES[quantised_format],
+        "V_RANGE": shared["V_RANGE"],
         "MASK": mask_mode(t.mask),
         "MASK_PER_ROW": mask_strides[1] != 0 or mask_strides[2] != 0,
         "CAUSAL": is_causal and t.lengths is None,

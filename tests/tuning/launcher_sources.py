@@ -23,7 +23,14 @@ from prefetch_compiler.lower.precompile import compile_call, example_tensors, ke
 from prefetch_compiler.lower.specialise import KernelCall
 from prefetch_compiler.select.admissible import why_inadmissible
 from prefetch_compiler.select.heuristic import choose
-from prefetch_compiler.spec import AttentionSpec, MaskKind, QuantisedCache, ScaleGranularity, TensorLayout
+from prefetch_compiler.spec import (
+    AS_THE_DTYPE_SAYS,
+    AttentionSpec,
+    MaskKind,
+    QuantisedCache,
+    ScaleGranularity,
+    TensorLayout,
+)
 from prefetch_compiler.tuning.inputs import operands, prefix_mask
 
 DEVICE = REFERENCE_DEVICES[90]
@@ -140,6 +147,8 @@ MEASURED_KEYS = (
     "bfloat16/float8_e4m3fn 8q/2kv d64 q1 b2 s256 bhsd-tma bool",
     "float16/int8 4q/4kv d40 q4 b2 s128 bshd-none bool_rows key_token_scales value_token_scales",
     "bfloat16/float8_e5m2 4q/2kv d64 q1 b2 s128 bhsd-rows none sink softcap value_token_scales",
+    "bfloat16/uint8 4q/2kv d64 q1 b2 s128 bhsd-tma none key_minima key_runs value_groups value_minima",
+    "float16/uint4_halves 4q/2kv d64 q1 b2 s128 bhsd-tma bool key_token_scales key_zeros",
 )
 
 
@@ -155,7 +164,8 @@ def measured_differently() -> tuple[int, list[str]]:
         for config in configs(given):
             real = allocate(
                 made.q, made.stale_k, made.stale_v, made.expanded_mask(), made.bounds, given.out_heads_first, config,
-                k_scale=made.k_scale, v_scale=made.v_scale, sink=made.sink,
+                k_scale=made.k_scale, v_scale=made.v_scale, sink=made.sink, k_zero=made.k_zero, v_zero=made.v_zero,
+                storage=AS_THE_DTYPE_SAYS if given.cache is None else given.cache.storage,
             )  # fmt: skip
             pooled = kernel_calls(given, config, example_tensors(given, config, "meta"), DEVICE)
             for call, ours in zip(kernel_calls(given, config, real, DEVICE), pooled, strict=True):
