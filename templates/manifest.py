@@ -70,8 +70,8 @@ class Template:
 def _mask_refusal(spec: AttentionSpec) -> str | None:
     if spec.is_causal and spec.mask.value not in ("none", "lengths"):
         return "is_causal=True together with a mask: put the causality into the mask"
-    if spec.page_size and spec.mask.value != "lengths":
-        return f"a paged cache with a mask of kind {spec.mask.value}: it takes lengths only"
+    if spec.page_size and spec.is_causal and spec.mask.value != "lengths":
+        return "is_causal=True over a paged cache without lengths: pass lengths, or put the causality into a mask"
     return None
 
 

@@ -276,8 +276,8 @@ def _dtype_name(dtype: torch.dtype) -> str:
 def page_problem(key: TuningKey) -> str | None:
     """Why there is no paged cache like that of ``key``, or None."""
     pages = [feature.value for feature in key.features if feature.page_size]
-    if len(pages) > 1 or (pages and key.mask not in (MaskClass.LENGTHS, MaskClass.CAUSAL_LENGTHS)):
-        return f"{' '.join(pages)} with {key.mask.value}: a paged cache has pages of one size, and lengths for a mask"
+    if len(pages) > 1 or (pages and key.mask is MaskClass.CAUSAL):
+        return f"{' '.join(pages)} with {key.mask.value}: a paged cache has pages of one size, and causality of lengths"
     if pages and key.alignment is Alignment.ROWS:
         return "a paged cache whose pages lie apart is aligned for TMA, or not at all"
     return None

@@ -14,10 +14,11 @@ import torch
 
 from ..config import KernelConfig
 from ..errors import KernelLaunchError
-from ..quantisation import dequantise
+from ..paging import in_one_piece
+from ..quantisation import dequantise, granularity_of
 from ..recognize.marker import call_sdpa, fake_output, in_memory_order, library
 from ..reference import same_dtype_attention
-from ..spec import QUANTISED_FORMATS
+from ..spec import QUANTISED_FORMATS, ScaleGranularity
 from .addresses import for_these_addresses
 from .launch import launch_decode
 
@@ -26,7 +27,7 @@ log = logging.getLogger("prefetch_compiler")
 library.define(
     "decode_attention(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? bounds, bool is_causal, float scale,"
     " bool heads_first, str config, int site, bool strict, Tensor? sink=None, float? softcap=None,"
-    " Tensor? k_scale=None, Tensor? v_scale=None) -> Tensor",
+    " Tensor? k_scale=None, Tensor? v_scale=None, Tensor? table=None) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
 )
 
@@ -76,11 +77,12 @@ def _decode_attention(
     softcap: float | None = None,
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
+    table: torch.Tensor | None = None,
 ) -> torch.Tensor:
     batch, query_heads, q_len, _ = q.shape
-    kv_len = k.shape[2]
-    if v.shape[2] != kv_len:
-        raise RuntimeError(f"attention site {site}: key has {kv_len} positions and value {v.shape[2]}")
+    if v.shape[2] != k.shape[2]:
+        raise RuntimeError(f"attention site {site}: key has {k.shape[2]} positions and value {v.shape[2]}")
+    kv_len = k.shape[2] if table is None else table.shape[1] * k.shape[2]
     if _observed is not None:
         _observe(site, bounds, kv_len, q_len, is_causal)
     if mask is not None:
@@ -90,7 +92,7 @@ def _decode_attention(
         try:
             return launch_decode(
                 q, k, v, mask, bounds, is_causal=is_causal, scale=scale, heads_first=heads_first, config=chosen,
-                softcap=softcap, sink=sink, k_scale=k_scale, v_scale=v_scale,
+                softcap=softcap, sink=sink, k_scale=k_scale, v_scale=v_scale, table=table,
             )  # fmt: skip
         except Exception as error:
             if strict:
@@ -99,12 +101,21 @@ def _decode_attention(
             log.warning(
                 "kernel %s failed to launch, PyTorch serves from now on: %s: %s", config, type(error).__name__, error
             )
+    if table is not None:
+        k, v = in_one_piece(k, table), in_one_piece(v, table)
+        k_scale, v_scale = _scale_in_one_piece(k_scale, table), _scale_in_one_piece(v_scale, table)
     if k.dtype in QUANTISED_FORMATS:
         k, v = dequantise(k, k_scale, q.dtype), dequantise(v, v_scale, q.dtype)
     if softcap is None and sink is None:
         return call_sdpa(q, k, v, mask, is_causal, scale, True, heads_first)
     out = same_dtype_attention(q, k, v, mask, is_causal=is_causal, scale=scale, softcap=softcap, sink=sink)
     return in_memory_order(out, heads_first)
+
+
+def _scale_in_one_piece(scale: torch.Tensor | None, table: torch.Tensor) -> torch.Tensor | None:
+    if scale is None or granularity_of(scale, paged=True) is not ScaleGranularity.TOKEN:
+        return scale
+    return in_one_piece(scale, table)
 
 
 for _backend in ("CPU", "CUDA"):
@@ -128,5 +139,6 @@ def _fake(
     softcap: float | None = None,
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
+    table: torch.Tensor | None = None,
 ) -> torch.Tensor:
     return fake_output(q, v.shape[3], heads_first)

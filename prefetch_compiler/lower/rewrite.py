@@ -18,8 +18,8 @@ from ..database.overlay import NO_DATABASES, Overlays
 from ..device import profile, visible_profiles
 from ..errors import InadmissibleConfigError, Refused
 from ..recognize.bounds import mask_bounds
-from ..recognize.dequantised import read_as_stored
 from ..recognize.markable import MARKERS, is_marker
+from ..recognize.readings import readings
 from ..recognize.registry import recognise
 from ..recognize.site import Site
 from ..recognize.sizes import is_symbolic
@@ -62,6 +62,7 @@ class Lowering:
     deterministic: bool = False
     failures: list[Exception] = field(default_factory=list)
     _bounds: dict[Any, Node] = field(default_factory=dict)
+    _tables: dict[Any, Node] = field(default_factory=dict)
     _selected: dict[SpecOnDevice, Selection] = field(default_factory=dict)
     _compiling: dict[SpecOnDevice, Future[None]] = field(default_factory=dict)
     _unusable: dict[SpecOnDevice, str] = field(default_factory=dict)
@@ -71,6 +72,7 @@ class Lowering:
     def run(self, graph: Graph) -> None:
         """Lower every site of ``graph``, in place."""
         self._bounds.clear()
+        self._tables.clear()
         for node in list(graph.nodes):
             if not node._erased:
                 self._lower_or_unmark(node)
@@ -148,13 +150,12 @@ class Lowering:
             log.warning("%s stays marked: %s: %s", node.name, type(error).__name__, error)
 
     def _select_for(self, site: Site) -> tuple[Site, Selection]:
-        """With K and V read as they are stored where a kernel does that, else as the graph dequantises them."""
-        try:
-            stored = read_as_stored(site)
-            if stored is not None:
-                return stored, self._select(stored)
-        except (Refused, InadmissibleConfigError) as refusal:
-            log.debug("%s: K and V are dequantised before it: %s", site.anchor.name, refusal)
+        """With K and V read where they are stored if a kernel does that, else as the graph makes them of it."""
+        for read in readings(site):
+            try:
+                return read, self._select(read)
+            except (Refused, InadmissibleConfigError) as refusal:
+                log.debug("%s: not read as %s: %s", site.anchor.name, read.spec.describe(), refusal)
         return site, self._select(site)
 
     def _select(self, site: Site) -> Selection:
@@ -193,33 +194,56 @@ class Lowering:
         graph = site.anchor.graph
         bounds = None if site.mask is None else self._bounds_of(site, site.mask)
         with graph.inserting_before(site.anchor):
-            key = _arrange(graph, site.key, site.q)
-            value = _arrange(graph, site.value, site.q)
+            key, value = _arrange(graph, site.key), _arrange(graph, site.value)
+            if site.pages is None:
+                key, value = _for_batch(graph, key, site.q), _for_batch(graph, value, site.q)
             mask = None if site.mask is None else _four_dimensional(graph, site.mask)
             q = _contiguous_rows(graph, site.q)
             return insert_call(
                 graph, DECODE_ATTENTION, q, key, value, mask, bounds,
                 site.is_causal, site.scale, site.heads_first, config.encode(), site.index, self.strict, site.sink,
                 site.spec.softcap, site.key_scale, site.value_scale,
+                self._table_of(site),
             )  # fmt: skip
 
     def _bounds_of(self, site: Site, mask: Node) -> Node:
         """The bounds of the site's mask, computed where the first site with that mask and length needs them."""
         kv_len = site.spec.kv_len
         # By the length itself, not its hint: two caches may be equally long when compiled and not later.
-        key = (value_number(mask), str(site.key.base.meta["val"].shape[site.key.order[2]]))
+        key = (value_number(mask), str(site.kv_len))
         if key not in self._bounds:
             graph = site.anchor.graph
             with graph.inserting_before(site.anchor):
                 mask_4d = _four_dimensional(graph, mask)
             if "kv_len" in site.spec.symbolic:
-                length_at = site.key.order[2]
+                held, dim, times = site.key.base, site.key.order[2], 1
+                if site.pages is not None:
+                    held, dim, times = site.pages.table, 1, site.pages.page_size
                 self._bounds[key] = inline(
-                    graph, site.anchor, lambda m, k: mask_bounds(m, k.shape[length_at]), [mask_4d, site.key.base]
+                    graph, site.anchor, lambda m, k: mask_bounds(m, k.shape[dim] * times), [mask_4d, held]
                 )
             else:
                 self._bounds[key] = inline(graph, site.anchor, lambda m: mask_bounds(m, kv_len), [mask_4d])
         return self._bounds[key]
+
+    def _table_of(self, site: Site) -> Node | None:
+        """The site's page table as the kernel takes it, made where the first site with that table needs it."""
+        if site.pages is None:
+            return None
+        table, pool_pages = site.pages.table, site.key.base.meta["val"].shape[site.key.order[0]]
+        key = (value_number(table), str(pool_pages))
+        if key not in self._tables:
+            at = site.key.order[0]
+            self._tables[key] = inline(
+                site.anchor.graph, site.anchor, lambda t, pool: _entries(t, pool.movedim(at, 0)), [table, site.key.base]
+            )
+        return self._tables[key]
+
+
+def _entries(table: torch.Tensor, pool: torch.Tensor) -> torch.Tensor:
+    """As kernels take them. In PyTorch negative indices count from the end, and others are errors, found or not."""
+    pages = pool.shape[0]
+    return torch.where(table < 0, table + pages, table).clamp(0, pages - 1).to(torch.int32)
 
 
 def _site_index(node: Node) -> int:
@@ -262,11 +286,15 @@ def unmark(node: Node) -> None:
     node.graph.erase_node(node)
 
 
-def _arrange(graph: Graph, stored: StoredKV, q: Node) -> Node:
+def _arrange(graph: Graph, stored: StoredKV) -> Node:
     """The stored tensor as (batch, kv_heads, len, dim): a view, never a copy."""
-    node = stored.base
-    if stored.order != (0, 1, 2, 3):
-        node = insert_call(graph, aten.permute.default, node, list(stored.order))
+    if stored.order == (0, 1, 2, 3):
+        return stored.base
+    return insert_call(graph, aten.permute.default, stored.base, list(stored.order))
+
+
+def _for_batch(graph: Graph, node: Node, q: Node) -> Node:
+    """What one sequence holds, seen by all of the batch where it serves all."""
     batch, have = q.meta["val"].shape[0], node.meta["val"].shape[0]
     if isinstance(have, int) and have == 1 and not (isinstance(batch, int) and batch == 1):
         sizes = [_size_node(graph, q, 0, batch), *(-1,) * 3]

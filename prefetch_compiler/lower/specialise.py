@@ -231,8 +231,8 @@ def paging_constants(t: DecodeTensors, is_causal: bool, config: KernelConfig) ->
         "CAUSAL_TAIL": is_causal and t.lengths is not None,
         "PAGED": t.table is not None,
         "PAGE_SIZE": t.page_size,
-        # Lengths count from key 0 and all splits are whole tiles, so tiles start at multiples of their size.
-        "TILES_IN_PAGES": t.page_size >= config.block_kv,
+        # Without bounds keys count from 0 and all splits are whole tiles, so tiles start at multiples of their size.
+        "TILES_IN_PAGES": t.bounds is None and t.page_size >= config.block_kv,
     }
 
 

@@ -21,6 +21,7 @@ from prefetch_compiler.recognize import (
     dequantised,
     flex,
     marked,
+    paged,
     score_mod,
     sdpa,
     views,
@@ -28,6 +29,7 @@ from prefetch_compiler.recognize import (
 from prefetch_compiler.recognize.bounds import mask_bounds
 from prefetch_compiler.recognize.index_functions import for_all_indices
 from prefetch_compiler.recognize.sdpa import SdpaCall
+from prefetch_compiler.recognize.site import Site
 from prefetch_compiler.recognize.trace import insert_call
 from prefetch_compiler.recognize.views import Atom, StoredKV
 
@@ -126,15 +128,15 @@ def to_head_order(monkeypatch: pytest.MonkeyPatch) -> None:
     def any_order(atoms: list[Atom]) -> int | None:
         return next((atom.source for atom in atoms if atom.source is not None), None)
 
-    monkeypatch.setattr(views, "_head_source", any_order)
+    monkeypatch.setattr(views, "head_source", any_order)
 
 
 def to_head_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """One KV head serves all queries."""
     arrange = rewrite._arrange
 
-    def first_head(graph: Graph, stored: StoredKV, q: Node) -> Node:
-        return insert_call(graph, views.aten.slice.Tensor, arrange(graph, stored, q), 1, 0, 1)
+    def first_head(graph: Graph, stored: StoredKV) -> Node:
+        return insert_call(graph, views.aten.slice.Tensor, arrange(graph, stored), 1, 0, 1)
 
     monkeypatch.setattr(rewrite, "_arrange", first_head)
 
@@ -339,6 +341,35 @@ def to_second_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     emit = dequantised.Scale.emit
     first = lambda scale, *arguments: emit(dequantised.Scale(scale.factors[:1]), *arguments)  # noqa: E731
     monkeypatch.setattr(dequantised.Scale, "emit", first)
+
+
+def to_order_of_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = rewrite._entries
+    monkeypatch.setattr(rewrite, "_entries", lambda table, pool: entries(table.flip(1), pool))
+
+
+def to_negative_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages that are counted from the end are taken for the first."""
+    monkeypatch.setattr(rewrite, "_entries", lambda table, pool: table.clamp(min=0).to(torch.int32))
+
+
+def to_which_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """V is gathered as K is, whatever its table."""
+    monkeypatch.setattr(paged, "_same_table", lambda one, other: True)
+
+
+def to_pages_of_scales(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first pages' scales serve all."""
+    scale_pool = paged._scale_pool
+
+    def first(site: Site, scale: Node | None, by: Any) -> Node | None:
+        pool = scale_pool(site, scale, by)
+        assert pool is not None
+        with site.anchor.graph.inserting_before(site.anchor):
+            one = insert_call(site.anchor.graph, views.aten.slice.Tensor, pool, 0, 0, 1)
+            return insert_call(site.anchor.graph, views.aten.expand.default, one, list(pool.meta["val"].shape))
+
+    monkeypatch.setattr(paged, "_scale_pool", first)
 
 
 def to_format(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from .golden.dequantised import Dequantised
 from .golden.flex import Flex
 from .golden.graph import Golden
 from .golden.hand_written import HandWritten
+from .golden.paged import Paged
 from .golden.products import Products, grouped_einsum
 from .golden.run import assert_follows_eager, run_compiled, run_eagerly
 from .uncompiled import graphs_run_uncompiled
@@ -40,7 +41,7 @@ class Mutation:
 
 
 def _mutation(
-    name: str, original: HandWritten | Products | Flex | Dequantised, blind: Blind, **changes: object
+    name: str, original: HandWritten | Products | Flex | Dequantised | Paged, blind: Blind, **changes: object
 ) -> Mutation:
     mutant = replace(original, name=f"{original.name}_{name}", **changes)  # type: ignore[arg-type]
     return Mutation(name, original.golden, mutant.golden, blind)
@@ -62,6 +63,8 @@ _FLEX = Flex("flex", q_len=3)
 _FLEX_SHOWN = replace(_FLEX, mask="window")
 _FLEX_FILLED = replace(_FLEX, fill="not_first_query")
 
+_PAGED = Paged("paged")
+_PAGED_INT8 = Paged("paged_int8", format=torch.int8, dtype=torch.float16)
 _TOKENS = Dequantised("tokens")
 _HEADS = Dequantised(
     "heads", key_scale="1.H.1.1", keys=dequantised.HEAD, value_scale="1.1.1.1", values=dequantised.TENSOR
@@ -146,6 +149,10 @@ MUTATIONS = [
     _mutation(
         "second_scale", _TOKENS, blindness.to_second_scale, dequantise=dequantised.by_two_scales, key_exponent=-3
     ),
+    _mutation("page_order", _PAGED, blindness.to_order_of_pages, other_pages=True),
+    _mutation("negative_pages", _PAGED, blindness.to_negative_pages, negative=True),
+    _mutation("value_pages", _PAGED, blindness.to_which_table, values_flipped=True),
+    _mutation("pages_of_scales", _PAGED_INT8, blindness.to_pages_of_scales, other_pages=True),
     _mutation("format", _E4M3, blindness.to_format, format=dequantised.E5M2),
 ]  # fmt: skip
 

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from . import cross_attention, dequantised, dynamic_cache, flex, hand_written, products, rewritten_caches, static_cache
+from . import (
+    cross_attention,
+    dequantised,
+    dynamic_cache,
+    flex,
+    hand_written,
+    paged,
+    products,
+    rewritten_caches,
+    static_cache,
+)
 from .graph import Golden
 
 GOLDEN_GRAPHS: tuple[Golden, ...] = (
@@ -14,4 +24,5 @@ GOLDEN_GRAPHS: tuple[Golden, ...] = (
     *products.GOLDEN,
     *flex.GOLDEN,
     *dequantised.GOLDEN,
+    *paged.GOLDEN,
 )

@@ -1,0 +1,28 @@
+"""The ways to read a site's K and V, the most direct first: as numbers of a quantised cache, in pages, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from ..errors import Refused
+from .dequantised import read_as_stored
+from .paged import read_as_paged
+from .site import Site
+
+
+def readings(site: Site) -> Iterator[Site]:
+    """Sites that are the same attention, over what K and V are made of; each may be refused by selection."""
+    numbers = _or_none(read_as_stored, site)
+    for read in (numbers, site):
+        pages = None if read is None else _or_none(read_as_paged, read)
+        if pages is not None:
+            yield pages
+    if numbers is not None:
+        yield numbers
+
+
+def _or_none(read: Callable[[Site], Site | None], site: Site) -> Site | None:
+    try:
+        return read(site)
+    except Refused:
+        return None
