@@ -1,10 +1,12 @@
-"""The ways to read a site's K and V, the most direct first: as numbers of a quantised cache, in pages, or both."""
+"""The ways to read a site's K and V, the most direct first: as numbers of a quantised cache, in pages, or both; each
+head as far as it is seen."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
 from ..errors import Refused
+from .by_head import read_by_head
 from .dequantised import read_as_stored
 from .paged import read_as_paged
 from .site import Site
@@ -19,6 +21,9 @@ def readings(site: Site) -> Iterator[Site]:
             yield pages
     if numbers is not None:
         yield numbers
+    heads = _or_none(read_by_head, site)
+    if heads is not None:
+        yield heads
 
 
 def _or_none(read: Callable[[Site], Site | None], site: Site) -> Site | None:

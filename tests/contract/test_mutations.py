@@ -17,7 +17,7 @@ from prefetch_compiler.recognize import sdpa
 from . import blindness
 from .blindness import Blind
 from .error_bounds import assert_within_bound
-from .golden import dequantised, rewritten_caches, spellings, static_cache
+from .golden import dequantised, evicted, rewritten_caches, spellings, static_cache
 from .golden.dequantised import Dequantised
 from .golden.flex import Flex
 from .golden.graph import Golden
@@ -149,6 +149,8 @@ MUTATIONS = [
     _mutation(
         "second_scale", _TOKENS, blindness.to_second_scale, dequantise=dequantised.by_two_scales, key_exponent=-3
     ),
+    Mutation("lengths_of_heads", evicted.OTHER_LENGTHS, evicted.LENGTHS_OF_HEADS, blindness.to_sequences),
+    Mutation("scale_of_pruned", evicted.KEPT_SCALE, evicted.PRUNED_CHANNELS, blindness.to_scale),
     _mutation("page_order", _PAGED, blindness.to_order_of_pages, other_pages=True),
     _mutation("negative_pages", _PAGED, blindness.to_negative_pages, negative=True),
     _mutation("value_pages", _PAGED, blindness.to_which_table, values_flipped=True),

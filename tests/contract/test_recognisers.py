@@ -14,7 +14,7 @@ from prefetch_compiler.recognize.site import Recogniser, Site
 from prefetch_compiler.report import Verdict
 from prefetch_compiler.spec import AttentionSpec
 
-from .golden import dequantised, flex, hand_written, paged, products
+from .golden import dequantised, evicted, flex, hand_written, paged, products
 from .golden.catalogue import GOLDEN_GRAPHS
 from .golden.graph import Golden, Inputs
 from .golden.run import assert_follows_eager, run_compiled, run_eagerly
@@ -45,7 +45,14 @@ def test_a_golden_graph_is_recognised_and_follows_eager(golden: Golden) -> None:
     assert_follows_eager(compiled, eager, problems)
 
 
-_WRITTEN_HERE = (*hand_written.GOLDEN, *products.GOLDEN, *flex.GOLDEN, *dequantised.GOLDEN, *paged.GOLDEN)
+_WRITTEN_HERE = (
+    *hand_written.GOLDEN,
+    *products.GOLDEN,
+    *flex.GOLDEN,
+    *dequantised.GOLDEN,
+    *paged.GOLDEN,
+    *evicted.GOLDEN,
+)
 _FROM_MODELS = [golden for golden in GOLDEN_GRAPHS if golden not in _WRITTEN_HERE]
 _BY_HAND = [
     golden
@@ -68,7 +75,9 @@ _PAGED = [golden for golden in paged.GOLDEN if golden.name in ("paged_and_writte
 _HIDDEN_SIZE_IS_AN_INPUT = ("whisper",)
 
 
-@pytest.mark.parametrize("golden", [*_FROM_MODELS, *_BY_HAND, *_FLEX, *_DEQUANTISED[:2], *_PAGED], ids=str)
+@pytest.mark.parametrize(
+    "golden", [*_FROM_MODELS, *_BY_HAND, *_FLEX, *_DEQUANTISED[:2], *_PAGED, evicted.LENGTHS_OF_HEADS], ids=str
+)
 def test_a_golden_graph_with_every_size_dynamic_follows_eager(golden: Golden) -> None:
     eager, problems = run_eagerly(golden)
     with graphs_run_uncompiled():
@@ -101,7 +110,9 @@ def _any_batch_and_length(steps: Sequence[Inputs]) -> Sequence[Inputs]:
 
 
 @pytest.mark.parametrize(
-    "golden", [*_FROM_MODELS, *_BY_HAND, *_PRODUCTS, flex.EVERYTHING.golden, *_DEQUANTISED, *_PAGED], ids=str
+    "golden",
+    [*_FROM_MODELS, *_BY_HAND, *_PRODUCTS, flex.EVERYTHING.golden, *_DEQUANTISED, *_PAGED, evicted.LENGTHS_OF_HEADS],
+    ids=str,
 )
 def test_a_golden_graph_through_inductors_code_follows_eager(golden: Golden) -> None:
     eager, problems = run_eagerly(golden)

@@ -6,6 +6,7 @@ from . import (
     cross_attention,
     dequantised,
     dynamic_cache,
+    evicted,
     flex,
     hand_written,
     paged,
@@ -25,4 +26,5 @@ GOLDEN_GRAPHS: tuple[Golden, ...] = (
     *flex.GOLDEN,
     *dequantised.GOLDEN,
     *paged.GOLDEN,
+    *evicted.GOLDEN,
 )
