@@ -25,6 +25,7 @@ from ..spec import (
     QuantisedCache,
     TensorLayout,
 )
+from .addresses import readable
 
 _MASK_DTYPES = (torch.bool, *SUPPORTED_DTYPES)
 _LENGTH_DTYPES = (torch.int32, torch.int64)
@@ -241,7 +242,7 @@ def _refuse_operands(call: AttentionCall) -> None:
         raise Refused(f"queries of {call.q.dtype}")
     if call.q.shape[2] > MAX_Q_LEN:
         raise Refused(f"{call.q.shape[2]} query positions, more than {MAX_Q_LEN}")
-    if call.k.dtype in QUANTISED_FORMATS and (call.k.data_ptr() | call.v.data_ptr()) % 2:
+    if not readable(call.k, call.v):
         raise Refused("key or value starts at an odd address: columns are read in pairs")
     if call.table is not None:
         _refuse_pages(call.k.shape[2], call.table)

@@ -19,7 +19,7 @@ from ..quantisation import dequantise, granularity_of
 from ..recognize.marker import call_sdpa, fake_output, in_memory_order, library
 from ..reference import same_dtype_attention
 from ..spec import QUANTISED_FORMATS, ScaleGranularity
-from .addresses import for_these_addresses
+from .addresses import for_these_addresses, readable
 from .launch import launch_decode
 
 log = logging.getLogger("prefetch_compiler")
@@ -87,7 +87,7 @@ def _decode_attention(
         _observe(site, bounds, kv_len, q_len, is_causal)
     if mask is not None:
         mask = mask.expand(batch, query_heads, q_len, kv_len)
-    if config not in _failed_configs:
+    if config not in _failed_configs and readable(k, v):
         chosen = for_these_addresses(KernelConfig.decode(config), k, v)
         try:
             return launch_decode(
