@@ -12,9 +12,10 @@ from torch.fx import Graph, Node
 
 from ..spec import MaskKind
 from .axes import shape_of
-from .reshape import contiguous, permute, reshape, size_argument
+from .folding import folded_batch, folded_mask, folded_rows, unfolded
+from .reshape import permute, size_argument
 from .site import Site, describe_site
-from .sizes import is_symbolic, same
+from .sizes import same
 from .trace import insert_call
 from .views import StoredKV, aten
 
@@ -29,22 +30,16 @@ def read_by_head(site: Site) -> Site | None:
         return None
     if "q_len" in site.spec.symbolic or not (_folds(site.key) and _folds(site.value)):
         return None
-    graph, kv_heads, group = site.anchor.graph, site.spec.kv_heads, site.spec.group
+    graph, kv_heads = site.anchor.graph, site.spec.kv_heads
     with graph.inserting_before(site.anchor):
         key, value = (_folded_cache(graph, stored, kv_heads) for stored in (site.key, site.value))
-        q = _folded_rows(graph, site.q, group)
-        mask = _folded_rows(graph, mask, group)
+        q = folded_rows(graph, site.q, site.spec.group)
+        mask = folded_mask(graph, mask, site)
     spec = describe_site(q, key, value, mask, False, site.scale, True, softcap=site.spec.softcap)
-
-    def restore(result: Node) -> Node:
-        batch = size_argument(graph, site.q, 0)
-        q_len, dim = site.spec.q_len, site.spec.value_dim
-        rows = reshape(graph, result, [batch, kv_heads * group, q_len, dim])
-        if not site.heads_first:
-            rows = permute(graph, contiguous(graph, permute(graph, rows, [0, 2, 1, 3])), [0, 2, 1, 3])
-        return site.restore(rows)
-
-    return replace(site, q=q, key=key, value=value, mask=mask, spec=spec, heads_first=True, restore=restore)
+    return replace(
+        site, q=q, key=key, value=value, mask=mask, spec=spec, heads_first=True,
+        restore=lambda result: unfolded(site, graph, result),
+    )  # fmt: skip
 
 
 def _differs_by_head(site: Site, mask: Node) -> bool:
@@ -64,16 +59,5 @@ def _folds(stored: StoredKV) -> bool:
 def _folded_cache(graph: Graph, stored: StoredKV, kv_heads: int) -> StoredKV:
     """(batch, kv_heads, len, dim) as (batch * kv_heads, 1, len, dim)."""
     cache = permute(graph, stored.base, list(stored.order))
-    length, dim = size_argument(graph, cache, 2), size_argument(graph, cache, 3)
-    if is_symbolic(shape_of(cache)[0]):
-        sizes = [-1, 1, length, dim]
-    else:
-        sizes = [int(shape_of(cache)[0]) * kv_heads, 1, length, dim]
+    sizes = [folded_batch(cache, kv_heads), 1, size_argument(graph, cache, 2), size_argument(graph, cache, 3)]
     return StoredKV(insert_call(graph, aten.view.default, cache, sizes), (0, 1, 2, 3))
-
-
-def _folded_rows(graph: Graph, rows: Node, group: int) -> Node:
-    """(batch, query_heads, q, ...) as (batch * kv_heads, group, q, ...)."""
-    shape = shape_of(rows)
-    batch = -1 if is_symbolic(shape[0]) else int(shape[0]) * int(shape[1]) // group
-    return reshape(graph, rows, [batch, group, size_argument(graph, rows, 2), size_argument(graph, rows, 3)])

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ..errors import Refused
+from .block_lists import read_by_lists
 from .by_head import read_by_head
 from .dequantised import read_as_stored
 from .paged import read_as_paged
@@ -21,9 +22,10 @@ def readings(site: Site) -> Iterator[Site]:
             yield pages
     if numbers is not None:
         yield numbers
-    heads = _or_none(read_by_head, site)
-    if heads is not None:
-        yield heads
+    for read_heads in (read_by_lists, read_by_head):
+        heads = _or_none(read_heads, site)
+        if heads is not None:
+            yield heads
 
 
 def _or_none(read: Callable[[Site], Site | None], site: Site) -> Site | None:

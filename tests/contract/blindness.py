@@ -13,6 +13,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from prefetch_compiler.lower import mark, ops, quantised_call, rewrite
 from prefetch_compiler.recognize import (
+    block_lists,
     block_mask,
     bounds,
     chain,
@@ -346,6 +347,12 @@ def to_second_scale(monkeypatch: pytest.MonkeyPatch) -> None:
 def to_order_of_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     entries = rewrite._entries
     monkeypatch.setattr(rewrite, "_entries", lambda table, pool: entries(table.flip(1), pool))
+
+
+def to_lists_of_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first head's list serves all."""
+    table = block_lists._table
+    monkeypatch.setattr(block_lists, "_table", lambda listed, blocks: table(listed[:, :1].expand_as(listed), blocks))
 
 
 def to_negative_pages(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,6 +150,7 @@ MUTATIONS = [
         "second_scale", _TOKENS, blindness.to_second_scale, dequantise=dequantised.by_two_scales, key_exponent=-3
     ),
     Mutation("lengths_of_heads", evicted.OTHER_LENGTHS, evicted.LENGTHS_OF_HEADS, blindness.to_sequences),
+    Mutation("picked_blocks", evicted.OTHER_BLOCKS, evicted.PICKED_BLOCKS, blindness.to_lists_of_heads),
     Mutation("scale_of_pruned", evicted.KEPT_SCALE, evicted.PRUNED_CHANNELS, blindness.to_scale),
     _mutation("page_order", _PAGED, blindness.to_order_of_pages, other_pages=True),
     _mutation("negative_pages", _PAGED, blindness.to_negative_pages, negative=True),

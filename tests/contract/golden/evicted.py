@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prefetch_compiler.spec import AttentionSpec, MaskKind
+from prefetch_compiler.spec import AttentionSpec, MaskKind, TensorLayout
 
 from .graph import DEVICE, Draw, Golden, Inputs, each_head_by_itself, heads_first, note, repeat_kv
 
-BATCH, KV_HEADS, GROUP, KV_LEN, DIM, KEPT = 2, 2, 2, 24, 32, 16
+BATCH, KV_HEADS, GROUP, KV_LEN, DIM, KEPT, BLOCK = 2, 2, 2, 24, 32, 16, 4
 HEADS = KV_HEADS * GROUP
 
 
@@ -48,6 +48,31 @@ def channels_of_each_head(q: Tensor, keys: Tensor, values: Tensor, channels: Ten
     )
 
 
+def picked_blocks(q: Tensor, keys: Tensor, values: Tensor, picked: Tensor) -> Tensor:
+    """(batch, kv_heads, n) blocks of BLOCK keys: the ones that each head finds worth reading."""
+
+    def of(cache: Tensor) -> Tensor:
+        blocks = cache.unflatten(2, (-1, BLOCK))
+        wanted = picked[..., None, None].expand(-1, -1, -1, BLOCK, DIM)
+        return blocks.gather(2, wanted).flatten(2, 3)
+
+    return functional.scaled_dot_product_attention(q, of(keys), of(values), enable_gqa=True)
+
+
+def picked_keys(q: Tensor, keys: Tensor, values: Tensor, picked: Tensor, mask: Tensor) -> Tensor:
+    """(batch, kv_heads, n) single keys, of which a sequence may have fewer."""
+    k, v = (torch.take_along_dim(cache, picked[..., None], 2) for cache in (keys, values))
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+
+def picked_by_products(q: Tensor, keys: Tensor, values: Tensor, picked: Tensor) -> Tensor:
+    wanted = picked[..., None].expand(-1, -1, -1, DIM)
+    k, v = keys.gather(2, wanted), values.gather(2, wanted)
+    note(q, k, v, None, 1 / math.sqrt(DIM), None, None)
+    scores = q @ repeat_kv(k, GROUP).mT / math.sqrt(DIM)
+    return scores.softmax(-1) @ repeat_kv(v, GROUP)
+
+
 def _steps(seed: int, key_dim: int, **more: Tensor) -> Sequence[Inputs]:
     draw = Draw(seed)
     return [
@@ -58,6 +83,26 @@ def _steps(seed: int, key_dim: int, **more: Tensor) -> Sequence[Inputs]:
             **more,
         }
     ]
+
+
+def _blocks() -> Sequence[Inputs]:
+    return _steps(34, DIM, picked=torch.tensor([[[0, 5], [3, 1]], [[2, 4], [4, 5]]], device=DEVICE))
+
+
+def _other_blocks() -> Sequence[Inputs]:
+    return _steps(34, DIM, picked=torch.tensor([[[0, 5], [0, 5]], [[0, 5], [0, 5]]], device=DEVICE))
+
+
+def _picked_keys() -> Sequence[Inputs]:
+    picked = torch.tensor([[[7, 20, 3], [23, 0, 11]], [[1, 2, 9], [14, 5, 6]]], device=DEVICE)
+    mask = torch.tensor([[True, True, True], [True, True, False]], device=DEVICE)[:, None, None]
+    (step,) = _steps(35, DIM, picked=picked)
+    return [{**step, "mask": mask}]
+
+
+def _keys_without_mask() -> Sequence[Inputs]:
+    (step,) = _picked_keys()
+    return [{name: value for name, value in step.items() if name != "mask"}]
 
 
 def _lengths() -> Sequence[Inputs]:
@@ -116,7 +161,26 @@ OTHER_LENGTHS = Golden("other_lengths_of_heads", lengths_of_heads, _other_length
 LENGTH_FIRST = Golden("lengths_length_first", lengths_of_heads, _lengths_length_first, ())
 KEPT_SCALE = Golden("scale_of_kept_channels", scaled_by_what_is_kept, _channels, ())
 PRUNED_CHANNELS = Golden("pruned_channels", pruned_channels, _channels, (_PRUNED,))
+_BLOCKS = replace(
+    each_head_by_itself(
+        replace(
+            _PRUNED, head_dim=DIM, kv_len=2 * BLOCK, key_layout=heads_first(KV_HEADS, KV_LEN, DIM),
+        )
+    ),
+    key_layout=TensorLayout(BLOCK * DIM, BLOCK * DIM, DIM),
+    value_layout=TensorLayout(BLOCK * DIM, BLOCK * DIM, DIM),
+    page_size=BLOCK,
+)  # fmt: skip
+_KEYS = replace(
+    _BLOCKS, kv_len=3, key_layout=TensorLayout(DIM, DIM, DIM), value_layout=TensorLayout(DIM, DIM, DIM), page_size=1
+)
+PICKED_BLOCKS = Golden("picked_blocks", picked_blocks, _blocks, (_BLOCKS,))
+OTHER_BLOCKS = Golden("other_picked_blocks", picked_blocks, _other_blocks, (_BLOCKS,))
+PICKED_KEYS = Golden("picked_by_products", picked_by_products, _keys_without_mask, (_KEYS,), "recognise_softmax_chain")
 GOLDEN = (
+    PICKED_BLOCKS,
+    Golden("picked_keys", picked_keys, _picked_keys, (replace(_KEYS, mask=MaskKind.BOOL, mask_dtype=torch.bool),)),
+    PICKED_KEYS,
     LENGTHS_OF_HEADS,
     Golden("lengths_of_query_heads", lengths_of_query_heads, _lengths, (_EVICTED,), "recognise_softmax_chain"),
     PRUNED_CHANNELS,
