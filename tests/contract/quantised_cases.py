@@ -159,8 +159,8 @@ def quantised_spec(operands: QuantisedOperands) -> AttentionSpec:
     )  # fmt: skip
 
 
-def solve_quantised(case: QuantisedCase, operands: QuantisedOperands) -> Tensor:
-    """Run the case on stale caches, with NaN in every tensor that is allocated meanwhile."""
+def solve_quantised(case: QuantisedCase, operands: QuantisedOperands, lse: Tensor | None = None) -> Tensor:
+    """Run the case on stale caches, with NaN in every tensor that is allocated meanwhile. ``lse`` is written too."""
     o, config = operands, config_of(case, operands)
     bounds = None if o.mask is None else mask_bounds(o.mask, case.capacity)
     heads = case.group * case.kv_heads
@@ -169,7 +169,7 @@ def solve_quantised(case: QuantisedCase, operands: QuantisedOperands) -> Tensor:
         return launch_decode(
             o.q, o.stored_k, o.stored_v, expanded, bounds, is_causal=o.is_causal, scale=o.scale,
             heads_first=case.heads_first, config=config, k_scale=o.k_scale, v_scale=o.v_scale,
-            softcap=o.softcap, sink=o.sink,
+            softcap=o.softcap, sink=o.sink, lse=lse,
         )  # fmt: skip
 
 
