@@ -523,9 +523,7 @@ def quantised_decode(
             tl.store(stats_ptr + partial_rows * 2, maximum, mask=row_valid)
             tl.store(stats_ptr + partial_rows * 2 + 1, total, mask=row_valid)
         if lse_ptr is not None and not SPLIT:
-            store_lse(
-                lse_ptr + (sequence_wide * kv_heads + kv_head) * rows, maximum, total, row, row_valid, EXP2_SCALE
-            )
+            store_lse(lse_ptr + (sequence_wide * kv_heads + kv_head) * rows, maximum, total, row, row_valid, EXP2_SCALE)
         store_columns(
             out_ptr, partial_ptr, even * result_scale, total, out_rows, partial_rows * VALUE_DIM, row_valid, 0,
             V_UNITS, BLOCK_V, SPLIT, UPCAST,
