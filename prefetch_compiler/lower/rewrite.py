@@ -6,6 +6,7 @@ A site that fails at any stage is unmarked, which traces SDPA where the marker s
 from __future__ import annotations
 
 import logging
+import operator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +31,7 @@ from ..select.digest import digest_of
 from ..select.lookup import Objection
 from ..select.selection import Selection, select
 from ..spec import AttentionSpec
-from .ops import DECODE_ATTENTION
+from .ops import DECODE_ATTENTION, DECODE_ATTENTION_LSE
 from .precompile import precompile
 from .quick_check import why_wrong
 
@@ -186,8 +187,9 @@ class Lowering:
             value = _arrange(graph, site.value, site.q)
             mask = None if site.mask is None else _four_dimensional(graph, site.mask)
             q = _contiguous_rows(graph, site.q)
+            target = DECODE_ATTENTION_LSE if site.spec.lse else DECODE_ATTENTION
             return insert_call(
-                graph, DECODE_ATTENTION, q, key, value, mask, bounds,
+                graph, target, q, key, value, mask, bounds,
                 site.is_causal, site.scale, site.heads_first, config.encode(), site.index, self.strict, site.sink,
                 site.spec.softcap,
             )  # fmt: skip
@@ -222,9 +224,37 @@ def _replace_anchor(site: Site, result: Node) -> None:
     }
     graph = site.anchor.graph
     with graph.inserting_before(site.anchor):
-        restored = site.restore(result)
+        out, lse = (_taken(result, 0), _taken(result, 1)) if site.spec.lse else (result, result)
+        restored = site.restore(out)
+        replaced = [(use.anchor, use.restore(lse)) for use in site.log_sum_exps]
+    for anchor, value in replaced:
+        if anchor < site.anchor:
+            _move_users_behind(anchor, site.anchor)
+        anchor.replace_all_uses_with(value)
     site.anchor.replace_all_uses_with(restored)
-    _erase_with_sources(site.anchor)
+    for anchor in (site.anchor, *(use.anchor for use in site.log_sum_exps)):
+        if not anchor._erased:
+            _erase_with_sources(anchor)
+
+
+def _taken(results: Node, at: int) -> Node:
+    """One of several results of a node."""
+    node = results.graph.call_function(operator.getitem, (results, at))
+    node.meta["val"] = results.meta["val"][at]
+    return node
+
+
+def _move_users_behind(anchor: Node, last: Node) -> None:
+    """Put whatever depends on ``anchor`` and stands before ``last`` behind that, in the order in which it stands."""
+    behind, moved = last, {anchor}
+    node = anchor.next
+    while node is not last:
+        following = node.next
+        if any(source in moved for source in node.all_input_nodes):
+            moved.add(node)
+            behind.append(node)
+            behind = node
+        node = following
 
 
 def _erase_with_sources(node: Node) -> None:

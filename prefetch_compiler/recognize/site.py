@@ -23,6 +23,19 @@ def _as_it_is(result: Node) -> Node:
 
 
 @dataclass(frozen=True)
+class LogSumExp:
+    """A use of a site's log-sum-exp.
+
+    Attributes:
+        anchor: the node whose value it replaces.
+        restore: adds nodes that make float32 (batch, query_heads, q_len), in natural units, what the anchor is.
+    """
+
+    anchor: Node
+    restore: Callable[[Node], Node] = _as_it_is
+
+
+@dataclass(frozen=True)
 class Site:
     """One decode attention, every operand and use accounted for.
 
@@ -34,6 +47,7 @@ class Site:
         mask: at most 4-D, broadcastable to (batch, query_heads, q_len, kv_len).
         sink: (query_heads,) logits of attention sinks.
         restore: adds views that make (batch, query_heads, q_len, value_dim) what the anchor is.
+        log_sum_exps: of scores; nodes that use them may stand before the anchor, but the anchor depends on none.
     """
 
     anchor: Node
@@ -49,6 +63,7 @@ class Site:
     spec: AttentionSpec
     sink: Node | None = None
     restore: Callable[[Node], Node] = _as_it_is
+    log_sum_exps: tuple[LogSumExp, ...] = ()
 
 
 # A recogniser looks at one node of a functional graph: a Site, None (not mine), or Refused (mine, but not servable).
@@ -87,6 +102,7 @@ def describe_site(
     *,
     softcap: float | None = None,
     has_sink: bool = False,
+    has_lse: bool = False,
 ) -> AttentionSpec:
     """The spec of a site's operands.
 
@@ -127,5 +143,6 @@ def describe_site(
         out_heads_first=heads_first,
         softcap=softcap,
         sink=has_sink,
+        lse=has_lse,
         symbolic=frozenset(name for name, size in symbolic.items() if is_symbolic(size)),
     )

@@ -31,8 +31,8 @@ def assert_within_bound(actual: Tensor, problem: Problem) -> None:
 
 
 def assert_lse_within_bound(actual: Tensor, problem: Problem) -> None:
-    """``actual`` is float32 (batch, query_heads, q_len), -inf exactly where the oracle is, and errs no more than float32
-    arithmetic may.
+    """``actual`` is float32 (batch, query_heads, q_len), -inf exactly where the oracle is, and errs no more than
+    float32 arithmetic may.
 
     A log-sum-exp moves by no more than its scores do: a sum of head_dim products, each rounded once on its way, and the
     roundings of a score and of its exponential, as in ``error_bound``. The logarithm and the sum with the maximum
