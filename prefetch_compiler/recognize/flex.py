@@ -10,7 +10,7 @@ from torch.fx import Graph, Node
 from .axes import dims_of
 from .block_mask import visible
 from .changes import Fill
-from .compose import composed_mask
+from .compose import composed_mask, require_swallowing
 from .flex_call import output_of, read_call
 from .flex_marker import MARKED_FLEX
 from .marked import stored_pair
@@ -46,6 +46,8 @@ def recognise_marked_flex(node: Node) -> Site | None:
         LogSumExp(anchor, functools.partial(_in_its_units, graph, anchor, call.log_of_two))
         for anchor in call.log_sum_exps
     )
+    if used:
+        require_swallowing(terms, mask)
     spec = describe_site(
         call.q, key, value, mask, False, changes.scale, heads_first, softcap=changes.softcap, has_lse=bool(used)
     )
