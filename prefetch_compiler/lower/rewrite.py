@@ -20,6 +20,7 @@ from ..device import profile, visible_profiles
 from ..errors import InadmissibleConfigError, Refused
 from ..recognize.bounds import mask_bounds
 from ..recognize.markable import MARKERS, is_marker
+from ..recognize.pack import packed
 from ..recognize.registry import recognise
 from ..recognize.site import Site
 from ..recognize.sizes import is_symbolic
@@ -71,9 +72,19 @@ class Lowering:
     def run(self, graph: Graph) -> None:
         """Lower every site of ``graph``, in place."""
         self._bounds.clear()
+        met: set[Node] = set()
+        while self._lower_until_moved(graph, met):
+            pass
+
+    def _lower_until_moved(self, graph: Graph, met: set[Node]) -> bool:
+        """Lower sites in the order of the graph, but for those ``met``, until that order has changed."""
         for node in list(graph.nodes):
-            if not node._erased:
-                self._lower_or_unmark(node)
+            if node in met or node._erased:
+                continue
+            met.add(node)
+            if self._lower_or_unmark(node):
+                return True
+        return False
 
     def settle(self) -> bool:
         """Wait until every kernel is compiled and loaded.
@@ -109,15 +120,18 @@ class Lowering:
             for seen in visible_profiles()
         )
 
-    def _lower_or_unmark(self, node: Node) -> None:
+    def _lower_or_unmark(self, node: Node) -> bool:
+        """Whether nodes were put in another order."""
         try:
             site = recognise(node)
             if site is None:
-                return
+                return False
+            if not self.deterministic:  # a sequence's bits would depend on its batch
+                site = packed(site)
             selection = self._select(site)
             result = self._emit(site, selection.config)
             self._account(site, selection)
-            _replace_anchor(site, result)
+            return _replace_anchor(site, result)
         except Refused as refusal:
             self._give_up(node, refusal.reason)
         except InadmissibleConfigError as error:
@@ -125,6 +139,7 @@ class Lowering:
         except Exception as error:
             self.failures.append(error)
             self._give_up(node, _failure_reason(error))
+        return False
 
     def _account(self, site: Site, selection: Selection) -> None:
         report = self.reports[site.index]
@@ -195,21 +210,21 @@ class Lowering:
             )  # fmt: skip
 
     def _bounds_of(self, site: Site, mask: Node) -> Node:
-        """The bounds of the site's mask, computed where the first site with that mask and length needs them."""
+        """The bounds of the site's mask, computed where the first site with that mask and length is met."""
         kv_len = site.spec.kv_len
         # By the length itself, not its hint: two caches may be equally long when compiled and not later.
         key = (value_number(mask), str(site.key.base.meta["val"].shape[site.key.order[2]]))
         if key not in self._bounds:
-            graph = site.anchor.graph
-            with graph.inserting_before(site.anchor):
+            graph, before = site.anchor.graph, site.marker or site.anchor
+            with graph.inserting_before(before):
                 mask_4d = _four_dimensional(graph, mask)
             if "kv_len" in site.spec.symbolic:
                 length_at = site.key.order[2]
                 self._bounds[key] = inline(
-                    graph, site.anchor, lambda m, k: mask_bounds(m, k.shape[length_at]), [mask_4d, site.key.base]
+                    graph, before, lambda m, k: mask_bounds(m, k.shape[length_at]), [mask_4d, site.key.base]
                 )
             else:
-                self._bounds[key] = inline(graph, site.anchor, lambda m: mask_bounds(m, kv_len), [mask_4d])
+                self._bounds[key] = inline(graph, before, lambda m: mask_bounds(m, kv_len), [mask_4d])
         return self._bounds[key]
 
 
@@ -217,7 +232,8 @@ def _site_index(node: Node) -> int:
     return int(node.args[-1])  # type: ignore[arg-type]
 
 
-def _replace_anchor(site: Site, result: Node) -> None:
+def _replace_anchor(site: Site, result: Node) -> bool:
+    """Whether nodes were put in another order for it."""
     result.meta = {
         **{k: v for k, v in site.anchor.meta.items() if k in ("nn_module_stack", "stack_trace")},
         **result.meta,
@@ -227,14 +243,15 @@ def _replace_anchor(site: Site, result: Node) -> None:
         out, lse = (_taken(result, 0), _taken(result, 1)) if site.spec.lse else (result, result)
         restored = site.restore(out)
         replaced = [(use.anchor, use.restore(lse)) for use in site.log_sum_exps]
+    moved = False
     for anchor, value in replaced:
-        if anchor < site.anchor:
-            _move_users_behind(anchor, site.anchor)
+        moved |= anchor < site.anchor and _move_users_behind(anchor, site.anchor)
         anchor.replace_all_uses_with(value)
     site.anchor.replace_all_uses_with(restored)
     for anchor in (site.anchor, *(use.anchor for use in site.log_sum_exps)):
         if not anchor._erased:
             _erase_with_sources(anchor)
+    return moved
 
 
 def _taken(results: Node, at: int) -> Node:
@@ -244,7 +261,7 @@ def _taken(results: Node, at: int) -> Node:
     return node
 
 
-def _move_users_behind(anchor: Node, last: Node) -> None:
+def _move_users_behind(anchor: Node, last: Node) -> bool:
     """Put whatever depends on ``anchor`` and stands before ``last`` behind that, in the order in which it stands."""
     behind, moved = last, {anchor}
     node = anchor.next
@@ -255,6 +272,7 @@ def _move_users_behind(anchor: Node, last: Node) -> None:
             behind.append(node)
             behind = node
         node = following
+    return len(moved) > 1
 
 
 def _erase_with_sources(node: Node) -> None:

@@ -58,7 +58,7 @@ def recognise_softmax_chain(node: Node) -> Site | None:
     output = _read_output(node, scores)
     _require_independent(output, space.log_sum_exps)
     with node.graph.inserting_before(output.node):
-        return _Chain(node.graph, scores, output, space.log_sum_exps).site(int(node.args[-1]))  # type: ignore[arg-type]
+        return _Chain(node, scores, output, space.log_sum_exps).site()
 
 
 def _read_output(softmax: Node, scores: Scores) -> _Output:
@@ -137,8 +137,9 @@ def _drops_last(node: Node) -> bool:
 class _Chain:
     """One site's operands, brought to the layouts of AttentionSpec by views."""
 
-    def __init__(self, graph: Graph, scores: Scores, output: _Output, log_sum_exps: Sequence[Node]) -> None:
-        self._graph, self._scores, self._output, self._log_sum_exps = graph, scores, output, log_sum_exps
+    def __init__(self, marker: Node, scores: Scores, output: _Output, log_sum_exps: Sequence[Node]) -> None:
+        self._graph, self._marker = marker.graph, marker
+        self._scores, self._output, self._log_sum_exps = scores, output, log_sum_exps
         if not 3 <= len(scores.dims) <= 5:
             raise Refused(f"the scores have {len(scores.dims)} dimensions; expected (batch, heads, q, keys)")
         batch, *heads, self._queries, self._keys = resolved(scores.dims)
@@ -146,7 +147,7 @@ class _Chain:
             raise Refused("there is one key")
         self._order = [batch, [axis for group in heads for axis in group], self._queries]
 
-    def site(self, index: int) -> Site:
+    def site(self) -> Site:
         scores = self._scores
         q, keys = self._queries_and_keys()
         values = self._stored(_flip(self._graph, self._output.values, self._output.flipped), self._output.lead)
@@ -158,7 +159,8 @@ class _Chain:
         require_head_dims(q_value, k_value, v_value)
         key, value = stored_pair(keys, values)
         order = [*self._order, self._keys]
-        mask = composed_mask(self._graph, self._output.node, scores.terms, order, q_value.dtype)
+        with self._graph.inserting_before(self._marker):
+            mask = composed_mask(self._graph, self._marker, scores.terms, order, q_value.dtype)
         used = tuple(LogSumExp(anchor, functools.partial(self._restore_lse, anchor)) for anchor in self._log_sum_exps)
         if used:
             require_swallowing(scores.terms, mask)
@@ -168,8 +170,8 @@ class _Chain:
             softcap=scores.softcap, has_sink=sink is not None, has_lse=bool(used),
         )  # fmt: skip
         return Site(
-            self._output.node, index, "softmax", q, key, value, mask, False, spec.scale, True, spec, sink,
-            self._restore, used,
+            self._output.node, int(self._marker.args[-1]), "softmax",  # type: ignore[arg-type]
+            q, key, value, mask, False, spec.scale, True, spec, sink, self._restore, used, self._marker,
         )  # fmt: skip
 
     def _queries_and_keys(self) -> tuple[Node, Node]:

@@ -48,6 +48,8 @@ class Site:
         sink: (query_heads,) logits of attention sinks.
         restore: adds views that make (batch, query_heads, q_len, value_dim) what the anchor is.
         log_sum_exps: of scores; nodes that use them may stand before the anchor, but the anchor depends on none.
+        marker: where the site is met, if that is before its anchor. What sites share is put there: the next one that is
+            met may have its anchor before this one's.
     """
 
     anchor: Node
@@ -64,6 +66,7 @@ class Site:
     sink: Node | None = None
     restore: Callable[[Node], Node] = _as_it_is
     log_sum_exps: tuple[LogSumExp, ...] = ()
+    marker: Node | None = None
 
 
 # A recogniser looks at one node of a functional graph: a Site, None (not mine), or Refused (mine, but not servable).
