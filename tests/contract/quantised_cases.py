@@ -12,7 +12,7 @@ from torch import Tensor
 from prefetch_compiler.config import KernelConfig, LoadPath, Merge, OperandOrder, PrefetchKind
 from prefetch_compiler.device import profile
 from prefetch_compiler.lower.addresses import for_these_addresses
-from prefetch_compiler.lower.call import AttentionCall, spec_of
+from prefetch_compiler.lower.call import QUANTISED, AttentionCall, spec_of
 from prefetch_compiler.lower.launch import launch_decode
 from prefetch_compiler.quantisation import dequantise, quantise
 from prefetch_compiler.recognize.bounds import mask_bounds
@@ -154,7 +154,7 @@ def quantised_spec(operands: QuantisedOperands) -> AttentionSpec:
     return spec_of(
         AttentionCall(
             o.q, o.stored_k, o.stored_v, o.k_scale, o.v_scale, o.mask, None, None, None, o.sink, o.is_causal, o.scale,
-            o.softcap,
+            o.softcap, QUANTISED,
         )
     )  # fmt: skip
 
