@@ -14,7 +14,7 @@ from prefetch_compiler.recognize.site import Recogniser, Site
 from prefetch_compiler.report import Verdict
 from prefetch_compiler.spec import AttentionSpec
 
-from .golden import flex, hand_written, products
+from .golden import flex, hand_written, partial, products
 from .golden.catalogue import GOLDEN_GRAPHS
 from .golden.graph import Golden, Inputs
 from .golden.run import assert_follows_eager, run_compiled, run_eagerly
@@ -45,14 +45,14 @@ def test_a_golden_graph_is_recognised_and_follows_eager(golden: Golden) -> None:
     assert_follows_eager(compiled, eager, problems)
 
 
-_WRITTEN_HERE = (*hand_written.GOLDEN, *products.GOLDEN, *flex.GOLDEN)
+_WRITTEN_HERE = (*hand_written.GOLDEN, *products.GOLDEN, *flex.GOLDEN, *partial.GOLDEN)
 _FROM_MODELS = [golden for golden in GOLDEN_GRAPHS if golden not in _WRITTEN_HERE]
 _BY_HAND = [
     golden
     for golden in hand_written.GOLDEN
     if golden.name in ("enable_gqa", "repeat_interleave", "stored_length_first", "bool-B.H.q.S", "min-B.1.q.S")
 ]
-_SOME = ("matmul", "grouped_einsum", "grouped_matmul", "length_first", "bmm", "sink_less_maximum", "alibi")
+_SOME = ("matmul", "grouped_einsum", "grouped_matmul", "length_first", "bmm", "sink_less_maximum", "alibi", "less_lse")
 _PRODUCTS = [golden for golden in products.GOLDEN if golden.name in _SOME]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import cross_attention, dynamic_cache, flex, hand_written, products, rewritten_caches, static_cache
+from . import cross_attention, dynamic_cache, flex, hand_written, partial, products, rewritten_caches, static_cache
 from .graph import Golden
 
 GOLDEN_GRAPHS: tuple[Golden, ...] = (
@@ -13,4 +13,5 @@ GOLDEN_GRAPHS: tuple[Golden, ...] = (
     *hand_written.GOLDEN,
     *products.GOLDEN,
     *flex.GOLDEN,
+    *partial.GOLDEN,
 )
