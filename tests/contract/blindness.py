@@ -19,7 +19,9 @@ from prefetch_compiler.recognize import (
     changes,
     compose,
     flex,
+    log_space,
     marked,
+    pack,
     score_mod,
     sdpa,
     views,
@@ -288,3 +290,37 @@ def to_captured(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(block_mask, "for_all_indices", without)
     monkeypatch.setattr(score_mod, "for_all_indices", without)
+
+
+def to_lse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log-sum-exp is taken for 0."""
+    launch = ops.launch_decode
+
+    def without(*args: Any, **kwargs: Any) -> Tensor:
+        out: Tensor = launch(*args, **kwargs)
+        kwargs["lse"].zero_()
+        return out
+
+    monkeypatch.setattr(ops, "launch_decode", without)
+
+
+def to_lse_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flex attention's log-sum-exp is taken for a natural one."""
+    read_call = flex.read_call
+    monkeypatch.setattr(flex, "read_call", lambda node: replace(read_call(node), log_of_two=False))
+
+
+def to_other_terms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is added to a sum of exponentials does not count."""
+    value_of = log_space._Reader._value_of
+
+    def without(self: Any, node: Node) -> Any:
+        adds = node.target is views.aten.add.Tensor and node.args[0] in self._values
+        return self._values[node.args[0]] if adds else value_of(self, node)
+
+    monkeypatch.setattr(log_space._Reader, "_value_of", without)
+
+
+def to_packing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed queries stay in the order of sequences."""
+    monkeypatch.setattr(pack, "permute", lambda graph, tensor, order: tensor)

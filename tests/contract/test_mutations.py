@@ -17,10 +17,11 @@ from prefetch_compiler.recognize import sdpa
 from . import blindness
 from .blindness import Blind
 from .error_bounds import assert_within_bound
-from .golden import rewritten_caches, spellings, static_cache
+from .golden import partial, rewritten_caches, spellings, static_cache
 from .golden.flex import Flex
 from .golden.graph import Golden
 from .golden.hand_written import HandWritten
+from .golden.partial import Partial
 from .golden.products import Products, grouped_einsum
 from .golden.run import assert_follows_eager, run_compiled, run_eagerly
 from .uncompiled import graphs_run_uncompiled
@@ -38,7 +39,9 @@ class Mutation:
     blind: Blind
 
 
-def _mutation(name: str, original: HandWritten | Products | Flex, blind: Blind, **changes: object) -> Mutation:
+def _mutation(
+    name: str, original: HandWritten | Products | Flex | Partial, blind: Blind, **changes: object
+) -> Mutation:
     mutant = replace(original, name=f"{original.name}_{name}", **changes)  # type: ignore[arg-type]
     return Mutation(name, original.golden, mutant.golden, blind)
 
@@ -58,6 +61,10 @@ _FILLED = Products("filled_products", mask="inf-B.1.q.S", q_len=5)
 _FLEX = Flex("flex", q_len=3)
 _FLEX_SHOWN = replace(_FLEX, mask="window")
 _FLEX_FILLED = replace(_FLEX, fill="not_first_query")
+
+_PARTIAL = Partial("partial", merge=partial.evenly)
+_PARTIAL_FLEX = Partial("partial_flex", merge=partial.evenly, **partial.FLEX)
+_MERGED_FLEX = Partial("merged_flex", **partial.FLEX)
 
 MUTATIONS = [
     _mutation("scale", _GROUPED, blindness.to_scale, scale=0.9),
@@ -101,6 +108,11 @@ MUTATIONS = [
     _mutation("product_sink", _BY_PRODUCTS, blindness.to_sink, sink="plain"),
     _mutation("product_which_sink", _BY_PRODUCTS, blindness.to_which_sink, sink="less_maximum"),
     _mutation("product_two_masks", _BY_PRODUCTS, blindness.to_composed_mask, mask="both-B.1.q.S"),
+    _mutation("product_off_by_one", _BY_PRODUCTS, blindness.to_other_terms, softmax="off_by_one"),
+    _mutation("partial_lse", _PARTIAL, blindness.to_lse, merge=partial.by_log_add),
+    _mutation("partial_lse_of_flex", _PARTIAL_FLEX, blindness.to_lse, merge=partial.by_shares),
+    _mutation("partial_sink", _MERGED_FLEX, blindness.to_lse_units, sink=True),
+    _mutation("partial_prefix", replace(_PARTIAL, merge=partial.by_log_add), blindness.to_packing, shared=True),
     _mutation("flex_scale", _FLEX, blindness.to_scale_of_flex, scale=0.9),
     _mutation("flex_mask_polarity", replace(_FLEX, mask="hidden"), blindness.to_block_mask_polarity, mask="causal"),
     _mutation("flex_window", _FLEX_SHOWN, blindness.to_block_mask, window=9),

@@ -141,7 +141,9 @@ class Products:
 
             stored = [x.transpose(1, 2) if given.length_first else x for x in (keys, values)]
             added = None if mask is None else _as_added(given.mask, mask, q.dtype)
-            note(q, *stored, added, given.scale, given.softcap, sink)
+            # One more in the sum of exponentials is a sink of 0.
+            noted_sink = q.new_zeros(given.heads) if given.softmax == "off_by_one" else sink
+            note(q, *stored, added, given.scale, given.softcap, noted_sink)
             return given.spelling(q, keys, values, given.group, weigh)
 
         return attend
