@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from . import flex_call, multi_head, sdpa, softmax, written_softmax
+from . import flex_call, multi_head, sdpa, sdpa_3d, softmax, written_softmax
 from .flex_marker import MARKED_FLEX, hand_on
 from .marker import MARKED_SDPA, call_sdpa
 from .softmax_marker import MARKED_SOFTMAX, call_softmax
@@ -36,6 +36,7 @@ class Markable:
 
 
 MARKABLE: tuple[Markable, ...] = (
+    Markable("sdpa", sdpa_3d.is_sdpa_3d, sdpa_3d.stand_in_arguments, sdpa_3d.marked_sdpa_3d),
     Markable("sdpa", sdpa.is_sdpa, sdpa.marker_arguments, MARKED_SDPA),
     Markable("softmax", softmax.is_attention_softmax, softmax.marker_arguments, MARKED_SOFTMAX),
     Markable("softmax", written_softmax.is_written_softmax, written_softmax.marker_arguments, MARKED_WEIGHTS),

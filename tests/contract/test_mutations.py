@@ -24,6 +24,7 @@ from .golden.hand_written import HandWritten
 from .golden.partial import Partial
 from .golden.products import Products, grouped_einsum
 from .golden.run import assert_follows_eager, run_compiled, run_eagerly
+from .golden.three_dimensional import Flat
 from .uncompiled import graphs_run_uncompiled
 
 WRONG = "err too much|NaN or infinite|than eager"
@@ -40,7 +41,7 @@ class Mutation:
 
 
 def _mutation(
-    name: str, original: HandWritten | Products | Flex | Partial, blind: Blind, **changes: object
+    name: str, original: HandWritten | Products | Flex | Partial | Flat, blind: Blind, **changes: object
 ) -> Mutation:
     mutant = replace(original, name=f"{original.name}_{name}", **changes)  # type: ignore[arg-type]
     return Mutation(name, original.golden, mutant.golden, blind)
@@ -61,6 +62,8 @@ _FILLED = Products("filled_products", mask="inf-B.1.q.S", q_len=5)
 _FLEX = Flex("flex", q_len=3)
 _FLEX_SHOWN = replace(_FLEX, mask="window")
 _FLEX_FILLED = replace(_FLEX, fill="not_first_query")
+
+_FLAT = Flat("flat", kv_heads=2)
 
 _PARTIAL = Partial("partial", merge=partial.evenly)
 _PARTIAL_FLEX = Partial("partial_flex", merge=partial.evenly, **partial.FLEX)
@@ -108,6 +111,10 @@ MUTATIONS = [
     _mutation("product_sink", _BY_PRODUCTS, blindness.to_sink, sink="plain"),
     _mutation("product_which_sink", _BY_PRODUCTS, blindness.to_which_sink, sink="less_maximum"),
     _mutation("product_two_masks", _BY_PRODUCTS, blindness.to_composed_mask, mask="both-B.1.q.S"),
+    _mutation("flat_scale", _FLAT, blindness.to_scale, scale=0.9),
+    _mutation("flat_mask", _FLAT, blindness.to_mask, mask="bool-H.1.S"),
+    _mutation("flat_causality", _FLAT, blindness.to_causality, is_causal=True),
+    _mutation("flat_head_order", _FLAT, blindness.to_head_count, kv_heads=3),
     _mutation("product_off_by_one", _BY_PRODUCTS, blindness.to_other_terms, softmax="off_by_one"),
     _mutation("partial_lse", _PARTIAL, blindness.to_lse, merge=partial.by_log_add),
     _mutation("partial_lse_of_flex", _PARTIAL_FLEX, blindness.to_lse, merge=partial.by_shares),

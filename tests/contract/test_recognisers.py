@@ -14,7 +14,7 @@ from prefetch_compiler.recognize.site import Recogniser, Site
 from prefetch_compiler.report import Verdict
 from prefetch_compiler.spec import AttentionSpec
 
-from .golden import flex, hand_written, partial, products
+from .golden import flex, hand_written, partial, products, three_dimensional
 from .golden.catalogue import GOLDEN_GRAPHS
 from .golden.graph import Golden, Inputs
 from .golden.run import assert_follows_eager, run_compiled, run_eagerly
@@ -45,7 +45,7 @@ def test_a_golden_graph_is_recognised_and_follows_eager(golden: Golden) -> None:
     assert_follows_eager(compiled, eager, problems)
 
 
-_WRITTEN_HERE = (*hand_written.GOLDEN, *products.GOLDEN, *flex.GOLDEN, *partial.GOLDEN)
+_WRITTEN_HERE = (*hand_written.GOLDEN, *products.GOLDEN, *flex.GOLDEN, *partial.GOLDEN, *three_dimensional.GOLDEN)
 _FROM_MODELS = [golden for golden in GOLDEN_GRAPHS if golden not in _WRITTEN_HERE]
 _BY_HAND = [
     golden
@@ -62,7 +62,7 @@ _FLEX = [golden for golden in flex.GOLDEN if golden.name == "flex_small_blocks"]
 _HIDDEN_SIZE_IS_AN_INPUT = ("whisper",)
 
 
-@pytest.mark.parametrize("golden", [*_FROM_MODELS, *_BY_HAND, *_FLEX], ids=str)
+@pytest.mark.parametrize("golden", [*_FROM_MODELS, *_BY_HAND, *_FLEX, three_dimensional.GOLDEN[0]], ids=str)
 def test_a_golden_graph_with_every_size_dynamic_follows_eager(golden: Golden) -> None:
     eager, problems = run_eagerly(golden)
     with graphs_run_uncompiled():

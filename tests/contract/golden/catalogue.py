@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from . import cross_attention, dynamic_cache, flex, hand_written, partial, products, rewritten_caches, static_cache
+from . import (
+    cross_attention,
+    dynamic_cache,
+    flex,
+    hand_written,
+    partial,
+    products,
+    rewritten_caches,
+    static_cache,
+    three_dimensional,
+)
 from .graph import Golden
 
 GOLDEN_GRAPHS: tuple[Golden, ...] = (
@@ -14,4 +24,5 @@ GOLDEN_GRAPHS: tuple[Golden, ...] = (
     *products.GOLDEN,
     *flex.GOLDEN,
     *partial.GOLDEN,
+    *three_dimensional.GOLDEN,
 )
