@@ -80,6 +80,11 @@ def to_mask_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     _mask_through(lambda mask: mask[..., :1, :])(monkeypatch)
 
 
+def to_mask_of_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the first sequence's mask counts."""
+    _mask_through(lambda mask: mask[:1])(monkeypatch)
+
+
 def _other_bounds(change: Callable[[Tensor], Tensor]) -> Blind:
     def blind(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(rewrite, "mask_bounds", lambda mask, kv_len: change(mask_bounds(mask, kv_len)))

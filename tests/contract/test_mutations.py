@@ -17,13 +17,14 @@ from prefetch_compiler.recognize import sdpa
 from . import blindness
 from .blindness import Blind
 from .error_bounds import assert_within_bound
-from .golden import partial, rewritten_caches, spellings, static_cache
+from .golden import partial, rewritten_caches, sliding_window, spellings, static_cache
 from .golden.flex import Flex
 from .golden.graph import Golden
 from .golden.hand_written import HandWritten
 from .golden.partial import Partial
 from .golden.products import Products, grouped_einsum
 from .golden.run import assert_follows_eager, run_compiled, run_eagerly
+from .golden.speculation import Tree
 from .golden.three_dimensional import Flat
 from .uncompiled import graphs_run_uncompiled
 
@@ -41,7 +42,7 @@ class Mutation:
 
 
 def _mutation(
-    name: str, original: HandWritten | Products | Flex | Partial | Flat, blind: Blind, **changes: object
+    name: str, original: HandWritten | Products | Flex | Partial | Flat | Tree, blind: Blind, **changes: object
 ) -> Mutation:
     mutant = replace(original, name=f"{original.name}_{name}", **changes)  # type: ignore[arg-type]
     return Mutation(name, original.golden, mutant.golden, blind)
@@ -63,6 +64,7 @@ _FLEX = Flex("flex", q_len=3)
 _FLEX_SHOWN = replace(_FLEX, mask="window")
 _FLEX_FILLED = replace(_FLEX, fill="not_first_query")
 
+_TREE = Tree("tree", q_len=4)
 _FLAT = Flat("flat", kv_heads=2)
 
 _PARTIAL = Partial("partial", merge=partial.evenly)
@@ -115,6 +117,8 @@ MUTATIONS = [
     _mutation("flat_mask", _FLAT, blindness.to_mask, mask="bool-H.1.S"),
     _mutation("flat_causality", _FLAT, blindness.to_causality, is_causal=True),
     _mutation("flat_head_order", _FLAT, blindness.to_head_count, kv_heads=3),
+    _mutation("tree_shape", _TREE, blindness.to_mask_rows, seed=1),
+    _mutation("trees_of_sequences", _TREE, blindness.to_mask_of_sequences, trees=2),
     _mutation("product_off_by_one", _BY_PRODUCTS, blindness.to_other_terms, softmax="off_by_one"),
     _mutation("partial_lse", _PARTIAL, blindness.to_lse, merge=partial.by_log_add),
     _mutation("partial_lse_of_flex", _PARTIAL_FLEX, blindness.to_lse, merge=partial.by_shares),
@@ -188,8 +192,10 @@ def test_a_pass_blind_to_the_mutation_is_caught(mutation: Mutation, monkeypatch:
     [
         (rewritten_caches.MASK_BETWEEN_LAYERS, blindness.to_which_mask),
         (static_cache.LLAMA, blindness.to_unread_writes),
+        (sliding_window.ALL_REGIMES, blindness.to_unread_writes),
+        (_TREE.golden, blindness.to_unread_writes),
     ],
-    ids=["which_mask", "unread_writes"],
+    ids=["which_mask", "unread_writes", "unread_writes_of_windows", "unread_writes_of_trees"],
 )
 def test_a_pass_blind_to_the_graph_is_caught(golden: Golden, blind: Blind, monkeypatch: pytest.MonkeyPatch) -> None:
     _check(golden)

@@ -10,6 +10,8 @@ from . import (
     partial,
     products,
     rewritten_caches,
+    sliding_window,
+    speculation,
     static_cache,
     three_dimensional,
 )
@@ -25,4 +27,6 @@ GOLDEN_GRAPHS: tuple[Golden, ...] = (
     *flex.GOLDEN,
     *partial.GOLDEN,
     *three_dimensional.GOLDEN,
+    *sliding_window.GOLDEN,
+    *speculation.GOLDEN,
 )

@@ -111,6 +111,10 @@ class Partial:
     sink: bool = False
     recogniser: str = "recognise_softmax_chain"
 
+    dtype = torch.float32
+    heads = HEADS
+    length_dim = 2
+
     @property
     def golden(self) -> Golden:
         return Golden(self.name, self.program(), self.steps, self.specs(), self.recogniser)

@@ -120,6 +120,11 @@ class Products:
         return KV_HEADS * self.group
 
     @property
+    def length_dim(self) -> int:
+        """Of keys and values."""
+        return 1 if self.length_first else 2
+
+    @property
     def golden(self) -> Golden:
         return Golden(self.name, self.program(), self.steps, (self.spec(),), "recognise_softmax_chain")
 

@@ -31,6 +31,9 @@ class Flat:
     enable_gqa: bool = False
     dtype: torch.dtype = torch.float32
 
+    heads = HEADS
+    length_dim = 1
+
     @property
     def golden(self) -> Golden:
         return Golden(self.name, self.program(), self.steps, (self.spec(),))
