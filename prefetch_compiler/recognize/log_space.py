@@ -97,10 +97,10 @@ def _power(weights: Node) -> Any:
     raise Refused("the probabilities are not made of exponentials of scores")
 
 
-def _minuend(node: Any) -> Node | None:
+def _minuend(node: Node) -> Node | None:
     """``x`` of ``x - r``, seen through conversions."""
     node = _unconverted(node)
-    if not isinstance(node, Node) or node.target is not aten.sub.Tensor or node.kwargs:
+    if node.target is not aten.sub.Tensor or node.kwargs:
         return None
     x, row = node.args
     if not isinstance(x, Node) or not isinstance(row, Node) or not same(_last(row), 1):
@@ -108,8 +108,8 @@ def _minuend(node: Any) -> Node | None:
     return _unconverted(x)
 
 
-def _unconverted(node: Any) -> Any:
-    while isinstance(node, Node) and node.target in _SAME and isinstance(node.args[0], Node):
+def _unconverted(node: Node) -> Node:
+    while node.target in _SAME and isinstance(node.args[0], Node):
         node = node.args[0]
     return node
 
@@ -283,7 +283,7 @@ _CHOICES = (
 
 def _is_number(node: Node) -> bool:
     """Whether a node has one element, and so is the same for all rows."""
-    value = node.meta.get("val")
+    value: Any = node.meta.get("val")
     return hasattr(value, "numel") and same(value.numel(), 1)
 
 

@@ -57,7 +57,7 @@ def _lifted(node: Node, dim: int) -> tuple[Node, dict[Node, Node]]:
 
     def lift(operand: Node) -> Node:
         placeholder = graph.placeholder(operand.name)
-        value = operand.meta.get("example_value")
+        value: Any = operand.meta.get("example_value")
         placeholder.meta["example_value"] = value.unsqueeze(dim) if _rank(operand) == 3 else value
         originals[placeholder] = operand
         return placeholder
