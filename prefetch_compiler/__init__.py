@@ -1,6 +1,7 @@
 """kvprefetch: a torch.compile backend that lowers decode attention to kernels reading only the valid KV cache."""
 
 from .backend import kvprefetch
+from .dense_attention import decode_attention
 from .explainer import explain
 from .options import DecodeOptions
 from .paged_attention import paged_decode_attention
@@ -17,6 +18,7 @@ __all__ = [
     "Report",
     "SiteReport",
     "Verdict",
+    "decode_attention",
     "explain",
     "kvprefetch",
     "mask_bounds",

@@ -115,7 +115,9 @@ class AttentionSpec:
     a sequence are those of its queries: query i sees keys 0..length - q_len + i.
 
     ``softcap`` c makes scores ``c * tanh(scale * q.k / c)`` before the mask. ``sink`` says that every query head has
-    one more logit, which takes its share of the softmax and no value.
+    one more logit, which takes its share of the softmax and no value. ``lse`` says that the natural log-sum-exp of each
+    row's scores, its sink among them, is returned too: float32 (batch, query_heads, q_len), -inf where there is neither
+    a key to see nor a sink.
     """
 
     batch: int
@@ -139,6 +141,7 @@ class AttentionSpec:
     symbolic: frozenset[str] = field(default_factory=frozenset)
     cache: QuantisedCache | None = None
     page_size: int = 0
+    lse: bool = False
 
     @property
     def masked(self) -> bool:

@@ -116,6 +116,8 @@ _MASK = OptionalFeature(
 _LENGTHS = OptionalFeature("lengths", absent={"lengths_ptr": None, "HAS_LENGTHS": False}, present=_has_lengths)
 _SOFTCAP = OptionalFeature("softcap", absent={"softcap": None}, present=_has("softcap"))
 _SINK = OptionalFeature("sink", absent={"sink_ptr": None}, present=_has("sink"))
+# No part of a key: it takes a store a row, and the configurations that are best without it serve it.
+_LSE = OptionalFeature("lse", absent={"lse_ptr": None}, present=lambda key: False)
 _CAUSAL = OptionalFeature("causal", absent={"CAUSAL": False}, present=lambda key: key.mask.value == "causal")
 # Among the last keys of a length, and not among the first of a cache.
 _CAUSAL_TAIL = OptionalFeature(
@@ -145,7 +147,7 @@ _VALUE_TOKEN_SCALES = OptionalFeature(
 )
 
 # Whatever the cache is made of.
-_FEATURES = (_MASK, _LENGTHS, _CAUSAL, _CAUSAL_TAIL, _SOFTCAP, _SINK)
+_FEATURES = (_MASK, _LENGTHS, _CAUSAL, _CAUSAL_TAIL, _SOFTCAP, _SINK, _LSE)
 
 SPLIT_KV = Template(
     name="split_kv_decode",

@@ -5,7 +5,8 @@ Rounding rule: a size belongs to the bucket of the next power of two at or above
 configuration takes is largest: what is admissible there is admissible over the whole bucket.
 
 Not part of a key, because they do not change which configuration is best: the softmax scale, the value of a soft cap,
-the memory order of the output, and, of a quantised cache's scales, all but whether there is one for each token.
+the memory order of the output, whether the log-sum-exp is returned too, and, of a quantised cache's scales, all but
+whether there is one for each token.
 """
 
 from __future__ import annotations

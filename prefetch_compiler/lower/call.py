@@ -29,11 +29,13 @@ from .addresses import readable
 
 _MASK_DTYPES = (torch.bool, *SUPPORTED_DTYPES)
 _LENGTH_DTYPES = (torch.int32, torch.int64)
+# What models call.
+PLAIN, QUANTISED, PAGED = "decode_attention", "quantised_decode_attention", "paged_decode_attention"
 
 
 class AttentionCall(NamedTuple):
     """Operands as in AttentionSpec; ``mask`` of four dimensions and not expanded, ``sink`` (query_heads,). With a
-    ``table`` K and V are page pools, and there are ``lengths``."""
+    ``table`` K and V are page pools, and there are ``lengths``. ``function`` is what the model called."""
 
     q: Tensor
     k: Tensor
@@ -48,11 +50,7 @@ class AttentionCall(NamedTuple):
     is_causal: bool
     scale: float
     softcap: float | None
-
-    @property
-    def function(self) -> str:
-        """What the model called."""
-        return "quantised_decode_attention" if self.table is None else "paged_decode_attention"
+    function: str
 
     @property
     def kv_len(self) -> int:
@@ -94,7 +92,10 @@ def _check_queries_and_cache(call: AttentionCall) -> None:
     _require(call, q.is_floating_point(), "query", q.dtype, "of a floating-point dtype")
     formats = ", ".join(str(dtype) for dtype in QUANTISED_FORMATS)
     if call.table is None:
-        _require(call, k.dtype in QUANTISED_FORMATS, key, k.dtype, f"of one of the dtypes {formats}")
+        if call.function == PLAIN:
+            _require(call, k.dtype == q.dtype, key, k.dtype, f"of the query's dtype, {q.dtype}")
+        else:
+            _require(call, k.dtype in QUANTISED_FORMATS, key, k.dtype, f"of one of the dtypes {formats}")
         _require(call, k.shape[0] == q.shape[0], key, tuple(k.shape), f"of the query's batch, {q.shape[0]}")
     else:
         fits = k.dtype == q.dtype or k.dtype in QUANTISED_FORMATS

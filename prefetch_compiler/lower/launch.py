@@ -19,6 +19,11 @@ def empty_output(q: torch.Tensor, value_dim: int, heads_first: bool) -> torch.Te
     return q.new_empty((batch, q_len, heads, value_dim)).transpose(1, 2)
 
 
+def empty_lse(q: torch.Tensor) -> torch.Tensor:
+    """An uninitialised log-sum-exp of each row: float32 (batch, query_heads, q_len)."""
+    return q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
 def allocate(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -33,6 +38,7 @@ def allocate(
     lengths: torch.Tensor | None = None,
     table: torch.Tensor | None = None,
     sink: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
 ) -> DecodeTensors:
     """Operands plus freshly allocated output and scratch. CUDA-graph safe: all memory comes from torch's allocator."""
     batch, query_heads, q_len, _ = q.shape
@@ -46,7 +52,9 @@ def allocate(
         if config.merge is Merge.INPLACE:
             arrivals = torch.zeros(shapes[2], dtype=torch.int32, device=q.device)
     k_scale, v_scale = expanded_scale(k_scale, k), expanded_scale(v_scale, k)
-    return DecodeTensors(q, k, v, mask, bounds, out, partial, stats, arrivals, k_scale, v_scale, lengths, table, sink)
+    return DecodeTensors(
+        q, k, v, mask, bounds, out, partial, stats, arrivals, k_scale, v_scale, lengths, table, sink, lse
+    )
 
 
 def expanded_scale(scale: torch.Tensor | None, cache: torch.Tensor) -> torch.Tensor | None:
@@ -71,6 +79,7 @@ def launch_decode(
     table: torch.Tensor | None = None,
     softcap: float | None = None,
     sink: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """softmax(cap(q k^T * scale) + mask) v, reading only the keys inside ``bounds``, or the first ``lengths``.
 
@@ -86,13 +95,14 @@ def launch_decode(
             then. Entries of pages beyond a length may be anything.
         softcap: cap(x) is softcap * tanh(x / softcap), or x where it is None.
         sink: (query_heads,) adjacent logits of a key without a value, or None.
+        lse: as ``empty_lse`` makes it, to be written too, or None.
 
     Returns:
         (batch, query_heads, q_len, value_dim) in q's dtype.
     """
     tensors = allocate(
         q, k, v, mask, bounds, heads_first, config, k_scale=k_scale, v_scale=v_scale, lengths=lengths, table=table,
-        sink=sink,
+        sink=sink, lse=lse,
     )  # fmt: skip
     if tensors.out.numel() > 0:
         launch_kernels(tensors, is_causal=is_causal, scale=scale, softcap=softcap, config=config)
@@ -102,7 +112,7 @@ def launch_decode(
 def launch_kernels(
     tensors: DecodeTensors, *, is_causal: bool, scale: float, softcap: float | None = None, config: KernelConfig
 ) -> None:
-    """Write ``tensors.out``, using up its scratch memory; arrival counters must be 0."""
+    """Write ``tensors.out`` and ``tensors.lse``, using up its scratch memory; arrival counters must be 0."""
     for call in calls_of(tensors, is_causal=is_causal, scale=scale, softcap=softcap, config=config):
         call.launch()
 

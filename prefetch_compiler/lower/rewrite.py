@@ -6,6 +6,7 @@ A site that fails at any stage is unmarked, which traces SDPA where the marker s
 from __future__ import annotations
 
 import logging
+import operator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +32,7 @@ from ..select.digest import digest_of
 from ..select.lookup import Objection
 from ..select.selection import Selection, select
 from ..spec import AttentionSpec
-from .ops import DECODE_ATTENTION
+from .ops import DECODE_ATTENTION, DECODE_ATTENTION_LSE
 from .precompile import precompile
 from .quick_check import why_wrong
 
@@ -73,9 +74,19 @@ class Lowering:
         """Lower every site of ``graph``, in place."""
         self._bounds.clear()
         self._tables.clear()
+        met: set[Node] = set()
+        while self._lower_until_moved(graph, met):
+            pass
+
+    def _lower_until_moved(self, graph: Graph, met: set[Node]) -> bool:
+        """Lower sites in the order of the graph, but for those ``met``, until that order has changed."""
         for node in list(graph.nodes):
-            if not node._erased:
-                self._lower_or_unmark(node)
+            if node in met or node._erased:
+                continue
+            met.add(node)
+            if self._lower_or_unmark(node):
+                return True
+        return False
 
     def settle(self) -> bool:
         """Wait until every kernel is compiled and loaded.
@@ -111,15 +122,16 @@ class Lowering:
             for seen in visible_profiles()
         )
 
-    def _lower_or_unmark(self, node: Node) -> None:
+    def _lower_or_unmark(self, node: Node) -> bool:
+        """Whether nodes were put in another order."""
         try:
             recognised = recognise(node)
             if recognised is None:
-                return
+                return False
             site, selection = self._select_for(recognised)
             result = self._emit(site, selection.config)
             self._account(site, selection)
-            _replace_anchor(site, result)
+            return _replace_anchor(site, result)
         except Refused as refusal:
             self._give_up(node, refusal.reason)
         except InadmissibleConfigError as error:
@@ -127,6 +139,7 @@ class Lowering:
         except Exception as error:
             self.failures.append(error)
             self._give_up(node, _failure_reason(error))
+        return False
 
     def _account(self, site: Site, selection: Selection) -> None:
         report = self.reports[site.index]
@@ -151,7 +164,8 @@ class Lowering:
 
     def _select_for(self, site: Site) -> tuple[Site, Selection]:
         """With K and V read where they are stored if a kernel does that, else as the graph makes them of it."""
-        for read in readings(site):
+        # Packed, a sequence's bits would depend on its batch.
+        for read in readings(site, pack=not self.deterministic):
             try:
                 return read, self._select(read)
             except (Refused, InadmissibleConfigError) as refusal:
@@ -199,43 +213,44 @@ class Lowering:
                 key, value = _for_batch(graph, key, site.q), _for_batch(graph, value, site.q)
             mask = None if site.mask is None else _four_dimensional(graph, site.mask)
             q = _contiguous_rows(graph, site.q)
+            target = DECODE_ATTENTION_LSE if site.spec.lse else DECODE_ATTENTION
             return insert_call(
-                graph, DECODE_ATTENTION, q, key, value, mask, bounds,
+                graph, target, q, key, value, mask, bounds,
                 site.is_causal, site.scale, site.heads_first, config.encode(), site.index, self.strict, site.sink,
                 site.spec.softcap, site.key_scale, site.value_scale,
                 self._table_of(site),
             )  # fmt: skip
 
     def _bounds_of(self, site: Site, mask: Node) -> Node:
-        """The bounds of the site's mask, computed where the first site with that mask and length needs them."""
+        """The bounds of the site's mask, computed where the first site with that mask and length is met."""
         kv_len = site.spec.kv_len
         # By the length itself, not its hint: two caches may be equally long when compiled and not later.
         key = (value_number(mask), str(site.kv_len))
         if key not in self._bounds:
-            graph = site.anchor.graph
-            with graph.inserting_before(site.anchor):
+            graph, before = site.anchor.graph, site.met_at
+            with graph.inserting_before(before):
                 mask_4d = _four_dimensional(graph, mask)
             if "kv_len" in site.spec.symbolic:
                 held, dim, times = site.key.base, site.key.order[2], 1
                 if site.pages is not None:
                     held, dim, times = site.pages.table, 1, site.pages.page_size
                 self._bounds[key] = inline(
-                    graph, site.anchor, lambda m, k: mask_bounds(m, k.shape[dim] * times), [mask_4d, held]
+                    graph, before, lambda m, k: mask_bounds(m, k.shape[dim] * times), [mask_4d, held]
                 )
             else:
-                self._bounds[key] = inline(graph, site.anchor, lambda m: mask_bounds(m, kv_len), [mask_4d])
+                self._bounds[key] = inline(graph, before, lambda m: mask_bounds(m, kv_len), [mask_4d])
         return self._bounds[key]
 
     def _table_of(self, site: Site) -> Node | None:
-        """The site's page table as the kernel takes it, made where the first site with that table needs it."""
+        """The site's page table as the kernel takes it, made where the first site with that table is met."""
         if site.pages is None:
             return None
         table, pool_pages = site.pages.table, site.key.base.meta["val"].shape[site.key.order[0]]
         key = (value_number(table), str(pool_pages))
         if key not in self._tables:
-            at = site.key.order[0]
+            at, before = site.key.order[0], site.met_at
             self._tables[key] = inline(
-                site.anchor.graph, site.anchor, lambda t, pool: _entries(t, pool.movedim(at, 0)), [table, site.key.base]
+                site.anchor.graph, before, lambda t, pool: _entries(t, pool.movedim(at, 0)), [table, site.key.base]
             )
         return self._tables[key]
 
@@ -250,16 +265,47 @@ def _site_index(node: Node) -> int:
     return int(node.args[-1])  # type: ignore[arg-type]
 
 
-def _replace_anchor(site: Site, result: Node) -> None:
+def _replace_anchor(site: Site, result: Node) -> bool:
+    """Whether nodes were put in another order for it."""
     result.meta = {
         **{k: v for k, v in site.anchor.meta.items() if k in ("nn_module_stack", "stack_trace")},
         **result.meta,
     }
     graph = site.anchor.graph
     with graph.inserting_before(site.anchor):
-        restored = site.restore(result)
+        out, lse = (_taken(result, 0), _taken(result, 1)) if site.spec.lse else (result, result)
+        restored = site.restore(out)
+        replaced = [(use.anchor, use.restore(lse)) for use in site.log_sum_exps]
+    moved = False
+    for anchor, value in replaced:
+        moved |= anchor < site.anchor and _move_users_behind(anchor, site.anchor)
+        anchor.replace_all_uses_with(value)
     site.anchor.replace_all_uses_with(restored)
-    _erase_with_sources(site.anchor)
+    for anchor in (site.anchor, *(use.anchor for use in site.log_sum_exps)):
+        if not anchor._erased:
+            _erase_with_sources(anchor)
+    return moved
+
+
+def _taken(results: Node, at: int) -> Node:
+    """One of several results of a node."""
+    node = results.graph.call_function(operator.getitem, (results, at))
+    node.meta["val"] = results.meta["val"][at]
+    return node
+
+
+def _move_users_behind(anchor: Node, last: Node) -> bool:
+    """Put whatever depends on ``anchor`` and stands before ``last`` behind that, in the order in which it stands."""
+    behind, moved = last, {anchor}
+    node = anchor.next
+    while node is not last:
+        following = node.next
+        if any(source in moved for source in node.all_input_nodes):
+            moved.add(node)
+            behind.append(node)
+            behind = node
+        node = following
+    return len(moved) > 1
 
 
 def _erase_with_sources(node: Node) -> None:

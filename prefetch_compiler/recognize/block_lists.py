@@ -42,7 +42,7 @@ def read_by_lists(site: Site) -> Site | None:
     that, or lie in another order."""
     if site.is_causal or site.sink is not None or site.spec.cache is not None or site.pages is not None:
         return None
-    if "q_len" in site.spec.symbolic:
+    if "q_len" in site.spec.symbolic or site.spec.lse:
         return None
     try:
         key, value = _picked(site.key), _picked(site.value)
@@ -53,10 +53,12 @@ def read_by_lists(site: Site) -> Site | None:
     if not same(shape_of(key.blocks)[_LIST], shape_of(value.blocks)[_LIST]):
         return None
     graph = site.anchor.graph
-    table = inline(graph, site.anchor, _table, [key.listed, key.blocks])
+    table = inline(graph, site.met_at, _table, [key.listed, key.blocks])
     with graph.inserting_before(site.anchor):
-        k, v = _pool(key), _pool(value)
+        v = _pool(value)
         q = folded_rows(graph, site.q, site.spec.group)
+    with graph.inserting_before(site.met_at):
+        k = _pool(key)
         mask = None if site.mask is None else folded_mask(graph, site.mask, site)
     pages = Pages(table, key.page_size)
     spec = describe_site(q, k, v, mask, False, site.scale, True, softcap=site.spec.softcap, pages=pages)

@@ -28,12 +28,13 @@ def read_by_head(site: Site) -> Site | None:
         return None
     if site.spec.kv_heads == 1 or site.sink is not None or site.spec.cache is not None or site.pages is not None:
         return None
-    if "q_len" in site.spec.symbolic or not (_folds(site.key) and _folds(site.value)):
+    if "q_len" in site.spec.symbolic or site.spec.lse or not (_folds(site.key) and _folds(site.value)):
         return None
     graph, kv_heads = site.anchor.graph, site.spec.kv_heads
     with graph.inserting_before(site.anchor):
         key, value = (_folded_cache(graph, stored, kv_heads) for stored in (site.key, site.value))
         q = folded_rows(graph, site.q, site.spec.group)
+    with graph.inserting_before(site.met_at):
         mask = folded_mask(graph, mask, site)
     spec = describe_site(q, key, value, mask, False, site.scale, True, softcap=site.spec.softcap)
     return replace(

@@ -127,7 +127,7 @@ def read_as_stored(site: Site) -> Site | None:
         key_scale, value_scale = (_of_tokens(graph, scale, q, scale_dtype) for scale in (key.scale, value.scale))
     spec = describe_site(
         q, key.stored, value.stored, site.mask, site.is_causal, site.scale, site.heads_first,
-        softcap=site.spec.softcap, has_sink=site.sink is not None, cache=cache,
+        softcap=site.spec.softcap, has_sink=site.sink is not None, has_lse=site.spec.lse, cache=cache,
     )  # fmt: skip
 
     def restore(result: Node) -> Node:

@@ -36,7 +36,8 @@ class BlockLists:
 @dataclass(frozen=True)
 class FlexCall:
     """One call. ``score_mod`` takes (score, b, h, q, kv, *score_buffers) and ``mask_mod`` (b, h, q, kv, *mask_buffers),
-    all numbers, but for the buffers: nodes or constants of the call's graph."""
+    all numbers, but for the buffers: nodes or constants of the call's graph. ``log_sum_exps`` take that result, which
+    is (batch, heads, queries), in units of log 2 if ``log_of_two``, else natural ones."""
 
     node: Node
     q: Node
@@ -48,6 +49,8 @@ class FlexCall:
     scale: float
     score_buffers: tuple[Any, ...]
     mask_buffers: tuple[Any, ...]
+    log_sum_exps: tuple[Node, ...]
+    log_of_two: bool
 
 
 def is_flex_output(node: Node) -> bool:
@@ -90,12 +93,12 @@ def read_call(node: Node) -> FlexCall:
     """The call of whose results ``node`` is the first, in a functional graph.
 
     Raises:
-        Refused: another result is used too, or an argument is not a constant that must be one.
+        Refused: the maximum of the scores is used, or an argument is not a constant that must be one.
     """
     call = _call(node)
-    q, k, v, score_mod, block_mask, scale, _, *buffers = _arguments(call)
+    q, k, v, score_mod, block_mask, scale, kernel_options, *buffers = _arguments(call)
     score_buffers, mask_buffers = (*buffers, (), ())[:2]
-    _require_no_other_result(call)
+    log_sum_exps = _log_sum_exps(call)
     if not isinstance(scale, int | float):
         raise Refused("scale is not a constant of the graph: pass a Python float, or multiply the query by the scale")
     # The tuple's middle differs between versions of PyTorch; it is for backward.
@@ -103,7 +106,10 @@ def read_call(node: Node) -> FlexCall:
     sizes = _block_size(q_block, "val"), _block_size(kv_block, "val")
     lists = BlockLists(counts, indices, full_counts, full_indices, *sizes)
     modules = _module(score_mod), _module(mask_mod)
-    return FlexCall(call, q, k, v, *modules, lists, float(scale), tuple(score_buffers), tuple(mask_buffers))
+    return FlexCall(
+        call, q, k, v, *modules, lists, float(scale), tuple(score_buffers), tuple(mask_buffers), log_sum_exps,
+        kernel_options.get("BACKEND") != "FLASH",
+    )  # fmt: skip
 
 
 def _block_size(size: Any, value: str) -> int:
@@ -130,12 +136,14 @@ def _module(node: Any) -> GraphModule:
     return module
 
 
-def _require_no_other_result(call: Node) -> None:
-    if any(user.target is not operator.getitem or user.args[1] != 0 for user in call.users):
+def _log_sum_exps(call: Node) -> tuple[Node, ...]:
+    """Nodes that take the call's second result."""
+    if any(user.target is not operator.getitem or user.args[1] not in (0, 1) for user in call.users):
         raise Refused(
-            "the log-sum-exp or the maximum of the scores is used, which the kernels do not return: call "
-            "flex_attention without return_lse and return_aux, and attention sinks with attn_implementation='eager'"
+            "the maximum of the scores is used, which the kernels do not return: call flex_attention without "
+            "max_scores in its return_aux"
         )
+    return tuple(user for user in call.users if user.args[1] == 1)
 
 
 def output_of(marker: Node) -> Node:

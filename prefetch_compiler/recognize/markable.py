@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from . import flex_call, multi_head, sdpa, softmax
+from . import flex_call, multi_head, sdpa, sdpa_3d, softmax, written_softmax
 from .flex_marker import MARKED_FLEX, hand_on
 from .marker import MARKED_SDPA, call_sdpa
 from .softmax_marker import MARKED_SOFTMAX, call_softmax
+from .weights_marker import MARKED_WEIGHTS, hand_on_weights
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,10 @@ class Markable:
 
 
 MARKABLE: tuple[Markable, ...] = (
+    Markable("sdpa", sdpa_3d.is_sdpa_3d, sdpa_3d.stand_in_arguments, sdpa_3d.marked_sdpa_3d),
     Markable("sdpa", sdpa.is_sdpa, sdpa.marker_arguments, MARKED_SDPA),
     Markable("softmax", softmax.is_attention_softmax, softmax.marker_arguments, MARKED_SOFTMAX),
+    Markable("softmax", written_softmax.is_written_softmax, written_softmax.marker_arguments, MARKED_WEIGHTS),
     Markable(
         "multi_head", multi_head.is_multi_head, multi_head.stand_in_arguments, multi_head.marked_multi_head_attention
     ),
@@ -47,6 +50,7 @@ MARKABLE: tuple[Markable, ...] = (
 MARKERS: dict[Any, Callable[..., torch.Tensor]] = {
     MARKED_SDPA: call_sdpa,
     MARKED_SOFTMAX: call_softmax,
+    MARKED_WEIGHTS: hand_on_weights,
     MARKED_FLEX: hand_on,
 }
 

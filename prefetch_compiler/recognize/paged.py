@@ -51,7 +51,7 @@ def read_as_paged(site: Site) -> Site | None:
         Refused: ``describe_site`` refuses the pools' layout.
     """
     try:
-        key, value = _pool_of(site, site.key), _pool_of(site, site.value)
+        key, value = _pool_of(site.key, site.met_at), _pool_of(site.value, site.anchor)
         gathered, pool_key, page_size = key
         if not _same_table(gathered, value[0]) or value[2] != page_size:
             return None
@@ -61,15 +61,16 @@ def read_as_paged(site: Site) -> Site | None:
     pages = Pages(gathered.table, page_size)
     spec = describe_site(
         site.q, pool_key, value[1], site.mask, site.is_causal, site.scale, site.heads_first,
-        softcap=site.spec.softcap, has_sink=site.sink is not None, cache=site.spec.cache, pages=pages,
+        softcap=site.spec.softcap, has_sink=site.sink is not None, has_lse=site.spec.lse, cache=site.spec.cache,
+        pages=pages,
     )  # fmt: skip
     return replace(
         site, key=pool_key, value=value[1], key_scale=scales[0], value_scale=scales[1], pages=pages, spec=spec
     )
 
 
-def _pool_of(site: Site, stored: StoredKV) -> tuple[_Gathered, StoredKV, int]:
-    """What a site's K or V is gathered by, its pool, and keys of a page.
+def _pool_of(stored: StoredKV, before: Node) -> tuple[_Gathered, StoredKV, int]:
+    """What a site's K or V is gathered by, its pool, and keys of a page. Views of the pool are put before ``before``.
 
     Raises:
         NotRepresentable: it is not gathered; or not by sequence and key; or pages of such a size are not served.
@@ -98,17 +99,17 @@ def _pool_of(site: Site, stored: StoredKV) -> tuple[_Gathered, StoredKV, int]:
     page_size = 1 if page_at is None else shape[gathered.of_pool(page_at)]
     if is_symbolic(page_size) or int(page_size) not in PAGE_SIZES:
         raise NotRepresentable
-    pool, whole = _four_dimensional(site, gathered, order)
+    pool, whole = _four_dimensional(gathered, order, before)
     if not same(pool.meta["val"].stride(whole[3]), 1):
         raise NotRepresentable
     return gathered, StoredKV(pool, whole), int(page_size)
 
 
-def _four_dimensional(site: Site, gathered: _Gathered, order: Sequence[int | None]) -> tuple[Node, tuple[int, ...]]:
+def _four_dimensional(gathered: _Gathered, order: Sequence[int | None], before: Node) -> tuple[Node, tuple[int, ...]]:
     """The pool with a dimension of one element for each that it lacks, and the order of (page, head, key, dim)."""
-    graph, pool, given = site.anchor.graph, gathered.pool, len(shape_of(gathered.pool))
+    graph, pool, given = before.graph, gathered.pool, len(shape_of(gathered.pool))
     complete: list[int] = []
-    with graph.inserting_before(site.anchor):
+    with graph.inserting_before(before):
         if gathered.seen_as is not None:
             pool = insert_call(graph, aten.view.dtype, pool, gathered.seen_as)
         for dim in order:

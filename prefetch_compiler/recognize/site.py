@@ -37,6 +37,19 @@ class Pages:
 
 
 @dataclass(frozen=True)
+class LogSumExp:
+    """A use of a site's log-sum-exp.
+
+    Attributes:
+        anchor: the node whose value it replaces.
+        restore: adds nodes that make float32 (batch, query_heads, q_len), in natural units, what the anchor is.
+    """
+
+    anchor: Node
+    restore: Callable[[Node], Node] = _as_it_is
+
+
+@dataclass(frozen=True)
 class Site:
     """One decode attention, every operand and use accounted for.
 
@@ -51,6 +64,9 @@ class Site:
             1|kv_heads, page_size).
         pages: of a paged cache, whose ``key`` and ``value`` are (pages, kv_heads, page_size, dim).
         restore: adds views that make (batch, query_heads, q_len, value_dim) what the anchor is.
+        log_sum_exps: of scores; nodes that use them may stand before the anchor, but the anchor depends on none.
+        marker: where the site is met, if that is before its anchor. What sites share is put there: the next one that is
+            met may have its anchor before this one's.
     """
 
     anchor: Node
@@ -69,6 +85,13 @@ class Site:
     value_scale: Node | None = None
     pages: Pages | None = None
     restore: Callable[[Node], Node] = _as_it_is
+    log_sum_exps: tuple[LogSumExp, ...] = ()
+    marker: Node | None = None
+
+    @property
+    def met_at(self) -> Node:
+        """The node before which to put what sites share."""
+        return self.marker or self.anchor
 
     @property
     def kv_len(self) -> Size:
@@ -114,6 +137,7 @@ def describe_site(
     has_sink: bool = False,
     cache: QuantisedCache | None = None,
     pages: Pages | None = None,
+    has_lse: bool = False,
 ) -> AttentionSpec:
     """The spec of a site's operands.
 
@@ -155,6 +179,7 @@ def describe_site(
         out_heads_first=heads_first,
         softcap=softcap,
         sink=has_sink,
+        lse=has_lse,
         symbolic=frozenset(name for name, size in symbolic.items() if is_symbolic(size)),
         cache=cache,
         page_size=0 if pages is None else pages.page_size,

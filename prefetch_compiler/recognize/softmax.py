@@ -30,11 +30,18 @@ _MAX_SINKS = 4
 
 def is_attention_softmax(node: Node) -> bool:
     """Whether ``node`` is a softmax over the last dimension of what came from a product and goes into another."""
-    value = _value(node)
-    if not _is_softmax(node) or value is None or value.ndim < 3 or not _over_last_dimension(node):
+    if not _is_softmax(node) or not _over_last_dimension(node):
+        return False
+    return between_products(_scores(node), node)
+
+
+def between_products(scores: Node, weights: Node) -> bool:
+    """Whether ``scores`` come from a product, and ``weights``, a tensor with a last dimension of keys, go into one."""
+    value = _value(weights)
+    if value is None or value.ndim < 3:
         return False
     keys = value.shape[-1]
-    return _reaches_product(_scores(node), keys, _sources) and _reaches_product(node, keys, _users)
+    return _reaches_product(scores, keys, _sources) and _reaches_product(weights, keys, _users)
 
 
 def marker_arguments(node: Node, any_device: bool = False) -> tuple[Any, ...]:
@@ -46,6 +53,14 @@ def marker_arguments(node: Node, any_device: bool = False) -> tuple[Any, ...]:
     """
     scores = _scores(node)
     value = scores.meta["example_value"]
+    require_decode_scores(value, any_device)
+    # What it returns: its dtype argument, or what autocast makes of it, which knows nothing of the marker.
+    dtype = node.meta["example_value"].dtype
+    return scores, None if dtype == value.dtype else dtype
+
+
+def require_decode_scores(value: torch.Tensor, any_device: bool) -> None:
+    """Scores or probabilities (..., queries, keys) that the templates may serve; raises as :func:`marker_arguments`."""
     if value.requires_grad:
         raise NotDecode("gradients are on: call the model under torch.no_grad() or torch.inference_mode()")
     require_decode_length(value.shape[-2])
@@ -53,9 +68,6 @@ def marker_arguments(node: Node, any_device: bool = False) -> tuple[Any, ...]:
         int(heads)  # a guard where dynamic=True made it a symbol: it never changes in a model
     if not any_device:
         require_device(value)
-    # What it returns: its dtype argument, or what autocast makes of it, which knows nothing of the marker.
-    dtype = node.meta["example_value"].dtype
-    return scores, None if dtype == value.dtype else dtype
 
 
 def _value(node: Any) -> torch.Tensor | None:

@@ -55,7 +55,7 @@ def _recognise_into(reports: dict[int, SiteReport], graph: Graph) -> None:
 
 def _most_direct(site: Site) -> Site:
     """As the pass would read it on a device that runs all kernels."""
-    return next((read for read in readings(site) if is_covered(read.spec)), site)
+    return next((read for read in readings(site, pack=True) if is_covered(read.spec)), site)
 
 
 def _trace(module: GraphModule, example_inputs: Sequence[Any], look: Callable[[Graph], None]) -> Callable[..., Any]:

@@ -21,7 +21,9 @@ from prefetch_compiler.recognize import (
     compose,
     dequantised,
     flex,
+    log_space,
     marked,
+    pack,
     paged,
     score_mod,
     sdpa,
@@ -80,6 +82,11 @@ def to_mask_polarity(monkeypatch: pytest.MonkeyPatch) -> None:
 def to_mask_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the first query's row of the mask counts."""
     _mask_through(lambda mask: mask[..., :1, :])(monkeypatch)
+
+
+def to_mask_of_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the first sequence's mask counts."""
+    _mask_through(lambda mask: mask[:1])(monkeypatch)
 
 
 def _other_bounds(change: Callable[[Tensor], Tensor]) -> Blind:
@@ -383,3 +390,37 @@ def to_format(monkeypatch: pytest.MonkeyPatch) -> None:
     """e5m2 is read as e4m3."""
     as_e4m3 = {**quantised_call.QUANTISED_FORMATS, torch.float8_e5m2: "e4m3"}
     monkeypatch.setattr(quantised_call, "QUANTISED_FORMATS", as_e4m3)
+
+
+def to_lse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log-sum-exp is taken for 0."""
+    launch = ops.launch_decode
+
+    def without(*args: Any, **kwargs: Any) -> Tensor:
+        out: Tensor = launch(*args, **kwargs)
+        kwargs["lse"].zero_()
+        return out
+
+    monkeypatch.setattr(ops, "launch_decode", without)
+
+
+def to_lse_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flex attention's log-sum-exp is taken for a natural one."""
+    read_call = flex.read_call
+    monkeypatch.setattr(flex, "read_call", lambda node: replace(read_call(node), log_of_two=False))
+
+
+def to_other_terms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is added to a sum of exponentials does not count."""
+    value_of = log_space._Reader._value_of
+
+    def without(self: Any, node: Node) -> Any:
+        adds = node.target is views.aten.add.Tensor and node.args[0] in self._values
+        return self._values[node.args[0]] if adds else value_of(self, node)
+
+    monkeypatch.setattr(log_space._Reader, "_value_of", without)
+
+
+def to_packing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed queries stay in the order of sequences."""
+    monkeypatch.setattr(pack, "permute", lambda graph, tensor, order: tensor)

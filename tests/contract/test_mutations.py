@@ -17,14 +17,25 @@ from prefetch_compiler.recognize import sdpa
 from . import blindness
 from .blindness import Blind
 from .error_bounds import assert_within_bound
-from .golden import dequantised, evicted, rewritten_caches, spellings, static_cache
+from .golden import (
+    dequantised,
+    evicted,
+    partial,
+    rewritten_caches,
+    sliding_window,
+    spellings,
+    static_cache,
+)
 from .golden.dequantised import Dequantised
 from .golden.flex import Flex
 from .golden.graph import Golden
 from .golden.hand_written import HandWritten
 from .golden.paged import Paged
+from .golden.partial import Partial
 from .golden.products import Products, grouped_einsum
 from .golden.run import assert_follows_eager, run_compiled, run_eagerly
+from .golden.speculation import Tree
+from .golden.three_dimensional import Flat
 from .uncompiled import graphs_run_uncompiled
 
 WRONG = "err too much|NaN or infinite|than eager"
@@ -41,7 +52,10 @@ class Mutation:
 
 
 def _mutation(
-    name: str, original: HandWritten | Products | Flex | Dequantised | Paged, blind: Blind, **changes: object
+    name: str,
+    original: HandWritten | Products | Flex | Dequantised | Paged | Partial | Flat | Tree,
+    blind: Blind,
+    **changes: object,
 ) -> Mutation:
     mutant = replace(original, name=f"{original.name}_{name}", **changes)  # type: ignore[arg-type]
     return Mutation(name, original.golden, mutant.golden, blind)
@@ -70,6 +84,12 @@ _HEADS = Dequantised(
     "heads", key_scale="1.H.1.1", keys=dequantised.HEAD, value_scale="1.1.1.1", values=dequantised.TENSOR
 )
 _E4M3 = Dequantised("e4m3", format=dequantised.E4M3)
+_TREE = Tree("tree", q_len=4)
+_FLAT = Flat("flat", kv_heads=2)
+
+_PARTIAL = Partial("partial", merge=partial.evenly)
+_PARTIAL_FLEX = Partial("partial_flex", merge=partial.evenly, **partial.FLEX)
+_MERGED_FLEX = Partial("merged_flex", **partial.FLEX)
 
 MUTATIONS = [
     _mutation("scale", _GROUPED, blindness.to_scale, scale=0.9),
@@ -113,6 +133,17 @@ MUTATIONS = [
     _mutation("product_sink", _BY_PRODUCTS, blindness.to_sink, sink="plain"),
     _mutation("product_which_sink", _BY_PRODUCTS, blindness.to_which_sink, sink="less_maximum"),
     _mutation("product_two_masks", _BY_PRODUCTS, blindness.to_composed_mask, mask="both-B.1.q.S"),
+    _mutation("flat_scale", _FLAT, blindness.to_scale, scale=0.9),
+    _mutation("flat_mask", _FLAT, blindness.to_mask, mask="bool-H.1.S"),
+    _mutation("flat_causality", _FLAT, blindness.to_causality, is_causal=True),
+    _mutation("flat_head_order", _FLAT, blindness.to_head_count, kv_heads=3),
+    _mutation("tree_shape", _TREE, blindness.to_mask_rows, seed=1),
+    _mutation("trees_of_sequences", _TREE, blindness.to_mask_of_sequences, trees=2),
+    _mutation("product_off_by_one", _BY_PRODUCTS, blindness.to_other_terms, softmax="off_by_one"),
+    _mutation("partial_lse", _PARTIAL, blindness.to_lse, merge=partial.by_log_add),
+    _mutation("partial_lse_of_flex", _PARTIAL_FLEX, blindness.to_lse, merge=partial.by_shares),
+    _mutation("partial_sink", _MERGED_FLEX, blindness.to_lse_units, sink=True),
+    _mutation("partial_prefix", replace(_PARTIAL, merge=partial.by_log_add), blindness.to_packing, shared=True),
     _mutation("flex_scale", _FLEX, blindness.to_scale_of_flex, scale=0.9),
     _mutation("flex_mask_polarity", replace(_FLEX, mask="hidden"), blindness.to_block_mask_polarity, mask="causal"),
     _mutation("flex_window", _FLEX_SHOWN, blindness.to_block_mask, window=9),
@@ -214,8 +245,10 @@ def test_a_pass_blind_to_the_mutation_is_caught(mutation: Mutation, monkeypatch:
     [
         (rewritten_caches.MASK_BETWEEN_LAYERS, blindness.to_which_mask),
         (static_cache.LLAMA, blindness.to_unread_writes),
+        (sliding_window.ALL_REGIMES, blindness.to_unread_writes),
+        (_TREE.golden, blindness.to_unread_writes),
     ],
-    ids=["which_mask", "unread_writes"],
+    ids=["which_mask", "unread_writes", "unread_writes_of_windows", "unread_writes_of_trees"],
 )
 def test_a_pass_blind_to_the_graph_is_caught(golden: Golden, blind: Blind, monkeypatch: pytest.MonkeyPatch) -> None:
     _check(golden)

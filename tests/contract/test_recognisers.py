@@ -14,7 +14,18 @@ from prefetch_compiler.recognize.site import Recogniser, Site
 from prefetch_compiler.report import Verdict
 from prefetch_compiler.spec import AttentionSpec
 
-from .golden import dequantised, evicted, flex, hand_written, paged, products
+from .golden import (
+    dequantised,
+    evicted,
+    flex,
+    hand_written,
+    paged,
+    partial,
+    products,
+    sliding_window,
+    speculation,
+    three_dimensional,
+)
 from .golden.catalogue import GOLDEN_GRAPHS
 from .golden.graph import Golden, Inputs
 from .golden.run import assert_follows_eager, run_compiled, run_eagerly
@@ -45,21 +56,17 @@ def test_a_golden_graph_is_recognised_and_follows_eager(golden: Golden) -> None:
     assert_follows_eager(compiled, eager, problems)
 
 
-_WRITTEN_HERE = (
-    *hand_written.GOLDEN,
-    *products.GOLDEN,
-    *flex.GOLDEN,
-    *dequantised.GOLDEN,
-    *paged.GOLDEN,
-    *evicted.GOLDEN,
-)
+_MODULES_WRITTEN_HERE = (
+    dequantised, evicted, flex, hand_written, paged, partial, products, sliding_window, speculation, three_dimensional,
+)  # fmt: skip
+_WRITTEN_HERE = [golden for module in _MODULES_WRITTEN_HERE for golden in module.GOLDEN]
 _FROM_MODELS = [golden for golden in GOLDEN_GRAPHS if golden not in _WRITTEN_HERE]
 _BY_HAND = [
     golden
     for golden in hand_written.GOLDEN
     if golden.name in ("enable_gqa", "repeat_interleave", "stored_length_first", "bool-B.H.q.S", "min-B.1.q.S")
 ]
-_SOME = ("matmul", "grouped_einsum", "grouped_matmul", "length_first", "bmm", "sink_less_maximum", "alibi")
+_SOME = ("matmul", "grouped_einsum", "grouped_matmul", "length_first", "bmm", "sink_less_maximum", "alibi", "less_lse")
 _PRODUCTS = [golden for golden in products.GOLDEN if golden.name in _SOME]
 
 
@@ -75,9 +82,10 @@ _PAGED = [golden for golden in paged.GOLDEN if golden.name in ("paged_and_writte
 _HIDDEN_SIZE_IS_AN_INPUT = ("whisper",)
 
 
-@pytest.mark.parametrize(
-    "golden", [*_FROM_MODELS, *_BY_HAND, *_FLEX, *_DEQUANTISED[:2], *_PAGED, evicted.LENGTHS_OF_HEADS], ids=str
-)
+_ANY_SIZE = [*_DEQUANTISED[:2], *_PAGED, evicted.LENGTHS_OF_HEADS, three_dimensional.GOLDEN[0]]
+
+
+@pytest.mark.parametrize("golden", [*_FROM_MODELS, *_BY_HAND, *_FLEX, *_ANY_SIZE], ids=str)
 def test_a_golden_graph_with_every_size_dynamic_follows_eager(golden: Golden) -> None:
     eager, problems = run_eagerly(golden)
     with graphs_run_uncompiled():

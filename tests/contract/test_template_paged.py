@@ -13,7 +13,7 @@ from torch import Tensor
 from prefetch_compiler.config import KernelConfig, LoadPath, Merge, OperandOrder, Partition
 from prefetch_compiler.database.key import parse_key
 from prefetch_compiler.device import profile
-from prefetch_compiler.lower.call import AttentionCall, spec_of
+from prefetch_compiler.lower.call import PAGED, AttentionCall, spec_of
 from prefetch_compiler.lower.launch import launch_decode
 from prefetch_compiler.select.admissible import why_inadmissible
 from prefetch_compiler.spec import AttentionSpec
@@ -47,7 +47,7 @@ def paged_spec(problem: PagedProblem) -> AttentionSpec:
     return spec_of(
         AttentionCall(
             p.q, p.key_pages, p.value_pages, p.key_scale, p.value_scale, None, None, p.lengths, p.table, p.sink,
-            p.causal, p.scale, p.softcap,
+            p.causal, p.scale, p.softcap, PAGED,
         )
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prefetch_compiler.lower import ops
-from prefetch_compiler.reference import same_dtype_attention
+from prefetch_compiler.reference import same_dtype_attention, same_dtype_lse
 from prefetch_compiler.report import collect_reports
 
 from ..contract import blindness
@@ -60,8 +60,10 @@ def _by_pytorch(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bounds: Te
             mask = mask & ~hidden
         elif mask is not None:
             mask = mask.masked_fill(hidden, float("-inf"))
-    wanted = ("is_causal", "scale", "softcap", "sink")
-    return same_dtype_attention(q, k, v, mask, **{name: given[name] for name in wanted})
+    options = {name: given[name] for name in ("is_causal", "scale", "softcap", "sink")}
+    if given["lse"] is not None:
+        given["lse"].copy_(same_dtype_lse(q, k, mask, **options))
+    return same_dtype_attention(q, k, v, mask, **options)
 
 
 def _run_eagerly(found: list[Module]) -> tuple[list[dict[str, Any]], list[Attention]]:
@@ -82,7 +84,7 @@ def _check(found: list[Module]) -> None:
         torch._dynamo.reset()
         with graphs_run_uncompiled(), collect_reports() as report:
             outputs = torch.compile(together(found), backend="kvprefetch", fullgraph=True)(inputs)
-    assert len(report.lowered) == len(report.sites) == len(found), str(report)
+    assert len(report.lowered) == len(report.sites) == sum(module.sites for module in found), str(report)
     for module, output, problem in zip(found, outputs, problems, strict=True):
         assert_within_bound(module.heads_apart(output), problem)
     for have, want in zip(inputs, left, strict=True):

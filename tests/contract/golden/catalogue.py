@@ -10,9 +10,13 @@ from . import (
     flex,
     hand_written,
     paged,
+    partial,
     products,
     rewritten_caches,
+    sliding_window,
+    speculation,
     static_cache,
+    three_dimensional,
 )
 from .graph import Golden
 
@@ -27,4 +31,8 @@ GOLDEN_GRAPHS: tuple[Golden, ...] = (
     *dequantised.GOLDEN,
     *paged.GOLDEN,
     *evicted.GOLDEN,
+    *partial.GOLDEN,
+    *three_dimensional.GOLDEN,
+    *sliding_window.GOLDEN,
+    *speculation.GOLDEN,
 )

@@ -48,6 +48,15 @@ class HandWritten:
     def golden(self) -> Golden:
         return Golden(self.name, self.program(), self.steps, (self.spec(),))
 
+    @property
+    def heads(self) -> int:
+        return self.kv_heads * self.group
+
+    @property
+    def length_dim(self) -> int:
+        """Of keys and values."""
+        return 1 if self.length_first else 2
+
     def program(self) -> Callable[..., Tensor]:
         key_spelling, value_spelling = self.spelling, self.value_spelling or self.spelling
         group, is_causal, scale, enable_gqa = self.group, self.is_causal, self.scale, self.enable_gqa
