@@ -72,7 +72,7 @@ def log_space_of(weights: Node) -> LogSpace:
     """
     top = _power(weights)
     # What is taken off first may be anything; whether it is the same for a row, and made of the scores, shows below.
-    candidates = [top]
+    candidates = [top, _unconverted(top)]
     while (less := _minuend(candidates[-1])) is not None:
         candidates.append(less)
     for scores in reversed(candidates):
@@ -83,14 +83,14 @@ def log_space_of(weights: Node) -> LogSpace:
     return reader.result()
 
 
-def _power(weights: Node) -> Any:
+def _power(weights: Node) -> Node:
     """What the probabilities are a power of, or the operand of the softmax."""
     source: Any = weights.args[0]
     if weights.target is MARKED_SOFTMAX:
-        return source
+        return source  # type: ignore[no-any-return]
     while isinstance(source, Node):
         if source.target is aten.exp.default:
-            return source.args[0]
+            return source.args[0]  # type: ignore[return-value]
         if source.target not in (*_QUOTIENTS, *_SAME):
             break
         source = source.args[0]

@@ -88,7 +88,6 @@ _TREE = Tree("tree", q_len=4)
 _FLAT = Flat("flat", kv_heads=2)
 
 _PARTIAL = Partial("partial", merge=partial.evenly)
-_PARTIAL_FLEX = Partial("partial_flex", merge=partial.evenly, **partial.FLEX)
 _MERGED_FLEX = Partial("merged_flex", **partial.FLEX)
 
 MUTATIONS = [
@@ -134,14 +133,11 @@ MUTATIONS = [
     _mutation("product_which_sink", _BY_PRODUCTS, blindness.to_which_sink, sink="less_maximum"),
     _mutation("product_two_masks", _BY_PRODUCTS, blindness.to_composed_mask, mask="both-B.1.q.S"),
     _mutation("flat_scale", _FLAT, blindness.to_scale, scale=0.9),
-    _mutation("flat_mask", _FLAT, blindness.to_mask, mask="bool-H.1.S"),
     _mutation("flat_causality", _FLAT, blindness.to_causality, is_causal=True),
-    _mutation("flat_head_order", _FLAT, blindness.to_head_count, kv_heads=3),
     _mutation("tree_shape", _TREE, blindness.to_mask_rows, seed=1),
     _mutation("trees_of_sequences", _TREE, blindness.to_mask_of_sequences, trees=2),
     _mutation("product_off_by_one", _BY_PRODUCTS, blindness.to_other_terms, softmax="off_by_one"),
     _mutation("partial_lse", _PARTIAL, blindness.to_lse, merge=partial.by_log_add),
-    _mutation("partial_lse_of_flex", _PARTIAL_FLEX, blindness.to_lse, merge=partial.by_shares),
     _mutation("partial_sink", _MERGED_FLEX, blindness.to_lse_units, sink=True),
     _mutation("partial_prefix", replace(_PARTIAL, merge=partial.by_log_add), blindness.to_packing, shared=True),
     _mutation("flex_scale", _FLEX, blindness.to_scale_of_flex, scale=0.9),
@@ -245,7 +241,7 @@ def test_a_pass_blind_to_the_mutation_is_caught(mutation: Mutation, monkeypatch:
     [
         (rewritten_caches.MASK_BETWEEN_LAYERS, blindness.to_which_mask),
         (static_cache.LLAMA, blindness.to_unread_writes),
-        (sliding_window.ALL_REGIMES, blindness.to_unread_writes),
+        (sliding_window.ROLLING, blindness.to_unread_writes),
         (_TREE.golden, blindness.to_unread_writes),
     ],
     ids=["which_mask", "unread_writes", "unread_writes_of_windows", "unread_writes_of_trees"],

@@ -21,27 +21,26 @@ pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:Deprecati
 
 BY_KEYS = OperandOrder.KQ
 CASES = [
-    Case(),
-    Case(q_len=3, mask="causal"),
-    Case(mask="ragged", q_len=2, dtype=torch.bfloat16),
-    Case(mask="ragged", num_splits=3, merge=Merge.INPLACE),
+    Case(batch=2),
+    Case(q_len=3, mask="causal", kv_heads=1),
+    Case(mask="ragged", q_len=2, dtype=torch.bfloat16, kv_heads=1),
+    Case(mask="ragged", num_splits=3, merge=Merge.INPLACE, group=3, kv_heads=1),
     Case(mask="ragged", num_splits=3, partition=Partition.STRIDED, operand_order=BY_KEYS, kv_heads=1, group=16),
-    Case(mask="left_padding", num_splits=5, partition=Partition.BALANCED, q_len=2),
+    Case(mask="left_padding", num_splits=3, partition=Partition.BALANCED, q_len=2, kv_heads=1, group=1),
     Case(num_splits=20, tiles=19, batch=1, kv_heads=1, scale=-1.0),
-    Case(sink=True, softcap=2.0, num_splits=2, merge=Merge.INPLACE, dtype=torch.float16),
+    Case(sink=True, softcap=2.0, num_splits=2, merge=Merge.INPLACE, dtype=torch.float16, kv_heads=1),
     *(
-        Case(sink=True, mask="ragged", num_splits=2, merge=merge, partition=partition)
-        for merge in Merge
-        for partition in (Partition.EVEN, Partition.BALANCED)
+        Case(sink=True, mask="ragged", num_splits=2, merge=merge, partition=partition, kv_heads=1)
+        for merge, partition in ((Merge.SEPARATE, Partition.EVEN), (Merge.INPLACE, Partition.BALANCED))
     ),
     Case(group=71, q_len=2, kv_heads=1, batch=1, load_path=LoadPath.TMA, num_splits=2, merge=Merge.INPLACE),
-    Case(mask="alibi", q_len=3),
-    Case(mask="additive_min", q_len=3, num_splits=2),
-    Case(mask="additive_inf", q_len=3, num_splits=2, merge=Merge.INPLACE),
+    Case(mask="alibi", q_len=3, kv_heads=1),
+    Case(mask="additive_min", q_len=3, num_splits=2, batch=2, kv_heads=1),
+    Case(mask="additive_inf", q_len=3, num_splits=2, merge=Merge.INPLACE, batch=2, kv_heads=1),
 ]
 QUANTISED_CASES = [
-    QuantisedCase(mask="ragged", q_len=2),
-    QuantisedCase(kv_dtype=INT8, mask="left_padding", num_splits=3, merge=Merge.SEPARATE, sink=True, softcap=2.0),
+    QuantisedCase(mask="ragged", q_len=2, kv_heads=1),
+    QuantisedCase(kv_dtype=INT8, mask="left_padding", num_splits=2, kv_heads=1, sink=True, softcap=2.0),
 ]
 
 

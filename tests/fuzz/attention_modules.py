@@ -190,7 +190,8 @@ def by_flat_sdpa(draw: st.DrawFn) -> Flat:
 
 def modules() -> st.SearchStrategy[Module]:
     # More of what has more variants.
-    attention = st.one_of(by_products(), by_sdpa(), by_products(), by_sdpa(), in_parts(), by_flat_sdpa())
+    most, few = (by_products(), by_sdpa()), (in_parts(), by_flat_sdpa())
+    attention = st.one_of(*most * 4, *few)
     return st.builds(Module, attention, st.booleans(), st.booleans())
 
 

@@ -193,7 +193,6 @@ PARTIAL: tuple[Partial, ...] = (
     Partial("partial_by_exponentials", by_exponentials, by_shares, q_len=3),
     Partial("partial_by_lse", by_lse, shared=True, sink=True),
     Partial("partial_by_groups", by_groups, shared=True, q_len=2),
-    Partial("partial_by_flex", **FLEX, q_len=2),
-    Partial("partial_by_flex_of_one_prefix", **FLEX, merge=by_shares, shared=True, sink=True),
+    Partial("partial_by_flex", **FLEX, merge=by_shares, shared=True, sink=True, q_len=2),
 )
 GOLDEN = tuple(one.golden for one in PARTIAL)
