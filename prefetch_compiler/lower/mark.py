@@ -1,4 +1,4 @@
-"""Marking: replace decode attention in a Dynamo graph by the marker, at the same place in program order."""
+"""Marking: replace decode attention in a captured graph by the marker, at the same place in program order."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Marks:
     _undo: list[Callable[[], None]] = field(default_factory=list)
 
     def undo(self) -> None:
-        """Restore the graph to what Dynamo captured."""
+        """Restore the graph to what was captured."""
         while self._undo:
             self._undo.pop()()
 
 
 def mark(module: GraphModule, first: int = 0, any_device: bool = False) -> Marks:
-    """Mark every decode-attention site of a Dynamo graph, in place, numbering sites from ``first``. Nothing is removed
-    but the replaced nodes: eliminating dead code here would delete in-place cache writes whose results nobody
+    """Mark every decode-attention site of a captured graph, in place, numbering sites from ``first``. Nothing is
+    removed but the replaced nodes: eliminating dead code here would delete in-place cache writes whose results nobody
     reads. With ``any_device`` also sites whose tensors are where no kernel runs, for graphs that will not be run."""
     marks = Marks()
     found = [(node, form) for node in module.graph.nodes if (form := markable_of(node)) is not None]
@@ -90,11 +90,11 @@ def _remove(marker: Node, original: Node) -> None:
     marker.graph.erase_node(marker)
 
 
-_KEPT_META = ("example_value", "nn_module_stack", "stack_trace", "source_fn_stack", "custom")
+_KEPT_META = ("example_value", "val", "nn_module_stack", "stack_trace", "source_fn_stack", "custom")
 
 
 def layer_of(node: Node) -> str:
-    """Path of the innermost module that a Dynamo node came from, as users write it (``model.layers.0.self_attn``)."""
+    """Path of the innermost module that a captured node came from, as users write it (``model.layers.0.self_attn``)."""
     stack = node.meta.get("nn_module_stack") or {}
     if not stack:
         return ""
