@@ -1,5 +1,6 @@
 """kvprefetch: a torch.compile backend that lowers decode attention to kernels reading only the valid KV cache."""
 
+from .aot import aot_compile_and_package
 from .backend import kvprefetch
 from .explainer import explain
 from .options import DecodeOptions
@@ -17,6 +18,7 @@ __all__ = [
     "Report",
     "SiteReport",
     "Verdict",
+    "aot_compile_and_package",
     "explain",
     "kvprefetch",
     "mask_bounds",

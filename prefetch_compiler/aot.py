@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from .backend import lower_and_compile
 from .graph_dump import GraphDump, dump_folder
 from .options import split_options
 from .recognize.sizes import no_guards
+
+if TYPE_CHECKING:  # importing it takes long
+    from torch.export import ExportedProgram
 
 
 def aot_compile_and_package(
@@ -42,8 +45,7 @@ def aot_compile_and_package(
     ours, config = split_options(options)
     if ours.mode is not None:
         config = {**torch._inductor.list_mode_options(ours.mode), **config}
-    # What torch's own function takes of the program. Guards would be code that nothing can run.
-    module: GraphModule = exported_program.module(check_guards=False)  # type: ignore[assignment]
+    module = _own_module(exported_program)
     arguments, keywords = exported_program.example_inputs
 
     def compile_with_inductor() -> str:
@@ -60,3 +62,13 @@ def aot_compile_and_package(
     dump.captured(module, "export")
     with no_guards():
         return lower_and_compile(module, ours, dump, config, compile_with_inductor)
+
+
+def _own_module(exported_program: ExportedProgram) -> GraphModule:
+    """The program as a graph that may be changed. Its weights are the program's. Guards, which are code that
+    AOTInductor cannot compile, are left out, as its own entry point leaves them out."""
+    module: GraphModule = exported_program.module(check_guards=False)  # type: ignore[assignment]
+    for name, inner in module.named_children():
+        if isinstance(inner, GraphModule):
+            setattr(module, name, copy.deepcopy(inner))
+    return module

@@ -91,7 +91,6 @@ def lower_and_compile(
             raise LoweringError("compiling the lowered graph", error) from error
         log.warning("the lowered graph did not compile, Inductor serves alone: %s: %s", type(error).__name__, error)
         _leave_untouched(marks, f"the lowered graph did not compile: {type(error).__name__}: {error}")
-        module.recompile()
         compiled = compile_with_inductor()
     _raise_failures(lowering, ours)
     _finish(marks, ours, dump)

@@ -50,7 +50,7 @@ def holds(condition: bool | torch.SymBool, text: str) -> bool:
         return bool(condition)
     if statically_known_true(condition):
         return True
-    if statically_known_true(~condition):
+    if statically_known_true(torch.sym_not(condition)):
         return False
     raise Refused(f"whether {text} depends on dynamic dimensions: bound them where the program is exported")
 
