@@ -24,16 +24,20 @@ def aot_compile_and_package(
     *,
     package_path: str | os.PathLike[str],
     options: Mapping[str, Any] | None = None,
+    embed_kernels: bool = False,
 ) -> str:
     """What ``torch._inductor.aoti_compile_and_package`` does, with decode attention lowered as
     ``torch.compile(backend="kvprefetch")`` lowers it. Call it where the package will run: on that GPU model.
 
-    The package calls our operator, so a process that loads it must have imported ``prefetch_compiler`` before.
+    The package calls our operator, so a process that loads it must have imported ``prefetch_compiler`` before. With
+    ``embed_kernels`` it does not, and need not have Python.
 
     Args:
         exported_program: from ``torch.export.export``, in training IR (not ``run_decompositions``); left as it is.
         package_path: where to write, ending in ``.pt2``.
         options: as for ``torch.compile``: ours, and Inductor's.
+        embed_kernels: compile the kernels into the package. For sites of fixed sizes; without TMA, launch overlap and
+            prefetches.
 
     Returns:
         Path of the package, for ``torch._inductor.aoti_load_package``.
@@ -61,7 +65,7 @@ def aot_compile_and_package(
     dump = GraphDump(dump_folder(ours.dump_graphs, config))
     dump.captured(module, "export")
     with no_guards():
-        return lower_and_compile(module, ours, dump, config, compile_with_inductor)
+        return lower_and_compile(module, ours, dump, config, compile_with_inductor, embed_kernels)
 
 
 def _own_module(exported_program: ExportedProgram) -> GraphModule:

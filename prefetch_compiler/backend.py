@@ -64,6 +64,7 @@ def lower_and_compile(
     dump: GraphDump,
     inductor_config: dict[str, Any],
     compile_with_inductor: Callable[[], Compiled],
+    embed_kernels: bool = False,
 ) -> Compiled:
     """Mark ``module`` in place, and have Inductor compile it with our pass among its own.
 
@@ -72,6 +73,7 @@ def lower_and_compile(
         inductor_config: what ``compile_with_inductor`` configures Inductor with when it is called; the pass is put in
             here for as long as it may run.
         compile_with_inductor: compiles ``module`` as it is at the call.
+        embed_kernels: whether sites become kernel launches in the graph, and not calls of our operator.
 
     Raises:
         As :func:`kvprefetch`.
@@ -81,7 +83,7 @@ def lower_and_compile(
         _finish(marks, ours, dump)
         return compile_with_inductor()
     databases = overlay.load_or_none(ours.tuning_db, strict=ours.strict)
-    lowering = Lowering(marks.reports, ours.strict, databases, ours.allow_unmeasured, ours.deterministic)
+    lowering = Lowering(marks.reports, ours.strict, databases, ours.allow_unmeasured, ours.deterministic, embed_kernels)
     try:
         compiled = _compile(inductor_config, lowering, dump, compile_with_inductor)
     except Exception as error:

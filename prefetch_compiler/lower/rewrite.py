@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from ..select.digest import digest_of
 from ..select.lookup import Objection
 from ..select.selection import Selection, select
 from ..spec import AttentionSpec
+from .embedded import LEFT_OUT, embeddable, emit_launches
 from .ops import DECODE_ATTENTION
 from .precompile import precompile
 from .quick_check import why_wrong
@@ -51,7 +52,8 @@ class Lowering:
     (not refusals), kept for ``strict``.
 
     Kernels compile in threads of their own while Inductor compiles the rest; ``settle`` waits for them.
-    ``databases`` and ``allow_unmeasured`` are what configurations are selected from, unless ``deterministic``.
+    ``databases`` and ``allow_unmeasured`` are what configurations are selected from, unless ``deterministic``. With
+    ``embed`` a site becomes launches in the graph, and not a call of the operator.
     """
 
     reports: dict[int, SiteReport]
@@ -59,6 +61,7 @@ class Lowering:
     databases: Overlays = NO_DATABASES
     allow_unmeasured: bool = False
     deterministic: bool = False
+    embed: bool = False
     failures: list[Exception] = field(default_factory=list)
     _bounds: dict[Any, Node] = field(default_factory=dict)
     _selected: dict[SpecOnDevice, Selection] = field(default_factory=dict)
@@ -161,16 +164,24 @@ class Lowering:
                 deterministic=self.deterministic,
                 objection=self._objection(key),
             )
+            selection = self._as_launched(selection)
             self._compiling[key] = self._compilers.submit(precompile, site.spec, selection.config, device)
             self._selected[key] = selection
         return self._selected[key]
+
+    def _as_launched(self, selection: Selection) -> Selection:
+        """What is selected, as far as launches can have it."""
+        config = embeddable(selection.config) if self.embed else selection.config
+        if config == selection.config:
+            return selection
+        return replace(selection, config=config, reason=f"{selection.reason}; {LEFT_OUT}")
 
     def _objection(self, key: SpecOnDevice) -> Objection:
         """What speaks against a recorded config: it did not compile, or, under ``strict``, it is stale and wrong."""
         spec, device = key
 
         def objection(config: KernelConfig, stale: str) -> str | None:
-            rejected = self._rejected.get((key, config))
+            rejected = self._rejected.get((key, embeddable(config) if self.embed else config))
             if rejected is not None or not (stale and self.strict):
                 return rejected
             wrong = why_wrong(spec, config, device)
@@ -186,6 +197,11 @@ class Lowering:
             value = _arrange(graph, site.value, site.q)
             mask = None if site.mask is None else _four_dimensional(graph, site.mask)
             q = _contiguous_rows(graph, site.q)
+            if self.embed:
+                return emit_launches(
+                    graph, site.anchor, q, key, value, mask, bounds, site.sink, is_causal=site.is_causal,
+                    scale=site.scale, softcap=site.spec.softcap, heads_first=site.heads_first, config=config,
+                )  # fmt: skip
             return insert_call(
                 graph, DECODE_ATTENTION, q, key, value, mask, bounds,
                 site.is_causal, site.scale, site.heads_first, config.encode(), site.index, self.strict, site.sink,
