@@ -53,9 +53,9 @@ def aot_compile_and_package(
     arguments, keywords = exported_program.example_inputs
 
     def compile_with_inductor() -> str:
-        from torch._inductor.package import package_aoti
+        from torch._inductor.package.package import package_aoti
 
-        files = torch._inductor.aot_compile(
+        files: Any = torch._inductor.aot_compile(
             module, arguments, keywords, options={**config, "aot_inductor.package": True}
         )
         return str(package_aoti(os.fspath(package_path), files))
@@ -71,7 +71,7 @@ def aot_compile_and_package(
 def _own_module(exported_program: ExportedProgram) -> GraphModule:
     """The program as a graph that may be changed. Its weights are the program's. Guards, which are code that
     AOTInductor cannot compile, are left out, as its own entry point leaves them out."""
-    module: GraphModule = exported_program.module(check_guards=False)  # type: ignore[assignment]
+    module: GraphModule = exported_program.module(check_guards=False)
     for name, inner in module.named_children():
         if isinstance(inner, GraphModule):
             setattr(module, name, copy.deepcopy(inner))

@@ -75,7 +75,8 @@ def _inlined_modules(module: GraphModule) -> Iterator[GraphModule]:
     """The graph, and those in it that torch.export makes of ``with torch.no_grad()``: AOTAutograd inlines them."""
     yield module
     for node in module.graph.find_nodes(op="call_function", target=wrap_with_set_grad_enabled):
-        yield from _inlined_modules(module.get_submodule(node.args[1].target))
+        inner = getattr(module, str(node.args[1].target))
+        yield from _inlined_modules(inner)
 
 
 def _replace(node: Node, form: Markable, arguments: tuple[Any, ...], index: int) -> Callable[[], None]:

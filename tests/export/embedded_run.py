@@ -23,9 +23,9 @@ import torch
 import triton
 from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table, triton_kernel_wrapper_functional
 from torch._inductor import compile_fx as inductor
-from torch._inductor import package
 from torch._inductor.codegen.wrapper import user_defined_triton_kernel_transitive_closure_source_code
 from torch._inductor.output_code import CompiledAOTI
+from torch._inductor.package import package
 from torch.fx import GraphModule, Node
 
 import prefetch_compiler
