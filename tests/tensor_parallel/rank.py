@@ -22,7 +22,7 @@ from prefetch_compiler.report import collect_reports
 from ..contract.uncompiled import graphs_run_uncompiled
 
 EXAMPLE = Path(__file__).parents[2] / "docs/examples/tensor_parallel.py"
-STEPS, BATCH = 3, 2
+STEPS, BATCH = 2, 2
 
 
 def load_example() -> Any:

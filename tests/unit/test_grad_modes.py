@@ -23,10 +23,11 @@ def _afresh() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("made_inside", [False, True], ids=["made outside", "made inside"])
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(
+    ("mode", "made_inside"), [(torch.no_grad, False), (torch.inference_mode, False), (torch.inference_mode, True)]
+)
 def test_lowered_and_equal(mode: Callable[[], Any], made_inside: bool) -> None:
-    """Caches and weights that are made in inference mode are inference tensors, others are not."""
+    """Caches and weights that are made in inference mode are inference tensors, and others are not."""
     with mode() if made_inside else torch.enable_grad():
         model, eager = decoder(DEVICE), decoder(DEVICE)
         cache, eagers_cache = empty_cache(device=DEVICE), empty_cache(device=DEVICE)
