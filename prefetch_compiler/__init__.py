@@ -1,5 +1,6 @@
 """kvprefetch: a torch.compile backend that lowers decode attention to kernels reading only the valid KV cache."""
 
+from .aot import aot_compile_and_package
 from .backend import kvprefetch
 from .dense_attention import decode_attention
 from .explainer import explain
@@ -18,6 +19,7 @@ __all__ = [
     "Report",
     "SiteReport",
     "Verdict",
+    "aot_compile_and_package",
     "decode_attention",
     "explain",
     "kvprefetch",

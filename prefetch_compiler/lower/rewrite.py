@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import operator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from ..select.digest import digest_of
 from ..select.lookup import Objection
 from ..select.selection import Selection, select
 from ..spec import AttentionSpec
+from .embedded import LEFT_OUT, embeddable, emit_launches, is_embeddable
 from .ops import DECODE_ATTENTION, DECODE_ATTENTION_LSE
 from .precompile import precompile
 from .quick_check import why_wrong
@@ -53,7 +54,8 @@ class Lowering:
     (not refusals), kept for ``strict``.
 
     Kernels compile in threads of their own while Inductor compiles the rest; ``settle`` waits for them.
-    ``databases`` and ``allow_unmeasured`` are what configurations are selected from, unless ``deterministic``.
+    ``databases`` and ``allow_unmeasured`` are what configurations are selected from, unless ``deterministic``. With
+    ``embed`` a site becomes launches in the graph, and not a call of the operator.
     """
 
     reports: dict[int, SiteReport]
@@ -61,6 +63,7 @@ class Lowering:
     databases: Overlays = NO_DATABASES
     allow_unmeasured: bool = False
     deterministic: bool = False
+    embed: bool = False
     failures: list[Exception] = field(default_factory=list)
     _bounds: dict[Any, Node] = field(default_factory=dict)
     _tables: dict[Any, Node] = field(default_factory=dict)
@@ -166,6 +169,8 @@ class Lowering:
         """With K and V read where they are stored if a kernel does that, else as the graph makes them of it."""
         # Packed, a sequence's bits would depend on its batch.
         for read in readings(site, pack=not self.deterministic):
+            if self.embed and not is_embeddable(read.spec):
+                continue
             try:
                 return read, self._select(read)
             except (Refused, InadmissibleConfigError) as refusal:
@@ -187,16 +192,24 @@ class Lowering:
                 deterministic=self.deterministic,
                 objection=self._objection(key),
             )
+            selection = self._as_launched(selection)
             self._compiling[key] = self._compilers.submit(precompile, site.spec, selection.config, device)
             self._selected[key] = selection
         return self._selected[key]
+
+    def _as_launched(self, selection: Selection) -> Selection:
+        """What is selected, as far as launches can have it."""
+        config = embeddable(selection.config) if self.embed else selection.config
+        if config == selection.config:
+            return selection
+        return replace(selection, config=config, reason=f"{selection.reason}; {LEFT_OUT}")
 
     def _objection(self, key: SpecOnDevice) -> Objection:
         """What speaks against a recorded config: it did not compile, or, under ``strict``, it is stale and wrong."""
         spec, device = key
 
         def objection(config: KernelConfig, stale: str) -> str | None:
-            rejected = self._rejected.get((key, config))
+            rejected = self._rejected.get((key, embeddable(config) if self.embed else config))
             if rejected is not None or not (stale and self.strict):
                 return rejected
             wrong = why_wrong(spec, config, device)
@@ -213,6 +226,13 @@ class Lowering:
                 key, value = _for_batch(graph, key, site.q), _for_batch(graph, value, site.q)
             mask = None if site.mask is None else _four_dimensional(graph, site.mask)
             q = _contiguous_rows(graph, site.q)
+            if self.embed:
+                if not is_embeddable(site.spec):
+                    raise Refused("a log-sum-exp that the model uses keeps the site an operator: do not embed kernels")
+                return emit_launches(
+                    graph, site.anchor, q, key, value, mask, bounds, site.sink, is_causal=site.is_causal,
+                    scale=site.scale, softcap=site.spec.softcap, heads_first=site.heads_first, config=config,
+                )  # fmt: skip
             target = DECODE_ATTENTION_LSE if site.spec.lse else DECODE_ATTENTION
             return insert_call(
                 graph, target, q, key, value, mask, bounds,

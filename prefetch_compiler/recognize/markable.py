@@ -1,4 +1,5 @@
-"""The forms that are marked in the Dynamo graph, where they are still one node each. Adding one is one line here."""
+"""The forms that are marked in a captured graph (Dynamo's or torch.export's), where they are still one node each.
+Adding one is one line here."""
 
 from __future__ import annotations
 
@@ -18,11 +19,11 @@ from .weights_marker import MARKED_WEIGHTS, hand_on_weights
 
 @dataclass(frozen=True)
 class Markable:
-    """A node of a Dynamo graph that is an attention site, or is at the heart of one.
+    """A node of a captured graph that is an attention site, or is at the heart of one.
 
     Attributes:
         form: what reports call it.
-        is_site: whether a Dynamo node is of this form.
+        is_site: whether a node is of this form.
         arguments: what to call the stand-in with for such a node, less the site's number, or Refused; ``any_device`` as
             in ``mark``.
         stand_in: what takes the node's place, or stands behind it where it takes the node itself; its last argument is
@@ -56,7 +57,7 @@ MARKERS: dict[Any, Callable[..., torch.Tensor]] = {
 
 
 def markable_of(node: Node) -> Markable | None:
-    """The form that a Dynamo node is a site of."""
+    """The form that a captured node is a site of."""
     return next((one for one in MARKABLE if one.is_site(node)), None)
 
 

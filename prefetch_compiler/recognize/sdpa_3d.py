@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, Node
 
 from . import sdpa
+from .captured import captured_value
 from .marker import MARKED_SDPA
 from .sizes import is_symbolic
 
@@ -23,7 +24,7 @@ def is_sdpa_3d(node: Node) -> bool:
 
 def stand_in_arguments(node: Node, any_device: bool = False) -> tuple[Any, ...]:
     """What :func:`marked_sdpa_3d` is called with, less the site's number; raises as ``sdpa.marker_arguments``."""
-    query = _operands(node)[0].meta["example_value"]
+    query = captured_value(_operands(node)[0])
     dim = 1 if is_symbolic(query.shape[0]) else 0
     call, lifted = _lifted(node, dim)
     arguments = sdpa.marker_arguments(call, any_device)
@@ -46,7 +47,7 @@ def _operands(node: Node) -> list[Any]:
 
 
 def _rank(operand: Any) -> int:
-    value = operand.meta.get("example_value") if isinstance(operand, Node) else None
+    value = captured_value(operand) if isinstance(operand, Node) else None
     return value.ndim if isinstance(value, FakeTensor) else -1
 
 
@@ -57,7 +58,7 @@ def _lifted(node: Node, dim: int) -> tuple[Node, dict[Node, Node]]:
 
     def lift(operand: Node) -> Node:
         placeholder = graph.placeholder(operand.name)
-        value: Any = operand.meta.get("example_value")
+        value: Any = captured_value(operand)
         placeholder.meta["example_value"] = value.unsqueeze(dim) if _rank(operand) == 3 else value
         originals[placeholder] = operand
         return placeholder
@@ -65,5 +66,5 @@ def _lifted(node: Node, dim: int) -> tuple[Node, dict[Node, Node]]:
     given: Any = (node.args, dict(node.kwargs))
     args, kwargs = torch.fx.node.map_arg(given, lift)
     call = graph.call_function(node.target, args, kwargs)  # type: ignore[arg-type]
-    call.meta["example_value"] = node.meta["example_value"].unsqueeze(dim)
+    call.meta["example_value"] = captured_value(node).unsqueeze(dim)
     return call, originals

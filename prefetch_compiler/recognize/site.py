@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from ..errors import Refused
 from ..spec import AttentionSpec, MaskKind, QuantisedCache, TensorLayout
-from .sizes import Size, hint, is_symbolic, same
+from .sizes import Size, fixed, hint, is_symbolic, same
 from .views import StoredKV
 
 # Stand-in for a length that is known only on the device (an unbacked symbol): long enough to be worth splitting.
@@ -152,8 +152,9 @@ def describe_site(
     for name, stored in (("key", key), ("value", value)):
         if not same(stored.base.meta["val"].stride(stored.order[3]), 1):
             raise Refused(f"{name} rows are not contiguous along head_dim: store the cache with head_dim last")
-    kv_heads = int(k_shape[1])
-    if int(query_heads) % kv_heads:
+    query_heads, kv_heads = (fixed(size, "the number of heads") for size in (query_heads, k_shape[1]))
+    head_dim, value_dim = (fixed(size, "head_dim") for size in (head_dim, v_shape[3]))
+    if query_heads % kv_heads:
         raise Refused(
             f"{query_heads} query heads do not share {kv_heads} KV heads evenly: use a number of query heads that is a "
             "multiple of the KV heads"
@@ -162,14 +163,14 @@ def describe_site(
     symbolic = {"batch": batch, "q_len": q_len, "kv_len": kv_len}
     return AttentionSpec(
         batch=hint(batch, 1),
-        query_heads=int(query_heads),
+        query_heads=query_heads,
         kv_heads=kv_heads,
         q_len=hint(q_len, 1),
         kv_len=hint(kv_len, UNKNOWN_KV_LEN),
-        head_dim=int(head_dim),
-        value_dim=int(v_shape[3]),
+        head_dim=head_dim,
+        value_dim=value_dim,
         dtype=q_value.dtype,
-        scale=1 / math.sqrt(int(head_dim)) if scale is None else scale,
+        scale=1 / math.sqrt(head_dim) if scale is None else scale,
         key_layout=key_layout,
         value_layout=value_layout,
         mask=kind,

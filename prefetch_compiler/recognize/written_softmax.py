@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.fx import Node
 
+from .captured import captured_value
 from .softmax import between_products, require_decode_scores
 
 _QUOTIENTS: tuple[Any, ...] = (operator.truediv, torch.div, torch.true_divide, torch.divide)
@@ -39,7 +40,7 @@ def marker_arguments(node: Node, any_device: bool = False) -> tuple[Any, ...]:
         NotDecode: it is attention, but not decode attention.
         Refused: it runs where no kernel does.
     """
-    require_decode_scores(node.meta["example_value"], any_device)
+    require_decode_scores(captured_value(node), any_device)
     return (node,)
 
 
