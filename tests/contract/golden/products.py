@@ -349,7 +349,7 @@ _SCORES = [
 _WRITTEN = [
     Products("quotient", softmax="quotient", mask="inf-B.1.q.S", q_len=2),
     Products("quotient_of_groups", grouped_einsum, softmax="quotient", mask="add-B.H.q.S"),
-    Products("quotient_with_sink", softmax="quotient", sink="less_maximum", softcap=3.0),
+    Products("quotient_with_sink", softmax="quotient", sink="plain", softcap=3.0, dtype=torch.bfloat16),
     Products("quotient_of_unshifted", with_bmm, softmax="unshifted", mask="min-B.1.1.S"),
     Products("less_lse", softmax="less_lse", mask="add-B.1.q.S", q_len=2),
     Products("less_log_of_sum", length_first_einsum, softmax="less_log_of_sum", length_first=True),
