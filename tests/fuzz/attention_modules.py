@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ..contract.golden import hand_masks, partial, products, spellings
+from ..contract.golden.dequantised import Dequantised
 from ..contract.golden.graph import Draw
 from ..contract.golden.hand_written import HandWritten
+from ..contract.golden.paged import Paged
 from ..contract.golden.partial import Partial
 from ..contract.golden.products import Products
 from ..contract.golden.three_dimensional import HEADS, Flat
+from .stored_caches import dequantised_caches, paged_caches
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -29,7 +32,7 @@ class Module:
         merged: it returns (batch, q, heads * dim).
     """
 
-    attention: Products | HandWritten | Partial | Flat
+    attention: Products | HandWritten | Partial | Flat | Dequantised | Paged
     written: bool = False
     merged: bool = False
 
@@ -191,8 +194,11 @@ def by_flat_sdpa(draw: st.DrawFn) -> Flat:
 @st.composite
 def modules(draw: st.DrawFn) -> Module:
     # More of what has more variants.
-    seldom = draw(st.integers(0, 7)) == 7
-    attention = draw(in_parts() | by_flat_sdpa() if seldom else by_products() | by_sdpa())
+    kind = draw(st.integers(0, 7))
+    if kind == 6:
+        # These write to their caches themselves.
+        return Module(draw(dequantised_caches() | paged_caches()), False, draw(st.booleans()))
+    attention = draw(in_parts() | by_flat_sdpa() if kind == 7 else by_products() | by_sdpa())
     return Module(attention, draw(st.booleans()), draw(st.booleans()))
 
 

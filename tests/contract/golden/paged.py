@@ -104,6 +104,15 @@ class Paged:
         return Golden(self.name, self.program(), self.steps, (self.spec(),), recogniser)
 
     @property
+    def heads(self) -> int:
+        return HEADS
+
+    @property
+    def length_dim(self) -> int:
+        """Of K and V as they are gathered."""
+        return 2
+
+    @property
     def kv_len(self) -> int:
         return OF_SEQUENCE * self.page_size
 
