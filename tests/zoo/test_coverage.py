@@ -1,0 +1,84 @@
+"""The coverage table cannot rot: cells are judged anew, and have to come out as recorded."""
+
+from __future__ import annotations
+
+import pytest
+
+from . import rendering
+from .cell import Cell, all_cells
+from .judge import compiled, judge
+from .models import ZOO, named
+from .outcome import Kind
+from .record import read
+from .sample import Run, all_runs, representative
+from .workload import PADDED
+
+RECORD = read()
+
+# Triton's interpreter warns at every scalar that it converts: recording them takes longer than computing.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+# What users run most: never to be lost, whatever the record is made to say.
+ALWAYS_LOWERED = ("Llama", "Qwen3", "Phi3", "Mixtral", "GPT-2", "Falcon", "Gemma3", "Whisper")
+# Where a cache grows, a guard too many would compile anew at every step.
+COUNTED = [Cell(named(name), cache="dynamic") for name in ("Llama", "GPT-2", "Gemma3", "Whisper")]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """``run`` and ``counted``: what the usual suite judges, or everything under --whole-zoo."""
+    whole = metafunc.config.getoption("whole_zoo")
+    if "run" in metafunc.fixturenames:
+        runs = all_runs() if whole else representative(RECORD)
+        metafunc.parametrize("run", runs, ids=lambda run: f"{run[0]}-{run[1]}")
+    if "counted" in metafunc.fixturenames:
+        metafunc.parametrize("counted", _compiled_cells() if whole else COUNTED, ids=str)
+
+
+def _compiled_cells() -> list[Cell]:
+    """Cells of which the record says how many graphs they have."""
+    return [cell for cell in all_cells() if (outcome := RECORD.of(cell).get(PADDED.name)) and outcome.graphs]
+
+
+def test_a_cell_follows_eager_and_comes_out_as_recorded(run: Run) -> None:
+    cell, workload = run
+    outcome = judge(cell, workload)  # fails where tokens, logits or cache differ from eager's
+    if not RECORD.is_of_these_versions:
+        pytest.skip(f"followed eager; the record is of {RECORD.versions}: write it anew to compare outcomes")
+    assert outcome == RECORD.of(cell)[workload.name], (
+        f"{cell.key}, {workload}: if this is what it should be, run `python -m tests.zoo.coverage --only '{cell.key}'`"
+    )
+
+
+def test_there_are_no_more_graphs_than_inductors(counted: Cell) -> None:
+    if not RECORD.is_of_these_versions:
+        pytest.skip(f"the record is of {RECORD.versions}")
+    ours = RECORD.of(counted)[PADDED.name].graphs
+    assert 0 < ours <= compiled(counted, PADDED, "inductor").graphs
+
+
+@pytest.mark.parametrize("cache", ["static", "dynamic"])
+@pytest.mark.parametrize("name", ALWAYS_LOWERED)
+def test_what_most_users_run_is_recorded_as_lowered(name: str, cache: str) -> None:
+    outcomes = RECORD.of(Cell(named(name), cache=cache))
+    assert {outcome.kind for outcome in outcomes.values()} == {Kind.LOWERED}
+
+
+def test_every_cell_is_recorded() -> None:
+    expected = {cell.key: {workload.name for workload in cell.workloads} for cell in all_cells()}
+    assert {key: set(outcomes) for key, outcomes in RECORD.cells.items()} == expected
+
+
+def test_the_table_is_rendered_from_the_record() -> None:
+    assert rendering.PATH.read_text() == rendering.render(RECORD), "run `python -m tests.zoo.coverage --only-table`"
+
+
+def test_the_sample_is_a_third_and_has_every_architecture_and_outcome() -> None:
+    sample = representative(RECORD)
+    assert len({cell.key for cell, _ in sample}) >= len(all_cells()) / 3
+    assert {cell.model.name for cell, _ in sample} == {model.name for model in ZOO}
+
+    def kinds(runs: tuple[Run, ...]) -> set[tuple[str, str, Kind]]:
+        return {(cell.attention, cell.cache, RECORD.of(cell)[workload.name].kind) for cell, workload in runs}
+
+    assert kinds(sample) == kinds(all_runs())
