@@ -1,4 +1,4 @@
-"""The key-value caches that the zoo decodes with. Layers with a window or a state are the architecture's own in each."""
+"""The key-value caches that the zoo decodes with. Each has the architecture's own layers with a window or a state."""
 
 from __future__ import annotations
 

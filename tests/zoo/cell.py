@@ -10,7 +10,7 @@ from .zoo_model import ZooModel
 
 ATTENTIONS = ("sdpa", "eager", "flex_attention")
 CACHES = ("static", "dynamic")
-# A quantised cache is the same code in every architecture; the attention after it is not: one architecture per spelling.
+# A quantised cache is the same code in all; the attention after it is not: one architecture for each way to write it.
 QUANTISED = ("Llama", "Qwen2", "Phi3", "Gemma2", "GPT-2", "GPT-NeoX", "Falcon", "BLOOM", "Mixtral", "BART")
 
 
@@ -29,9 +29,9 @@ class Cell:
 
     @property
     def workloads(self) -> tuple[Workload, ...]:
-        """All of them, but where Dynamo breaks a step with FlexAttention into many graphs, anew at every length."""
-        masks_are_made_in_the_step = self.attention == "flex_attention" and self.cache != "static"
-        return (PADDED,) if masks_are_made_in_the_step else WORKLOADS
+        """All of them, but where every length that a cache grows to compiles FlexAttention anew, which takes long."""
+        compiled_often = self.attention == "flex_attention" and self.cache != "static"
+        return (PADDED,) if compiled_often else WORKLOADS
 
     def __str__(self) -> str:
         return self.key.replace(" / ", "-")

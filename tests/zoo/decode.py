@@ -26,8 +26,8 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @dataclass
 class Decoded:
-    """``logits`` (steps, batch, q_len, vocabulary), the tokens that each step was ``fed`` (steps, batch, q_len), and the
-    cache as the last step left it."""
+    """``logits`` (steps, batch, q_len, vocabulary), the tokens that each step was ``fed`` (steps, batch, q_len), and
+    the cache as the last step left it."""
 
     logits: Tensor
     fed: Tensor
@@ -61,9 +61,8 @@ class Decoder:
         self.model = build(cell.model, dtype, DEVICE, cell.attention)
         self.cache = new_cache(cell.model, self.model, cell.cache)
         self._masked = workload.masked
-        self._static = cell.cache == "static"
-        self._whole_mask = self._static and cell.model.mask_covers_static_cache
-        self._masks_ahead = self._static and cell.attention == "flex_attention" and not cell.model.has_encoder
+        self._whole_mask = cell.cache == "static" and cell.model.mask_covers_static_cache
+        self._masks_ahead = cell.attention == "flex_attention" and not cell.model.has_encoder
         self._decoder = "decoder_" if cell.model.has_encoder else ""
         self._accepted = inspect.signature(self.model.forward).parameters
         self._constant: dict[str, Any] = {"use_cache": True, "past_key_values": self.cache}
@@ -99,7 +98,8 @@ class Decoder:
         return arguments
 
     def _block_masks(self, tokens: Tensor, mask: Tensor, positions: Tensor) -> Any:
-        """FlexAttention's masks, made before the compiled step as ``generate`` does: Dynamo cannot trace that."""
+        """FlexAttention's masks, made before the compiled step as ``generate`` does with a static cache: Dynamo breaks
+        the graph where they are made."""
         with nothing_compiled():
             return create_masks_for_generate(
                 config=self.model.config,

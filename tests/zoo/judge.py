@@ -1,4 +1,4 @@
-"""Decode one cell with our backend and say what became of it. Whatever differs from eager is an error, not an outcome."""
+"""Decode one cell with our backend and say what became of it. What differs from eager is an error, and no outcome."""
 
 from __future__ import annotations
 

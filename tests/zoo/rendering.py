@@ -66,36 +66,40 @@ def render(record: Record) -> str:
         "",
         *_table(tuple(model for model in ZOO if model.name in QUANTISED), ("fp8",), record, notes),
     ]
-    lines = [*_introduction(record), *_counts(record), "", "## By architecture", "", *tables, "", "## Notes", ""]
-    return "\n".join([*lines, *notes.lines()]) + "\n"
+    lines = [*_counts(record), "", "## By architecture", "", *tables, "", "## Notes", "", *notes.lines()]
+    return _introduction(record) + "\n".join(lines) + "\n"
 
 
-def _introduction(record: Record) -> list[str]:
+def _introduction(record: Record) -> str:
     versions = " and ".join(f"{library} {version}" for library, version in record.versions.items())
-    return [
-        "# What is lowered in real models",
-        "",
-        "<!-- Written by `python -m tests.zoo.coverage`; a test compares it with the record tests/zoo/coverage.json. -->",
-        "",
-        f"{len(ZOO)} architectures of Hugging Face transformers, with tiny random weights of one or two layers, decode",
-        f"{TOKENS} tokens after an eager prefill of {PROMPT}, each with every attention implementation and cache that it has.",
-        "Caches are the architecture's own: layers with a window or a chunk keep that much, linear and convolutional layers",
-        "keep a state, decoders behind an encoder have a second cache for what it said. Three workloads are run:",
-        "",
-        *(f"- {_described(workload)}" for workload in WORKLOADS),
-        "",
-        "Whatever the table says, in every cell that runs the tokens are equal to eager's, and logits and cache err against",
-        "float64 at most twice what eager's err: a cell that fails this fails the tests, and is not in the table.",
-        f"Kernels ran in Triton's interpreter, on a CPU, with {versions}, in float32; this shows what is lowered, and not",
-        "how fast. `pytest tests/zoo --whole-zoo` checks every cell; the usual suite checks a third of them.",
-        "",
-        "| in the table | means |",
-        "| --- | --- |",
-        *(f"| {LABELS[kind]} | {MEANINGS[kind]} |" for kind in Kind),
-        "",
-        "Where workloads differ, each is named with its own. Numbers in brackets are notes at the end.",
-        "",
-    ]
+    workloads = "\n".join(f"- {_described(workload)}" for workload in WORKLOADS)
+    meanings = "\n".join(f"| {LABELS[kind]} | {MEANINGS[kind]} |" for kind in Kind)
+    return f"""\
+# What is lowered in real models
+
+<!-- Written by `python -m tests.zoo.coverage` from tests/zoo/coverage.json; a test compares the two. -->
+
+{len(ZOO)} architectures of Hugging Face transformers, with one or two layers of tiny random weights, decode
+{TOKENS} tokens after an eager prefill of {PROMPT}, each with every attention implementation and cache that it has.
+Caches have the architecture's own layers: those with a window or a chunk keep that much, linear and convolutional
+ones keep a state, and decoders behind an encoder have a second cache for what it said. Three workloads are run
+(FlexAttention with a cache that grows in the first only):
+
+{workloads}
+
+Whatever the table says, in every cell that runs the tokens are equal to eager's, and logits and cache err against
+float64 at most twice what eager's err: a cell where they do not fails the tests, and is not in the table. With
+FlexAttention masks are made before the step, as `generate` does. Kernels ran in Triton's
+interpreter, on a CPU, in float32, with {versions}: this shows what is lowered, and not how fast.
+`pytest tests/zoo --whole-zoo` checks every cell; the usual suite checks a third of them.
+
+| in the table | means |
+| --- | --- |
+{meanings}
+
+Where workloads differ, each is named with its own. Numbers in brackets are notes, at the end.
+
+"""
 
 
 def _described(workload: Workload) -> str:

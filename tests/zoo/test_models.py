@@ -16,6 +16,7 @@ from .decode import Decoded, decode
 from .judge import assert_follows
 from .models import LLAMA, named
 from .quicker_interpreter import patched_once_per_kernel
+from .workload import PADDED, SINGLE, Workload
 from .zoo_model import ZooModel
 
 # One for each way in which decode attention is written with SDPA.
@@ -33,22 +34,24 @@ def _afresh() -> Iterator[None]:
 
 
 @cache
-def _eager_and_exact(cell: Cell, dtype: torch.dtype = torch.float32) -> tuple[Decoded, Decoded]:
+def _eager_and_exact(
+    cell: Cell, dtype: torch.dtype = torch.float32, workload: Workload = PADDED
+) -> tuple[Decoded, Decoded]:
     """Eager's run, and the same run in float64 on eager's tokens."""
-    eager = decode(cell, dtype=dtype)
-    return eager, decode(cell, dtype=torch.float64, fed=eager.fed)
+    eager = decode(cell, workload, dtype=dtype)
+    return eager, decode(cell, workload, dtype=torch.float64, fed=eager.fed)
 
 
 def _compile(**options: Any) -> Any:
     return lambda model: torch.compile(model, backend="kvprefetch", **options)
 
 
-@pytest.mark.parametrize("cache_kind", ["static", "dynamic"])
-def test_decoding_through_inductors_code_follows_eager(cache_kind: str) -> None:
+@pytest.mark.parametrize(("cache_kind", "workload"), [("static", SINGLE), ("dynamic", PADDED)])
+def test_decoding_through_inductors_code_follows_eager(cache_kind: str, workload: Workload) -> None:
     cell = Cell(LLAMA, cache=cache_kind)
-    eager, exact = _eager_and_exact(cell)
+    eager, exact = _eager_and_exact(cell, workload=workload)
     with collect_reports() as report, patched_once_per_kernel():
-        compiled = decode(cell, compile_model=_compile(options={"kvprefetch.strict": True}))
+        compiled = decode(cell, workload, _compile(options={"kvprefetch.strict": True}))
     assert_follows(compiled, eager, exact)
     assert torch.equal(compiled.tokens, eager.tokens)
     assert len(report.lowered) == LLAMA.sites * report.graphs
