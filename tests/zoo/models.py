@@ -36,6 +36,7 @@ def build(zoo_model: ZooModel, dtype: torch.dtype, device: torch.device, attenti
         ValueError: transformers has no such implementation for the architecture.
     """
     auto_class = getattr(transformers, zoo_model.auto_class)
+    torch.manual_seed(11)
     model = auto_class.from_config(zoo_model.config(), attn_implementation=attention, dtype=torch.float32).eval()
     _randomise(model)
     if hasattr(model, "set_experts_implementation"):

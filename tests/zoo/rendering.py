@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from .cell import ATTENTIONS, CACHES, QUANTISED, Cell, all_cells
+from .cell import ATTENTIONS, CACHES, EXEMPLARS, Cell, all_cells
 from .models import ZOO
 from .outcome import Kind, Outcome
 from .record import Record
@@ -64,7 +64,7 @@ def render(record: Record) -> str:
         "",
         "Keys and values are kept in float8_e4m3fn with one scale each, and dequantised before attention.",
         "",
-        *_table(tuple(model for model in ZOO if model.name in QUANTISED), ("fp8",), record, notes),
+        *_table(tuple(model for model in ZOO if model.name in EXEMPLARS), ("fp8",), record, notes),
     ]
     lines = [*_counts(record), "", "## By architecture", "", *tables, "", "## Notes", "", *notes.lines()]
     return _introduction(record) + "\n".join(lines) + "\n"
@@ -83,7 +83,7 @@ def _introduction(record: Record) -> str:
 {TOKENS} tokens after an eager prefill of {PROMPT}, each with every attention implementation and cache that it has.
 Caches have the architecture's own layers: those with a window or a chunk keep that much, linear and convolutional
 ones keep a state, and decoders behind an encoder have a second cache for what it said. Three workloads are run
-(FlexAttention with a cache that grows in the first only):
+(most cells of FlexAttention in the first only):
 
 {workloads}
 
