@@ -62,7 +62,9 @@ class Decoder:
         self.cache = new_cache(cell.model, self.model, cell.cache)
         self._masked = workload.masked
         self._whole_mask = cell.cache == "static" and cell.model.mask_covers_static_cache
-        self._masks_ahead = cell.attention == "flex_attention" and not cell.model.has_encoder
+        # transformers cannot make those of chunked layers ahead.
+        chunked = hasattr(self.model.config, "attention_chunk_size")
+        self._masks_ahead = cell.attention == "flex_attention" and not cell.model.has_encoder and not chunked
         self._decoder = "decoder_" if cell.model.has_encoder else ""
         self._accepted = inspect.signature(self.model.forward).parameters
         self._constant: dict[str, Any] = {"use_cache": True, "past_key_values": self.cache}

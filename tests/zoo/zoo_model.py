@@ -22,8 +22,8 @@ class ZooModel:
         settings: the configuration's arguments. Nested configurations are mappings too.
         sites: how many attentions one decode step has.
         auto_class: the class in transformers that makes a model of the configuration.
-        mask_covers_static_cache: whether its padding mask has to be as long as a static cache, which ``generate`` then
-            sees to.
+        mask_covers_static_cache: whether its padding mask, which its positions come from, has to be as long as a static
+            cache.
     """
 
     name: str

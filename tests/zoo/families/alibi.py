@@ -24,5 +24,6 @@ FAMILY = (
         {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
         | {"alibi": True, "bos_token_id": 1, "eos_token_id": 2},
         sites=1,
+        mask_covers_static_cache=True,
     ),
 )
