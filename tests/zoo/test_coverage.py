@@ -6,6 +6,7 @@ import pytest
 
 from . import rendering
 from .cell import Cell, all_cells
+from .decode import DEVICE
 from .judge import compiled, judge
 from .models import ZOO, named
 from .outcome import Kind
@@ -14,6 +15,7 @@ from .sample import Run, all_runs, representative
 from .workload import PADDED
 
 RECORD = read()
+COMPARABLE = RECORD.is_of_these_versions and DEVICE.type == "cpu"
 
 # Triton's interpreter warns at every scalar that it converts: recording them takes longer than computing.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -43,16 +45,16 @@ def _compiled_cells() -> list[Cell]:
 def test_a_cell_follows_eager_and_comes_out_as_recorded(run: Run) -> None:
     cell, workload = run
     outcome = judge(cell, workload)  # fails where tokens, logits or cache differ from eager's
-    if not RECORD.is_of_these_versions:
-        pytest.skip(f"followed eager; the record is of {RECORD.versions}: write it anew to compare outcomes")
+    if not COMPARABLE:
+        pytest.skip(f"followed eager; outcomes are recorded on a CPU with {RECORD.versions}")
     assert outcome == RECORD.of(cell)[workload.name], (
         f"{cell.key}, {workload}: if this is what it should be, run `python -m tests.zoo.coverage --only '{cell.key}'`"
     )
 
 
 def test_there_are_no_more_graphs_than_inductors(counted: Cell) -> None:
-    if not RECORD.is_of_these_versions:
-        pytest.skip(f"the record is of {RECORD.versions}")
+    if not COMPARABLE:
+        pytest.skip(f"graphs are recorded on a CPU with {RECORD.versions}")
     ours = RECORD.of(counted)[PADDED.name].graphs
     assert 0 < ours <= compiled(counted, PADDED, "inductor").graphs
 
@@ -73,9 +75,9 @@ def test_the_table_is_rendered_from_the_record() -> None:
     assert rendering.PATH.read_text() == rendering.render(RECORD), "run `python -m tests.zoo.coverage --only-table`"
 
 
-def test_the_sample_is_a_third_and_has_every_architecture_and_outcome() -> None:
+def test_the_sample_is_about_a_third_and_has_every_architecture_and_outcome() -> None:
     sample = representative(RECORD)
-    assert len({cell.key for cell, _ in sample}) >= len(all_cells()) / 3
+    assert len({cell.key for cell, _ in sample}) > 0.3 * len(all_cells())
     assert {cell.model.name for cell, _ in sample} == {model.name for model in ZOO}
 
     def kinds(runs: tuple[Run, ...]) -> set[tuple[str, str, Kind]]:
