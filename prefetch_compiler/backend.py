@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 
 from .database import overlay
 from .errors import LoweringError, SiteNotLoweredError
+from .graph_dump import GraphDump, dump_folder
 from .lower.graph_pass import LoweringPass
 from .lower.mark import Marks, mark
 from .lower.rewrite import Lowering
@@ -45,13 +46,15 @@ def kvprefetch(
     if not ours.enabled:
         return _compile_plainly(inductor, module, example_inputs)
 
+    dump = GraphDump(dump_folder(ours.dump_graphs, inductor_options))
+    dump.dynamo(module)
     marks = _mark_or_leave(module, ours)
     if not marks.marked:
-        _finish(marks, ours)
+        _finish(marks, ours, dump)
         return _compile_plainly(inductor, module, example_inputs)
     lowering = Lowering(marks.reports, ours.strict, _databases(ours), ours.allow_unmeasured, ours.deterministic)
     try:
-        compiled = _compile(inductor, lowering, module, example_inputs)
+        compiled = _compile(inductor, lowering, dump, module, example_inputs)
     except Exception as error:
         if _is_control_flow(error):
             raise
@@ -62,7 +65,7 @@ def kvprefetch(
         module.recompile()
         compiled = _compile_plainly(inductor, module, example_inputs)
     _raise_failures(lowering, ours)
-    _finish(marks, ours)
+    _finish(marks, ours, dump)
     return compiled
 
 
@@ -75,17 +78,24 @@ def _mark_or_leave(module: GraphModule, ours: Options) -> Marks:
         if ours.strict:
             raise LoweringError("marking", failure) from failure
         log.warning("marking failed, Inductor serves alone: %s: %s", type(failure).__name__, failure)
+    for report in marks.reports.values():
+        decision = "marked" if report.index in marks.marked else f"left: {report.reason}"
+        log.debug("Dynamo graph: %s %s: %s", report.form, report.layer or report.index, decision)
     return marks
 
 
 def _databases(ours: Options) -> overlay.Overlays:
     try:
-        return overlay.load(ours.tuning_db, strict=ours.strict)
+        databases = overlay.load(ours.tuning_db, strict=ours.strict)
     except Exception as error:
         if ours.strict:
             raise
         log.warning("no tuning database is used: %s: %s", type(error).__name__, error)
         return overlay.NO_DATABASES
+    for number, layer in enumerate(databases.layers):
+        for database in layer:
+            log.debug("tuning database %d: %s, %d records", number, database.device.name, len(database.records))
+    return databases
 
 
 def _compile_plainly(inductor: Any, module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -94,7 +104,7 @@ def _compile_plainly(inductor: Any, module: GraphModule, example_inputs: Sequenc
 
 
 def _compile(
-    inductor: Any, lowering: Lowering, module: GraphModule, example_inputs: Sequence[Any]
+    inductor: Any, lowering: Lowering, dump: GraphDump, module: GraphModule, example_inputs: Sequence[Any]
 ) -> Callable[..., Any]:
     """Inductor with our pass in it.
 
@@ -105,7 +115,7 @@ def _compile(
     from torch._inductor import config as inductor_config
 
     user_pass = inductor.config.get("joint_custom_pre_pass", inductor_config.joint_custom_pre_pass)
-    inductor.config["joint_custom_pre_pass"] = LoweringPass(lowering, user_pass)
+    inductor.config["joint_custom_pre_pass"] = LoweringPass(lowering, user_pass, dump)
     try:
         with functorch_config.patch(enable_autograd_cache=False):
             compiled = _compile_plainly(inductor, module, example_inputs)
@@ -136,12 +146,14 @@ def _raise_failures(lowering: Lowering, ours: Options) -> None:
         raise LoweringError("lowering", error) from error
 
 
-def _finish(marks: Marks, ours: Options) -> None:
+def _finish(marks: Marks, ours: Options, dump: GraphDump) -> None:
     """Publish the report; under ``strict`` an untouched decode site is an error."""
     reports = list(marks.reports.values())
     publish(reports)
+    dump.sites(reports)
     for report in reports:
-        log.info("%s: %s (%s)", report.layer or report.index, report.verdict.value, report.reason)
+        log.info("%s", report)
+    for report in reports:
         if ours.strict and not report.lowered and report.index not in marks.not_decode:
             raise SiteNotLoweredError(report.layer or str(report.index), report.reason)
 

@@ -16,8 +16,8 @@ from rich.markup import escape
 from . import __version__
 from .bench.cli import app as bench_app
 from .db_command.cli import app as db_app
-from .demo.decode_state import CacheKind, DecodeState
 from .errors import KVPrefetchError
+from .explain_command.cli import explain
 from .tuning.capture_cli import capture
 from .tuning.cli import tune
 from .tuning.report.cli import report
@@ -31,6 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(bench_app, name="bench", help="Measure this backend beside others, on your own GPU.")
 app.add_typer(db_app, name="db", help="Look at, compare, combine and verify tuning databases.")
+app.command()(explain)
 app.command()(capture)
 app.command()(tune)
 app.command()(report)
@@ -91,54 +92,6 @@ def demo(
     else:
         print_demo(result, Console())
     raise typer.Exit(0 if result.tokens_equal else 1)
-
-
-@app.command()
-def explain(
-    model: Annotated[str, typer.Argument(help=_MODEL_HELP)] = "smollm2",
-    layers: Annotated[int, typer.Option(min=1, help="Decoder layers to keep.")] = 2,
-    batch: Annotated[int, typer.Option(min=1, help="Sequences.")] = 1,
-    held: Annotated[int, typer.Option(min=1, help="Keys that the cache already holds.")] = 1000,
-    capacity: Annotated[int, typer.Option(min=2, help="Keys that a static cache has room for.")] = 4096,
-    cache: Annotated[CacheKind, typer.Option(help="Preallocated, or growing with every token.")] = CacheKind.STATIC,
-    attn: Annotated[str, typer.Option(help="transformers' attention implementation: sdpa, eager, ...")] = "sdpa",
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
-    tuning_db: Annotated[
-        list[str] | None, typer.Option(help="A tuning database, file or folder, that goes before all others.")
-    ] = None,
-    require: Annotated[
-        str | None,
-        typer.Option(help="Exit with 1 unless every decode attention has one of these verdicts, as in exact,bucket."),
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Say what of one decode step is lowered, how, and why not: the model's architecture with random weights.
-
-    Only the configuration is read, so no weights are downloaded.
-    """
-    from .demo.explain_model import explain_model
-    from .demo.progress import stage_progress
-    from .demo.required_verdicts import parse_verdicts, shortfalls
-    from .site_table import site_table, summary_line
-
-    required = None if require is None else parse_verdicts(require)
-    state = DecodeState(batch, held, capacity, layers, cache, attn)
-    options = {"kvprefetch.tuning_db": tuning_db} if tuning_db else None
-    with stage_progress(Console(stderr=True)) as progress:
-        explained = explain_model(model, state, dtype, device, progress, options)
-    if as_json:
-        _print_json(explained.to_dict())
-    else:
-        console = Console()
-        console.print(f"\n{escape(explained.describe())}\n{summary_line(explained.report)}\n")
-        console.print(site_table(explained.report))
-        console.print(f"selection digest {explained.report.digest}")
-    lacking = [] if required is None else list(shortfalls(explained.report, required))
-    for line in lacking:
-        Console(stderr=True).print(f"[red]required:[/] {escape(line)}", soft_wrap=True)
-    if lacking:
-        raise typer.Exit(1)
 
 
 def _print_json(data: dict[str, Any]) -> None:

@@ -14,10 +14,12 @@ is bounded by::
                                                a relative error of at most w, a normalised sum of values moves by at
                                                most 2 w sum(p |v|)
 
-    weight_error = 2**-22 + 3 * 2**-24 * log2(e) * max |score|
+    weight_error = 2**-22 + 3 * 2**-24 * log2(e) * max |score| + softcap * (2**-23 + 6 * 2**-24)
 
 2**-22 is the relative error of ``ex2.approx.f32`` (PTX ISA); the exponent reaches it through three float32 roundings
-(log2(e) folded into the scale, the product, the difference from the maximum), each at most 2**-24 of its size. For
+(log2(e) folded into the scale, the product, the difference from the maximum), each at most 2**-24 of its size. A soft
+cap's tanh(x) is 1 - 2 / (1 + exp2(2 log2(e) x)): the relative error of exp2 reaches it by a half at most, the roundings
+of the argument, the sum, the quotient, the difference and the product with the cap by 2**-24 each. For
 float16 and bfloat16 this term is about a hundredth of the first two. For float32 it is the largest, and still a
 thousand times smaller than what rounding the operands to TF32 would do.
 
@@ -29,7 +31,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -59,6 +61,10 @@ class Problem(Protocol):
     def is_causal(self) -> bool: ...
     @property
     def scale(self) -> float: ...
+    @property
+    def softcap(self) -> float | None: ...
+    @property
+    def sink(self) -> Tensor | None: ...
 
 
 @dataclass(frozen=True)
@@ -85,8 +91,9 @@ class Yardstick:
 def exact(problem: Problem) -> Tensor:
     """The oracle's answer: float64 (batch, query_heads, q_len, value_dim)."""
     return exact_attention(
-        problem.q, problem.k, problem.v, problem.mask, is_causal=problem.is_causal, scale=problem.scale
-    )
+        problem.q, problem.k, problem.v, problem.mask, is_causal=problem.is_causal, scale=problem.scale,
+        softcap=problem.softcap, sink=problem.sink,
+    )  # fmt: skip
 
 
 def error_bound(problem: Problem) -> Tensor:
@@ -110,6 +117,7 @@ def yardstick(problem: Problem, working_bytes: int = WORKING_BYTES) -> Yardstick
     reference_error, answer_size, value_size, largest_score = terms
     output_rounding = torch.finfo(problem.q.dtype).eps / 2 * answer_size
     weight_error = EX2_APPROX_ERROR + 3 * FLOAT32_ROUNDING * math.log2(math.e) * largest_score
+    weight_error += (problem.softcap or 0.0) * (EX2_APPROX_ERROR / 2 + 6 * FLOAT32_ROUNDING)
     return Yardstick(answer, reference_error + output_rounding + 2 * weight_error * value_size)
 
 
@@ -121,6 +129,8 @@ class _Part:
     mask: Tensor | None
     is_causal: bool
     scale: float
+    softcap: float | None
+    sink: Tensor | None
 
 
 def _broadcast(problem: Problem) -> _Part:
@@ -130,7 +140,7 @@ def _broadcast(problem: Problem) -> _Part:
         mask = mask[(None,) * (4 - mask.ndim)]
     batch = max(problem.q.shape[0], problem.k.shape[0], problem.v.shape[0])
     q, k, v = (tensor.expand(batch, -1, -1, -1) for tensor in (problem.q, problem.k, problem.v))
-    return _Part(q, k, v, mask, problem.is_causal, problem.scale)
+    return _Part(q, k, v, mask, problem.is_causal, problem.scale, problem.softcap, problem.sink)
 
 
 def _parts(problem: Problem, group: int, working_bytes: int) -> Iterator[tuple[slice, slice]]:
@@ -155,15 +165,18 @@ def _part(problem: Problem, sequences: slice, kv_heads: slice, group: int) -> _P
         mask = mask[:, heads] if mask.shape[1] > 1 else mask
     return _Part(
         problem.q[sequences, heads], problem.k[sequences, kv_heads], problem.v[sequences, kv_heads], mask,
-        problem.is_causal, problem.scale,
+        problem.is_causal, problem.scale, problem.softcap, None if problem.sink is None else problem.sink[heads],
     )  # fmt: skip
 
 
 def _terms(part: _Part, answer: Tensor) -> Tensor:
     """Maxima over heads and columns that the bound is made of: what the reference errs, the size of the answer, the
     size of what is summed, and the largest score; (4, batch, q_len)."""
-    reference = same_dtype_attention(part.q, part.k, part.v, part.mask, is_causal=part.is_causal, scale=part.scale)
-    sizes = exact_attention(part.q, part.k, part.v.abs(), part.mask, is_causal=part.is_causal, scale=part.scale)
+    reference = same_dtype_attention(
+        part.q, part.k, part.v, part.mask, is_causal=part.is_causal, scale=part.scale, softcap=part.softcap,
+        sink=part.sink,
+    )  # fmt: skip
+    sizes = exact(replace(part, v=part.v.abs()))
     terms = [(reference - answer).abs(), answer.abs(), sizes, _scores(part)]
     return torch.stack([term.amax(_HEADS_AND_COLUMNS) for term in terms])
 

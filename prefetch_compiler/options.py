@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeGuard
 
 from .errors import InvalidOptionError, UnknownOptionError
 
@@ -24,6 +24,7 @@ class Options:
         allow_unmeasured: use records that were only ranked by a model where there is no measured one.
         deterministic: a sequence's result has the same bits in every batch: configurations depend on no batch size and
             come from no record, and keys are added up in chunks of a fixed number.
+        dump_graphs: folder to write every graph to, before and after the pass, as text (``graph_dump``).
     """
 
     enabled: bool = True
@@ -32,6 +33,7 @@ class Options:
     tuning_db: tuple[str, ...] = ()
     allow_unmeasured: bool = False
     deterministic: bool = False
+    dump_graphs: str | None = None
 
 
 def split_options(options: Mapping[str, Any] | None) -> tuple[Options, dict[str, Any]]:
@@ -58,6 +60,10 @@ def split_options(options: Mapping[str, Any] | None) -> tuple[Options, dict[str,
 def _checked(name: str, short: str, value: object) -> object:
     if short == "tuning_db":
         return _paths(name, value)
+    if short == "dump_graphs":
+        if not _is_path(value):
+            raise InvalidOptionError(name, value, "the path of a folder")
+        return os.fspath(value)
     if short == "mode":
         if not isinstance(value, str):
             raise InvalidOptionError(name, value, "the name of an Inductor mode")
@@ -68,7 +74,10 @@ def _checked(name: str, short: str, value: object) -> object:
 
 def _paths(name: str, value: object) -> tuple[str, ...]:
     paths = tuple(value) if isinstance(value, list | tuple) else (value,)
-    for path in paths:
-        if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str) or not os.fspath(path):
-            raise InvalidOptionError(name, value, "the path of a tuning database, or a list of such paths")
+    if not all(map(_is_path, paths)):
+        raise InvalidOptionError(name, value, "the path of a tuning database, or a list of such paths")
     return tuple(os.fspath(path) for path in paths)
+
+
+def _is_path(value: object) -> TypeGuard[str | os.PathLike[str]]:
+    return isinstance(value, str | os.PathLike) and isinstance(os.fspath(value), str) and bool(os.fspath(value))

@@ -6,6 +6,8 @@ Shapes and names are those of :mod:`prefetch_compiler.spec`. The semantics are t
 - query head ``h`` attends to KV head ``h // group``;
 - a bool mask hides where it is False, as if -inf were added to the score; a float mask is added to the score;
 - ``is_causal`` is aligned to the top left: query ``i`` sees keys ``0..i``, however many keys there are;
+- ``softcap`` c makes scores ``c * tanh(score / c)`` before the mask (Gemma 2, arXiv 2408.00118); ``sink`` is one more
+  logit per query head, whose share of the softmax is dropped (gpt-oss, arXiv 2508.10925);
 - a row whose scores are all -inf gives zeros (``_safe_softmax``). A row masked by a finite value is no such row: a
   value like finfo.min swamps the scores and leaves the plain average of every key.
 """
@@ -19,7 +21,15 @@ from torch import Tensor
 
 
 def exact_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, is_causal: bool = False, scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sink: Tensor | None = None,
 ) -> Tensor:
     """The oracle, in float64: (batch, query_heads, q_len, value_dim).
 
@@ -29,18 +39,27 @@ def exact_attention(
         ValueError: a mask together with ``is_causal``, which SDPA refuses too, or head counts that do not divide.
     """
     exact_mask = mask.to(torch.float64) if mask is not None and mask.is_floating_point() else mask
-    return _attend(q.double(), k.double(), v.double(), exact_mask, is_causal, scale, softmax_dtype=torch.float64)
+    exact_sink = None if sink is None else sink.double()
+    return _attend(q.double(), k.double(), v.double(), exact_mask, is_causal, scale, softcap, exact_sink, torch.float64)
 
 
 def same_dtype_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, is_causal: bool = False, scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sink: Tensor | None = None,
 ) -> Tensor:
     """The same computed as eager PyTorch code does, in the dtype of ``q``: two matmuls around a float32 softmax.
 
     Scores, probabilities and output are each rounded to that dtype. Its error against :func:`exact_attention` is the
     yardstick for a kernel, which rounds no score and so should err less.
     """
-    return _attend(q, k, v, mask, is_causal, scale, softmax_dtype=torch.float32)
+    return _attend(q, k, v, mask, is_causal, scale, softcap, sink, torch.float32)
 
 
 def _attend(
@@ -50,13 +69,21 @@ def _attend(
     mask: Tensor | None,
     is_causal: bool,
     scale: float | None,
-    *,
+    softcap: float | None,
+    sink: Tensor | None,
     softmax_dtype: torch.dtype,
 ) -> Tensor:
     group = _group(q, k, v)
     scores = torch.matmul(q, _repeat_heads(k, group).transpose(-1, -2)) * _scale_or_default(scale, q)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
     masked = (scores + _additive(mask, scores, is_causal)).to(softmax_dtype)
-    return torch.matmul(_safe_softmax(masked).to(v.dtype), _repeat_heads(v, group))
+    if sink is None:
+        weights = _safe_softmax(masked)
+    else:
+        column = sink.to(softmax_dtype)[:, None, None].expand(*masked.shape[:-1], 1)
+        weights = torch.softmax(torch.cat([masked, column], -1), -1)[..., :-1]
+    return torch.matmul(weights.to(v.dtype), _repeat_heads(v, group))
 
 
 def _group(q: Tensor, k: Tensor, v: Tensor) -> int:

@@ -67,6 +67,12 @@ class SiteReport:
             return None
         return round(self.spec.kv_bytes_per_key * self.keys_read)
 
+    def __str__(self) -> str:
+        """All that is known of the site, in one line."""
+        spec = "-" if self.spec is None else self.spec.describe()
+        config = "-" if self.config is None else self.config.encode()
+        return f"{self.layer or self.index}: {self.verdict.value} | {spec} | {config} | {self.reason}"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {
@@ -109,11 +115,7 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{len(self.lowered)} of {len(self.sites)} attention sites lowered in {self.graphs} graph(s)"]
-        for site in self.sites:
-            spec = "-" if site.spec is None else site.spec.describe()
-            config = "-" if site.config is None else site.config.encode()
-            lines.append(f"  {site.layer or site.index}: {site.verdict.value} | {spec} | {config} | {site.reason}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  {site}" for site in self.sites)])
 
 
 _open_reports: ContextVar[tuple[Report, ...]] = ContextVar("kvprefetch_reports", default=())

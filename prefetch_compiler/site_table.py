@@ -1,4 +1,4 @@
-"""A report as a table for people: alike sites of consecutive layers share one row."""
+"""A report as a table for people: alike sites of consecutive layers share one section."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class SiteGroup:
 
     Attributes:
         layers: the module path with the numbers joined, as in ``model.layers.0-29.self_attn``.
+        numbers: the joined numbers alone; empty where paths have none, or vary in more than one.
         first: the group's first site; it speaks for all.
         count: sites in the group.
         read_bytes: K and V bytes that all of them read together; None when they have not been run.
@@ -27,6 +28,7 @@ class SiteGroup:
     """
 
     layers: str
+    numbers: str
     first: SiteReport
     count: int
     read_bytes: int | None
@@ -42,28 +44,39 @@ def group_sites(report: Report) -> list[SiteGroup]:
 
 
 def site_table(report: Report, title: str | None = None) -> Table:
-    """One row a group: where, what it computes, the verdict and why, the config, and KV bytes read against capacity."""
-    table = Table(title=title, title_justify="left", show_lines=True, pad_edge=False, collapse_padding=True)
-    # In a narrow terminal the columns of words give way, not paths and numbers.
-    table.add_column("sites", overflow="fold", no_wrap=True)
-    for heading in ("attention", "verdict", "config"):
-        table.add_column(heading, overflow="fold")
-    table.add_column("KV read\nof capacity", overflow="fold", no_wrap=True)
+    """A section for each group, a line for each thing that is known of it, so that nothing is cut off in a narrow
+    terminal: where, what it computes, the verdict, the config and the record that it comes from, KV bytes read in a
+    step against the capacity, and the reason."""
+    table = Table(title=title, title_justify="left", show_header=False, pad_edge=False, collapse_padding=True)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
     for group in group_sites(report):
-        table.add_row(*_cells(group))
+        table.add_section()
+        for name, text in _lines(group):
+            table.add_row(name, text)
     return table
 
 
-def _cells(group: SiteGroup) -> Iterator[str]:
+def _lines(group: SiteGroup) -> Iterator[tuple[str, str]]:
     site = group.first
-    yield f"{group.layers}\n{site.form}" + (f" ×{group.count}" if group.count > 1 else "")
-    yield "-" if site.spec is None else site.spec.describe()
-    verdict = f"[{'green' if site.lowered else 'yellow'}]{site.verdict.value}[/]"
-    reason = site.reason if site.reason.startswith(site.verdict.value) else f"{site.verdict.value}: {site.reason}"
-    yield verdict + escape(reason.removeprefix(site.verdict.value).removesuffix(": "))
-    # Spaces for dashes, so that the name breaks between its parts and not inside one.
-    yield "-" if site.config is None else site.config.encode().replace("-", " ")
-    yield f"{_bytes(group.read_bytes)}\nof {_bytes(group.capacity_bytes)}"
+    count = f"{group.count} site{'s'[: group.count != 1]}"
+    numbers = group.numbers.replace("-", "–")
+    path = group.layers.replace(group.numbers, "*") if "," in numbers else group.layers  # a long list is read once
+    where = f"layer{'s'[: not numbers.isdigit()]} {numbers}: {count}, {path}" if numbers else path
+    yield "sites", f"[bold]{escape(where)}[/]"
+    yield "form", site.form
+    if site.spec is not None:
+        yield "attention", escape(site.spec.describe())
+    yield "verdict", f"[{'green' if site.lowered else 'yellow'}]{site.verdict.value}[/]"
+    if site.config is not None:
+        # Spaces for dashes, so that the name breaks between its parts and not inside one.
+        yield "config", site.config.encode().replace("-", " ")
+    if site.record is not None:
+        yield "record", escape(site.record)
+    if group.capacity_bytes is not None:
+        yield "KV read", f"{_bytes(group.read_bytes)} of {_bytes(group.capacity_bytes)} a step"
+    if site.reason:
+        yield "reason", escape(site.reason)
 
 
 def summary_line(report: Report) -> str:
@@ -80,8 +93,10 @@ def _likeness(site: SiteReport) -> tuple[object, ...]:
 def _group(members: list[SiteReport]) -> SiteGroup:
     reads = [site.read_bytes for site in members]
     capacities = [site.capacity_bytes for site in members]
+    layers, numbers = _join_layers([site.layer for site in members])
     return SiteGroup(
-        layers=_join_layers([site.layer for site in members]) or f"site {members[0].index}",
+        layers=layers or f"site {members[0].index}",
+        numbers=numbers,
         first=members[0],
         count=len(members),
         read_bytes=_sum_if_known(reads),
@@ -94,17 +109,20 @@ def _sum_if_known(values: list[int | None]) -> int | None:
     return sum(known) if len(known) == len(values) else None
 
 
-def _join_layers(layers: list[str]) -> str:
-    """``a.0.b``, ``a.1.b``, ``a.3.b`` become ``a.0-1,3.b``; paths that vary elsewhere too are listed."""
+def _join_layers(layers: list[str]) -> tuple[str, str]:
+    """``a.0.b``, ``a.1.b``, ``a.3.b`` become ``a.0-1,3.b``, and ``0-1,3``; paths that vary elsewhere too are listed."""
     unique = list(dict.fromkeys(layers))
     numbers = [_LAYER_NUMBER.findall(layer) for layer in unique]
     varying = {position for row in numbers for position, _ in enumerate(row) if row[position] != numbers[0][position]}
-    if len(varying) != 1:
-        return ", ".join(unique)
+    if not varying:
+        return ", ".join(unique), numbers[0][0] if numbers[0] else ""
+    if len(varying) > 1:
+        return ", ".join(unique), ""
     position = varying.pop()
     ranges = _ranges(sorted({int(row[position]) for row in numbers}))
     seen = iter(range(len(numbers[0])))
-    return _LAYER_NUMBER.sub(lambda match: ranges if next(seen) == position else match[0], unique[0])
+    joined = _LAYER_NUMBER.sub(lambda match: ranges if next(seen) == position else match[0], unique[0])
+    return joined, ranges
 
 
 def _ranges(numbers: list[int]) -> str:

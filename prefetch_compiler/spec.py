@@ -62,7 +62,9 @@ class AttentionSpec:
 
     ``out_heads_first`` tells the memory order of the output: True for (batch, head, q, dim) contiguous, False for
     (batch, q, head, dim) contiguous seen through a transpose. ``mask_per_row`` is True when the mask differs between
-    query heads or query positions, so that it must be loaded per row and not once per key.
+    query heads or query positions, so that it must be loaded per row and not once per key. ``softcap`` c makes scores
+    ``c * tanh(scale * q.k / c)`` before the mask. ``sink`` says that every query head has one more logit, which takes
+    its share of the softmax and no value.
     """
 
     batch: int
@@ -81,6 +83,8 @@ class AttentionSpec:
     mask_per_row: bool = False
     is_causal: bool = False
     out_heads_first: bool = True
+    softcap: float | None = None
+    sink: bool = False
     symbolic: frozenset[str] = field(default_factory=frozenset)
 
     @property
@@ -129,4 +133,6 @@ class AttentionSpec:
             f"{self.query_heads}q/{self.kv_heads}kv {dims} q{size('q_len', self.q_len)} "
             f"S{size('kv_len', self.kv_len)} b{size('batch', self.batch)} "
             f"{str(self.dtype).removeprefix('torch.')} mask={mask}"
+            + (f" softcap={self.softcap:g}" if self.softcap is not None else "")
+            + (" sink" if self.sink else "")
         )

@@ -69,7 +69,7 @@ class Template:
 
 def _split_kv_refusal(spec: AttentionSpec) -> str | None:
     if spec.is_causal and spec.mask.value != "none":
-        return "is_causal=True together with a mask"
+        return "is_causal=True together with a mask: put the causality into the mask"
     return None
 
 
@@ -79,13 +79,15 @@ _MASK = OptionalFeature(
     absent={"MASK": "none", "MASK_PER_ROW": False, "mask_ptr": None, "bounds_ptr": None, "HAS_BOUNDS": False},
     present=lambda key: key.mask.value not in ("none", "causal"),
 )
+_SOFTCAP = OptionalFeature("softcap", absent={"softcap": None}, present=lambda key: "softcap" in key.features)
+_SINK = OptionalFeature("sink", absent={"sink_ptr": None}, present=lambda key: "sink" in key.features)
 _CAUSAL = OptionalFeature("causal", absent={"CAUSAL": False}, present=lambda key: key.mask.value == "causal")
 
 SPLIT_KV = Template(
     name="split_kv_decode",
     entries=("split_kv_decode.split_kv_decode", "merge_splits.merge_splits"),
     refusal=_split_kv_refusal,
-    features=(_MASK, _CAUSAL),
+    features=(_MASK, _CAUSAL, _SOFTCAP, _SINK),
 )
 
 TEMPLATES: tuple[Template, ...] = (SPLIT_KV,)

@@ -17,6 +17,12 @@ def finite_maximum(maximum):
 
 
 @triton.jit
+def soft_cap(scores, softcap):
+    """softcap * tanh(scores / softcap), by exp2: 2 / ln(2) of the argument; where it overflows, tanh is 1."""
+    return softcap * (1.0 - 2.0 / (1.0 + tl.exp2(scores / softcap * 2.8853900817779268)))
+
+
+@triton.jit
 def online_softmax(scores, maximum, total, EXP2_SCALE: tl.constexpr, KEYS_AXIS: tl.constexpr):
     """One step: returns unnormalised probabilities of this tile, new maximum and total, and the factor by which
     what was accumulated before must shrink. Scores times EXP2_SCALE are powers of two."""

@@ -14,7 +14,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .prefetch import prefetch_tile_l2
 from .rounding import round_to
-from .softmax import along_keys, finite_maximum, online_softmax
+from .softmax import along_keys, finite_maximum, online_softmax, soft_cap
 from .split_plan import active_splits, balanced_counts, balanced_split, guessed_begin, split_range, valid_keys
 
 
@@ -119,6 +119,7 @@ def fold_tile(
     clean_end,
     row_query,
     score_scale,
+    softcap,
     BLOCK_KV: tl.constexpr,
     MASK: tl.constexpr,
     MASK_PER_ROW: tl.constexpr,
@@ -137,6 +138,9 @@ def fold_tile(
     else:
         scores = multiply(q, tl.trans(k), None, UPCAST)
     valid = keys < end
+    if softcap is not None:
+        scores = soft_cap(scores * score_scale, softcap)
+        score_scale = 1.0
     if MASK == "none":
         scores *= score_scale
     else:
@@ -188,6 +192,7 @@ def attend_tile(
     clean_end,
     row_query,
     score_scale,
+    softcap,
     k_row_stride,
     v_row_stride,
     HEAD_DIM: tl.constexpr,
@@ -218,8 +223,8 @@ def attend_tile(
     )  # fmt: skip
     return fold_tile(
         q, maximum, total, accumulator, k, v, mask_ptr, mask_row_offsets, mask_key_stride, first, end,
-        clean_first, clean_end, row_query, score_scale, BLOCK_KV, MASK, MASK_PER_ROW, CAUSAL, KEYS_FIRST, UPCAST,
-        EXP2_SCALE, WHOLE,
+        clean_first, clean_end, row_query, score_scale, softcap, BLOCK_KV, MASK, MASK_PER_ROW, CAUSAL, KEYS_FIRST,
+        UPCAST, EXP2_SCALE, WHOLE,
     )  # fmt: skip
 
 
@@ -246,6 +251,7 @@ def attend_range(
     clean_end,
     row_query,
     score_scale,
+    softcap,
     k_row_stride,
     v_row_stride,
     HEAD_DIM: tl.constexpr,
@@ -287,8 +293,8 @@ def attend_range(
         maximum, total, accumulator = attend_tile(
             q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
             mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, tile_first, end, clean_first, clean_end,
-            row_query, score_scale, k_row_stride, v_row_stride, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
-            MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, WHOLE,
+            row_query, score_scale, softcap, k_row_stride, v_row_stride, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV,
+            BLOCK_KV, MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, WHOLE,
         )  # fmt: skip
     return maximum, total, accumulator
 
@@ -367,7 +373,9 @@ def split_kv_decode(
     partial_ptr,
     stats_ptr,
     arrivals_ptr,
+    sink_ptr,
     score_scale,
+    softcap,
     q_len,
     kv_len,
     kv_heads,
@@ -421,7 +429,8 @@ def split_kv_decode(
     """Grid (batch * kv_heads * row_tiles, num_splits); SPLIT says whether num_splits is more than 1.
 
     ``score_scale`` is the softmax scale, times log2(e) unless the mask is additive (EXP2_SCALE is 1 or log2(e)
-    accordingly: scaling an additive finfo.min by log2(e) would overflow to -inf and change rows that hide everything).
+    accordingly: scaling an additive finfo.min by log2(e) would overflow to -inf and change rows that hide everything)
+    or scores are capped. ``softcap`` is None or a float, ``sink_ptr`` None or a logit per query head.
     partial is fp32 (splits of the batch, rows, VALUE_DIM), stats fp32 (splits of the batch, rows, 2): maximum and
     total. The splits of a sequence and head are adjacent: (batch * kv_heads, num_splits), or where they are balanced
     (kv_heads, batch * num_splits).
@@ -509,6 +518,11 @@ def split_kv_decode(
 
         maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
+        if sink_ptr is not None:
+            # A sink is a key without a value: the first split starts as if it had seen it.
+            sink = tl.load(sink_ptr + row_head, mask=row_valid & (split == 0), other=float("-inf")).to(tl.float32)
+            maximum = sink * (1.4426950408889634 / EXP2_SCALE)
+            total = tl.where(sink == float("-inf"), 0.0, 1.0)
         if KEYS_FIRST:
             accumulator = tl.zeros([BLOCK_DV, BLOCK_M], tl.float32)
         else:
@@ -524,7 +538,7 @@ def split_kv_decode(
         maximum, total, accumulator = attend_range(
             q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
             mask_base, mask_rows, mask_key_stride, sequence, kv_head, first, loop_end, step, end_key, clean_first,
-            clean_end, row_query, score_scale, k_row, v_row, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
+            clean_end, row_query, score_scale, softcap, k_row, v_row, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
             MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE,
             PREFETCH_DEPTH, PREFETCH_BULK, ROWS_ADJACENT, PEEL,
         )  # fmt: skip
@@ -533,7 +547,7 @@ def split_kv_decode(
             maximum, total, accumulator = attend_tile(
                 q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
                 mask_base, mask_rows, mask_key_stride, sequence, kv_head, whole_end, end_key, clean_first, clean_end,
-                row_query, score_scale, k_row, v_row, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
+                row_query, score_scale, softcap, k_row, v_row, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
                 MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, False,
             )  # fmt: skip
 

@@ -4,8 +4,8 @@ Rounding rule: a size belongs to the bucket of the next power of two at or above
 <= n. Records are measured at the bucket's upper corner (:meth:`TuningKey.spec`), where every resource that a
 configuration takes is largest: what is admissible there is admissible over the whole bucket.
 
-Not part of a key, because they do not change which configuration is best: the softmax scale and the memory order of the
-output.
+Not part of a key, because they do not change which configuration is best: the softmax scale, the value of a soft cap
+and the memory order of the output.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from ..spec import AttentionSpec, MaskKind, TensorLayout
 PLANNED_SYMBOLIC_KV_LEN = 8192
 # Elements between the rows of the ``strided`` example: 16-byte aligned for every dtype.
 STRIDED_GAP = 16
+# A key does not say what scores are capped at: all caps take the same time. This is Gemma 2's.
+EXAMPLE_SOFTCAP = 50.0
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -54,9 +56,12 @@ class MaskClass(str, Enum):
 
 
 class Feature(str, Enum):
-    """What else decides: ``growing`` lengths are symbolic, and planned for as PLANNED_SYMBOLIC_KV_LEN at least."""
+    """What else decides: ``growing`` lengths are symbolic, and planned for as PLANNED_SYMBOLIC_KV_LEN at least;
+    ``sink`` and ``softcap`` as in AttentionSpec."""
 
     GROWING = "growing"
+    SINK = "sink"
+    SOFTCAP = "softcap"
 
 
 def bucket(size: int) -> int:
@@ -125,6 +130,8 @@ class TuningKey:
             mask_dtype=mask_dtype,
             mask_per_row=per_row,
             is_causal=self.mask is MaskClass.CAUSAL,
+            softcap=EXAMPLE_SOFTCAP if Feature.SOFTCAP in self.features else None,
+            sink=Feature.SINK in self.features,
             symbolic=frozenset({"kv_len"} if Feature.GROWING in self.features else ()),
         )
 
@@ -171,8 +178,18 @@ def key_of(spec: AttentionSpec) -> TuningKey:
         alignment=_alignment_of(spec),
         mask=MaskClass.CAUSAL if spec.is_causal else _MASK_CLASSES[spec.mask, per_row],
         mask_dtype=_dtype_name(spec.mask_dtype) if additive and spec.mask_dtype is not None else "",
-        features=(Feature.GROWING,) if growing else (),
+        features=_features_of(spec),
     )
+
+
+def _features_of(spec: AttentionSpec) -> tuple[Feature, ...]:
+    """Sorted, as records want them."""
+    has = {
+        Feature.GROWING: "kv_len" in spec.symbolic,
+        Feature.SINK: spec.sink,
+        Feature.SOFTCAP: spec.softcap is not None,
+    }
+    return tuple(feature for feature, present in has.items() if present)
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

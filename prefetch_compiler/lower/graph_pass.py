@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +13,10 @@ from typing import Any
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.fx import Graph
 
+from ..graph_dump import NO_DUMP, GraphDump
 from .rewrite import Lowering
+
+log = logging.getLogger(__name__)
 
 
 class LoweringPass(CustomGraphPass):
@@ -21,14 +26,20 @@ class LoweringPass(CustomGraphPass):
     the user's pass.
     """
 
-    def __init__(self, lowering: Lowering, before: Any = None) -> None:
+    def __init__(self, lowering: Lowering, before: Any = None, dump: GraphDump = NO_DUMP) -> None:
         self._lowering = lowering
+        self._dump = dump
         self._before: list[Callable[[Graph], None]] = _as_list(before)
 
     def __call__(self, graph: Graph) -> None:
         for user_pass in self._before:
             user_pass(graph)
+        self._dump.functional(graph)
+        nodes, began = len(graph.nodes), time.perf_counter()
         self._lowering.run(graph)
+        ran_ms = (time.perf_counter() - began) * 1e3
+        log.debug("pass: %d nodes became %d in %.1f ms", nodes, len(graph.nodes), ran_ms)
+        self._dump.lowered(graph)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LoweringPass:
         """Itself: Inductor copies its configuration, of which the running pass is a part."""

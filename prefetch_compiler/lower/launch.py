@@ -24,6 +24,7 @@ def allocate(
     bounds: torch.Tensor | None,
     heads_first: bool,
     config: KernelConfig,
+    sink: torch.Tensor | None = None,
 ) -> DecodeTensors:
     """Operands plus freshly allocated output and scratch. CUDA-graph safe: all memory comes from torch's allocator."""
     batch, query_heads, q_len, _ = q.shape
@@ -36,7 +37,7 @@ def allocate(
         stats = torch.empty(shapes[1], dtype=torch.float32, device=q.device)
         if config.merge is Merge.INPLACE:
             arrivals = torch.zeros(shapes[2], dtype=torch.int32, device=q.device)
-    return DecodeTensors(q, k, v, mask, bounds, out, partial, stats, arrivals)
+    return DecodeTensors(q, k, v, mask, bounds, out, partial, stats, arrivals, sink)
 
 
 def launch_decode(
@@ -50,27 +51,33 @@ def launch_decode(
     scale: float,
     heads_first: bool,
     config: KernelConfig,
+    softcap: float | None = None,
+    sink: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """softmax(q k^T * scale + mask) v, reading only the keys inside ``bounds``.
+    """softmax(cap(q k^T * scale) + mask) v, reading only the keys inside ``bounds``.
 
     Args:
         q, k, v: as in AttentionSpec; the last stride is 1.
         mask: (batch, query_heads, q_len, kv_len), stride 0 where broadcast; bool or float; or None.
         bounds: int32 (1|batch, 4) from ``mask_bounds``; None for all keys.
         heads_first: memory order of the result.
+        softcap: cap(x) is softcap * tanh(x / softcap), or x where it is None.
+        sink: (query_heads,) logits of a key without a value, or None.
 
     Returns:
         (batch, query_heads, q_len, value_dim) in q's dtype.
     """
-    tensors = allocate(q, k, v, mask, bounds, heads_first, config)
+    tensors = allocate(q, k, v, mask, bounds, heads_first, config, sink)
     if tensors.out.numel() > 0:
-        launch_kernels(tensors, is_causal=is_causal, scale=scale, config=config)
+        launch_kernels(tensors, is_causal=is_causal, scale=scale, softcap=softcap, config=config)
     return tensors.out
 
 
-def launch_kernels(tensors: DecodeTensors, *, is_causal: bool, scale: float, config: KernelConfig) -> None:
+def launch_kernels(
+    tensors: DecodeTensors, *, is_causal: bool, scale: float, softcap: float | None = None, config: KernelConfig
+) -> None:
     """Write ``tensors.out``, using up its scratch memory; arrival counters must be 0."""
-    decode_call(tensors, is_causal=is_causal, scale=scale, config=config).launch()
-    merge = merge_call(tensors, is_causal=is_causal, config=config)
+    decode_call(tensors, is_causal=is_causal, scale=scale, softcap=softcap, config=config).launch()
+    merge = merge_call(tensors, is_causal=is_causal, softcap=softcap, config=config)
     if merge is not None:
         merge.launch()

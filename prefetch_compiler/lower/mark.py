@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch.fx import GraphModule, Node
 
 from ..errors import Refused
-from ..recognize.marker import MARKED_SDPA
-from ..recognize.sdpa import NotDecode, SdpaCall, is_sdpa, parse
+from ..recognize.markable import Markable, markable_of
+from ..recognize.sdpa import NotDecode
 from ..report import SiteReport
 
 # What a marked site's report says until the lowering pass has met the site.
@@ -35,14 +36,15 @@ class Marks:
 
 def mark(module: GraphModule, first: int = 0, any_device: bool = False) -> Marks:
     """Mark every decode-attention site of a Dynamo graph, in place, numbering sites from ``first``. Nothing is removed
-    but the replaced SDPA nodes: eliminating dead code here would delete in-place cache writes whose results nobody
+    but the replaced nodes: eliminating dead code here would delete in-place cache writes whose results nobody
     reads. With ``any_device`` also sites whose tensors are where no kernel runs, for graphs that will not be run."""
     marks = Marks()
-    for index, node in enumerate([node for node in module.graph.nodes if is_sdpa(node)], first):
-        report = SiteReport(index, 0, layer_of(node), "sdpa")
+    found = [(node, form) for node in module.graph.nodes if (form := markable_of(node)) is not None]
+    for index, (node, form) in enumerate(found, first):
+        report = SiteReport(index, 0, layer_of(node), form.form)
         marks.reports[index] = report
         try:
-            marks._undo.append(_replace(node, parse(node, any_device), report.index))
+            marks._undo.append(_replace(node, form, form.arguments(node, any_device), report.index))
         except Refused as refusal:
             report.reason = refusal.reason
             if isinstance(refusal, NotDecode):
@@ -59,28 +61,33 @@ def mark(module: GraphModule, first: int = 0, any_device: bool = False) -> Marks
     return marks
 
 
-def _replace(node: Node, call: SdpaCall, index: int) -> Callable[[], None]:
-    """Put the marker in ``node``'s place; the returned function puts SDPA back."""
+def _replace(node: Node, form: Markable, arguments: tuple[Any, ...], index: int) -> Callable[[], None]:
+    """Put the form's marker in ``node``'s place, or behind it; the returned function takes it away again."""
     graph = node.graph
-    arguments = (
-        call.q, call.k, call.v, call.mask, call.is_causal, call.scale, call.enable_gqa, call.heads_first, index,
-    )  # fmt: skip
-    with graph.inserting_before(node):
-        marker = graph.call_function(MARKED_SDPA, arguments)
+    behind = node in arguments
+    with graph.inserting_after(node) if behind else graph.inserting_before(node):
+        marker = graph.call_function(form.stand_in, (*arguments, index))
     # Not the whole meta: Inductor asserts that "eager_input_vals" fit the node's own target.
     marker.meta = {name: node.meta[name] for name in _KEPT_META if name in node.meta}
-    target, args, kwargs, meta = node.target, node.args, dict(node.kwargs), node.meta
+    if behind:
+        node.replace_all_uses_with(marker, delete_user_cb=lambda user: user is not marker)
+        return lambda: _remove(marker, node)
+    op, target, args, kwargs, meta = node.op, node.target, node.args, dict(node.kwargs), node.meta
     node.replace_all_uses_with(marker)
     graph.erase_node(node)
 
     def restore() -> None:
         with graph.inserting_before(marker):
-            original = graph.call_function(target, args, kwargs)  # type: ignore[arg-type]
+            original = graph.create_node(op, target, args, kwargs)
         original.meta = meta
-        marker.replace_all_uses_with(original)
-        graph.erase_node(marker)
+        _remove(marker, original)
 
     return restore
+
+
+def _remove(marker: Node, original: Node) -> None:
+    marker.replace_all_uses_with(original)
+    marker.graph.erase_node(marker)
 
 
 _KEPT_META = ("example_value", "nn_module_stack", "stack_trace", "source_fn_stack", "custom")

@@ -15,14 +15,15 @@ import torch
 
 from ..config import KernelConfig, LoadPath, OperandOrder, PrefetchKind
 from ..errors import KernelLaunchError
-from ..recognize.marker import call_sdpa, fake_output, library
+from ..recognize.marker import call_sdpa, fake_output, in_memory_order, library
+from ..reference import same_dtype_attention
 from .launch import launch_decode
 
 log = logging.getLogger("prefetch_compiler")
 
 library.define(
     "decode_attention(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? bounds, bool is_causal, float scale,"
-    " bool heads_first, str config, int site, bool strict) -> Tensor",
+    " bool heads_first, str config, int site, bool strict, Tensor? sink=None, float? softcap=None) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
 )
 
@@ -76,6 +77,8 @@ def _decode_attention(
     config: str,
     site: int,
     strict: bool,
+    sink: torch.Tensor | None = None,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     batch, query_heads, q_len, _ = q.shape
     kv_len = k.shape[2]
@@ -89,16 +92,20 @@ def _decode_attention(
         chosen = _for_these_addresses(KernelConfig.decode(config), k, v)
         try:
             return launch_decode(
-                q, k, v, mask, bounds, is_causal=is_causal, scale=scale, heads_first=heads_first, config=chosen
-            )
+                q, k, v, mask, bounds, is_causal=is_causal, scale=scale, heads_first=heads_first, config=chosen,
+                softcap=softcap, sink=sink,
+            )  # fmt: skip
         except Exception as error:
             if strict:
                 raise KernelLaunchError(config, error) from error
             _failed_configs.add(config)
             log.warning(
-                "kernel %s failed to launch, SDPA serves from now on: %s: %s", config, type(error).__name__, error
+                "kernel %s failed to launch, PyTorch serves from now on: %s: %s", config, type(error).__name__, error
             )
-    return call_sdpa(q, k, v, mask, is_causal, scale, True, heads_first)
+    if softcap is None and sink is None:
+        return call_sdpa(q, k, v, mask, is_causal, scale, True, heads_first)
+    out = same_dtype_attention(q, k, v, mask, is_causal=is_causal, scale=scale, softcap=softcap, sink=sink)
+    return in_memory_order(out, heads_first)
 
 
 for _backend in ("CPU", "CUDA"):
@@ -118,5 +125,7 @@ def _fake(
     config: str,
     site: int,
     strict: bool,
+    sink: torch.Tensor | None = None,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     return fake_output(q, v.shape[3], heads_first)

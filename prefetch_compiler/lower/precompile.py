@@ -7,10 +7,12 @@ a reason, instead of a crash in the first decode step.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ from ..device import DeviceProfile
 from ..spec import AttentionSpec, MaskKind, TensorLayout
 from .launch import allocate
 from .specialise import DecodeTensors, KernelCall, decode_call, merge_call
+
+log = logging.getLogger(__name__)
 
 _TRITON_TYPES = {
     torch.float16: "fp16",
@@ -64,13 +68,14 @@ def example_tensors(spec: AttentionSpec, config: KernelConfig, device: torch.dev
         mask = torch.empty((spec.batch, *rows, spec.kv_len), dtype=spec.mask_dtype, device=device)
         mask = mask.expand(spec.batch, spec.query_heads, spec.q_len, spec.kv_len)
         bounds = torch.empty((spec.batch, 4), dtype=torch.int32, device=device)
-    return allocate(q, k, v, mask, bounds, spec.out_heads_first, config)
+    sink = torch.empty(spec.query_heads, dtype=spec.dtype, device=device) if spec.sink else None
+    return allocate(q, k, v, mask, bounds, spec.out_heads_first, config, sink)
 
 
 def kernel_calls(spec: AttentionSpec, config: KernelConfig, tensors: DecodeTensors) -> list[KernelCall]:
     """Every kernel that one launch of ``spec`` under ``config`` runs, in order."""
-    decode = decode_call(tensors, is_causal=spec.is_causal, scale=spec.scale, config=config)
-    merge = merge_call(tensors, is_causal=spec.is_causal, config=config)
+    decode = decode_call(tensors, is_causal=spec.is_causal, scale=spec.scale, softcap=spec.softcap, config=config)
+    merge = merge_call(tensors, is_causal=spec.is_causal, softcap=spec.softcap, config=config)
     return [decode] if merge is None else [decode, merge]
 
 
@@ -85,7 +90,10 @@ def precompile(spec: AttentionSpec, config: KernelConfig, device: torch.device) 
     # Inductor runs its passes under a fake-tensor mode, in which tensors have no addresses.
     with torch.cuda.device(device), _disable_current_modes():
         for call in kernel_calls(spec, config, example_tensors(spec, config, "meta")):
+            began = time.perf_counter()
             call.precompile()
+            took_ms = (time.perf_counter() - began) * 1e3
+            log.debug("%s %s: compiled and loaded in %.0f ms", call.kernel.__name__, config.encode(), took_ms)
 
 
 def compile_for_target(spec: AttentionSpec, config: KernelConfig, profile: DeviceProfile) -> list[CompiledKernel]:

@@ -43,6 +43,8 @@ class _Problem:
     mask: Tensor | None
     is_causal: bool
     scale: float
+    softcap: float | None
+    sink: Tensor | None
 
 
 @lru_cache(maxsize=64)
@@ -66,7 +68,12 @@ def small(spec: AttentionSpec, config: KernelConfig) -> AttentionSpec:
     wanted = _TILES_PER_SPLIT * config.num_splits * config.block_kv + _TAIL
     whole = key_of(spec).at(batch=batch, capacity=max(1, min(spec.kv_len, wanted, in_memory, in_time))).spec()
     return replace(
-        whole, q_len=spec.q_len, scale=spec.scale, out_heads_first=spec.out_heads_first, symbolic=frozenset()
+        whole,
+        q_len=spec.q_len,
+        scale=spec.scale,
+        softcap=spec.softcap,
+        out_heads_first=spec.out_heads_first,
+        symbolic=frozenset(),
     )
 
 
@@ -77,6 +84,7 @@ def _error_share(spec: AttentionSpec, config: KernelConfig, device: torch.device
     result = launch_decode(
         problem.q, problem.k, problem.v, problem.mask, bounds,
         is_causal=spec.is_causal, scale=spec.scale, heads_first=spec.out_heads_first, config=config,
+        softcap=problem.softcap, sink=problem.sink,
     )  # fmt: skip
     return yardstick(problem).share(result)
 
@@ -98,7 +106,8 @@ def _problem(spec: AttentionSpec, device: torch.device) -> _Problem:
 
     q = normal(spec.batch, spec.query_heads, spec.q_len, spec.head_dim)
     k, v = cache(spec.head_dim, spec.key_layout), cache(spec.value_dim, spec.value_layout)
-    return _Problem(q, k, v, _mask(spec, generator, device), spec.is_causal, spec.scale)
+    sink = normal(spec.query_heads) if spec.sink else None
+    return _Problem(q, k, v, _mask(spec, generator, device), spec.is_causal, spec.scale, spec.softcap, sink)
 
 
 def _mask(spec: AttentionSpec, generator: torch.Generator, device: torch.device) -> Tensor | None:

@@ -18,10 +18,12 @@ from ..database.overlay import NO_DATABASES, Overlays
 from ..device import profile, visible_profiles
 from ..errors import InadmissibleConfigError, Refused
 from ..recognize.bounds import mask_bounds
-from ..recognize.marker import MARKED_SDPA, call_sdpa
+from ..recognize.markable import MARKERS, is_marker
 from ..recognize.registry import recognise
 from ..recognize.site import Site
 from ..recognize.sizes import is_symbolic
+from ..recognize.trace import inline, insert_call
+from ..recognize.value_numbers import value_number
 from ..recognize.views import StoredKV, aten
 from ..report import SiteReport, Verdict
 from ..select.digest import digest_of
@@ -31,7 +33,6 @@ from ..spec import AttentionSpec
 from .ops import DECODE_ATTENTION
 from .precompile import precompile
 from .quick_check import why_wrong
-from .trace import inline, insert_call
 
 log = logging.getLogger("prefetch_compiler")
 
@@ -70,7 +71,8 @@ class Lowering:
         """Lower every site of ``graph``, in place."""
         self._bounds.clear()
         for node in list(graph.nodes):
-            self._lower_or_unmark(node)
+            if not node._erased:
+                self._lower_or_unmark(node)
 
     def settle(self) -> bool:
         """Wait until every kernel is compiled and loaded.
@@ -131,8 +133,8 @@ class Lowering:
         report.record = None if selection.tuned_at is None else selection.tuned_at.name
 
     def _give_up(self, node: Node, reason: str) -> None:
-        """Report the site as untouched and unmark it. Should even that fail, the marker stays: it calls SDPA."""
-        if node.target is not MARKED_SDPA:
+        """Report the site as untouched and unmark it. Should even that fail, the marker stays: it can be run."""
+        if not is_marker(node):
             log.warning("%s is left as it is: %s", node.name, reason)
             return
         report = self.reports[_site_index(node)]
@@ -186,14 +188,15 @@ class Lowering:
             q = _contiguous_rows(graph, site.q)
             return insert_call(
                 graph, DECODE_ATTENTION, q, key, value, mask, bounds,
-                site.is_causal, site.scale, site.heads_first, config.encode(), site.index, self.strict,
+                site.is_causal, site.scale, site.heads_first, config.encode(), site.index, self.strict, site.sink,
+                site.spec.softcap,
             )  # fmt: skip
 
     def _bounds_of(self, site: Site, mask: Node) -> Node:
         """The bounds of the site's mask, computed where the first site with that mask and length needs them."""
         kv_len = site.spec.kv_len
         # By the length itself, not its hint: two caches may be equally long when compiled and not later.
-        key = (_value_number(mask), str(site.key.base.meta["val"].shape[site.key.order[2]]))
+        key = (value_number(mask), str(site.key.base.meta["val"].shape[site.key.order[2]]))
         if key not in self._bounds:
             graph = site.anchor.graph
             with graph.inserting_before(site.anchor):
@@ -217,20 +220,33 @@ def _replace_anchor(site: Site, result: Node) -> None:
         **{k: v for k, v in site.anchor.meta.items() if k in ("nn_module_stack", "stack_trace")},
         **result.meta,
     }
-    site.anchor.replace_all_uses_with(result)
-    site.anchor.graph.erase_node(site.anchor)
+    graph = site.anchor.graph
+    with graph.inserting_before(site.anchor):
+        restored = site.restore(result)
+    site.anchor.replace_all_uses_with(restored)
+    _erase_with_sources(site.anchor)
+
+
+def _erase_with_sources(node: Node) -> None:
+    """Erase a node that nobody uses, and whatever was there for it alone. The graph is functional: nothing in it has an
+    effect but the copies at its end, which use nothing of this."""
+    sources = node.all_input_nodes
+    node.graph.erase_node(node)
+    for source in sources:
+        if source.op in ("call_function", "get_attr") and not source.users and not source._erased:
+            _erase_with_sources(source)
 
 
 def unmark(node: Node) -> None:
-    """Trace SDPA where a marker stands."""
-    q, k, v, mask, is_causal, scale, enable_gqa, heads_first, _ = node.args
-    operands = [operand for operand in (q, k, v, mask) if isinstance(operand, Node)]
+    """Trace what a marker stands for where it stands."""
+    *arguments, _ = node.args
+    operands = [operand for operand in arguments if isinstance(operand, Node)]
 
-    def sdpa(*tensors: torch.Tensor) -> torch.Tensor:
-        q, k, v, *rest = tensors
-        return call_sdpa(q, k, v, rest[0] if rest else None, is_causal, scale, enable_gqa, heads_first)  # type: ignore[arg-type]
+    def meaning(*tensors: torch.Tensor) -> torch.Tensor:
+        values = iter(tensors)
+        return MARKERS[node.target](*(next(values) if isinstance(given, Node) else given for given in arguments))
 
-    result = inline(node.graph, node, sdpa, operands)
+    result = inline(node.graph, node, meaning, operands)
     node.replace_all_uses_with(result)
     node.graph.erase_node(node)
 
@@ -269,20 +285,4 @@ def _contiguous_rows(graph: Graph, q: Node) -> Node:
         return q
     node = graph.call_function(aten.clone.default, (q,), {"memory_format": torch.contiguous_format})
     node.meta["val"] = q.meta["val"].clone(memory_format=torch.contiguous_format)
-    return node
-
-
-_VIEWS = (
-    aten.unsqueeze.default, aten.expand.default, aten.view.default, aten.slice.Tensor, aten.permute.default,
-    aten.transpose.int, aten.squeeze.dim, aten.squeeze.dims, aten.alias.default, aten.select.int,
-)  # fmt: skip
-
-
-def _value_number(node: Node) -> Any:
-    """A key equal for nodes that view the same tensor in the same way, so that layers which each slice or expand a
-    shared mask share its bounds too."""
-    if node.target in _VIEWS:
-        source, *rest = node.args
-        if isinstance(source, Node):
-            return (node.target, _value_number(source), repr(rest), repr(node.kwargs))
     return node

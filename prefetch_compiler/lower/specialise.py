@@ -52,7 +52,8 @@ class KernelCall:
 
 @dataclass(frozen=True)
 class DecodeTensors:
-    """The operands of one decode launch; shapes as in AttentionSpec, ``mask`` and ``out`` 4-D, ``bounds`` (1|B, 4).
+    """The operands of one decode launch; shapes as in AttentionSpec, ``mask`` and ``out`` 4-D, ``bounds`` (1|B, 4),
+    ``sink`` (query_heads,).
 
     ``partial``, ``stats`` and ``arrivals`` are None with one split; ``arrivals`` also with a separate merge.
     """
@@ -66,6 +67,7 @@ class DecodeTensors:
     partial: torch.Tensor | None
     stats: torch.Tensor | None
     arrivals: torch.Tensor | None
+    sink: torch.Tensor | None = None
 
 
 def scratch_shapes(
@@ -91,6 +93,11 @@ def _mask_mode(mask: torch.Tensor | None) -> str:
     return "bool" if mask.dtype == torch.bool else "additive"
 
 
+def _exp2_scale(mask: torch.Tensor | None, softcap: float | None) -> float:
+    """What scores are multiplied by where they become powers of two: 1 where the softmax scale holds it."""
+    return LOG2_E if _mask_mode(mask) == "additive" or softcap is not None else 1.0
+
+
 def _mask_strides(mask: torch.Tensor | None) -> tuple[int, ...]:
     """Strides by which elements differ: a dimension of one element keeps whatever stride it was given."""
     if mask is None:
@@ -109,7 +116,9 @@ def _overlap_option(config: KernelConfig) -> dict[str, Any]:
     return {"launch_pdl": True} if config.launch_overlap else {}
 
 
-def decode_call(t: DecodeTensors, *, is_causal: bool, scale: float, config: KernelConfig) -> KernelCall:
+def decode_call(
+    t: DecodeTensors, *, is_causal: bool, scale: float, softcap: float | None = None, config: KernelConfig
+) -> KernelCall:
     """The split-KV kernel's launch."""
     batch, query_heads, q_len, head_dim = t.q.shape
     kv_heads, kv_len, value_dim = t.k.shape[1], t.k.shape[2], t.v.shape[3]
@@ -120,6 +129,7 @@ def decode_call(t: DecodeTensors, *, is_causal: bool, scale: float, config: Kern
     q_unit, kv_unit = _stride_unit(t.q), _stride_unit(t.k, t.v)
     use_tma = config.load_path is LoadPath.TMA
     emulated = interpreting()
+    exp2_scale = _exp2_scale(t.mask, softcap)
 
     def strides(tensor: torch.Tensor, name: str, divisor: int) -> dict[str, int]:
         b, h, r = (stride // divisor for stride in tensor.stride()[:3])
@@ -137,7 +147,9 @@ def decode_call(t: DecodeTensors, *, is_causal: bool, scale: float, config: Kern
         "partial_ptr": t.partial,
         "stats_ptr": t.stats,
         "arrivals_ptr": t.arrivals,
-        "score_scale": scale if mode == "additive" else scale * LOG2_E,
+        "sink_ptr": t.sink,
+        "score_scale": scale if exp2_scale != 1.0 else scale * LOG2_E,
+        "softcap": softcap,
         "q_len": q_len,
         "kv_len": kv_len,
         "kv_heads": kv_heads,
@@ -176,7 +188,7 @@ def decode_call(t: DecodeTensors, *, is_causal: bool, scale: float, config: Kern
         "LAUNCH_OVERLAP": config.launch_overlap and not emulated,
         "MERGE_IN_PLACE": config.merge is Merge.INPLACE,
         **_merge_tile(group * q_len, padded_dim(value_dim), config),
-        "EXP2_SCALE": LOG2_E if mode == "additive" else 1.0,
+        "EXP2_SCALE": exp2_scale,
         "UPCAST": emulated,
     }
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, **_overlap_option(config)}
@@ -208,7 +220,9 @@ def _merge_tile(rows: int, block_dv: int, config: KernelConfig) -> dict[str, int
     return {"ROWS_AT_ONCE": at_once, "SPLITS_AT_ONCE": splits}
 
 
-def merge_call(t: DecodeTensors, *, is_causal: bool, config: KernelConfig) -> KernelCall | None:
+def merge_call(
+    t: DecodeTensors, *, is_causal: bool, softcap: float | None = None, config: KernelConfig
+) -> KernelCall | None:
     """The separate merge's launch, or None when there is nothing to merge or it is merged in place."""
     if config.num_splits == 1 or config.merge is Merge.INPLACE:
         return None
@@ -241,7 +255,7 @@ def merge_call(t: DecodeTensors, *, is_causal: bool, config: KernelConfig) -> Ke
         **_partition(batch, config),
         "CAUSAL": is_causal,
         "LAUNCH_OVERLAP": config.launch_overlap and not interpreting(),
-        "EXP2_SCALE": LOG2_E if _mask_mode(t.mask) == "additive" else 1.0,
+        "EXP2_SCALE": _exp2_scale(t.mask, softcap),
         "UPCAST": interpreting(),
     }
     kernel = SPLIT_KV.load("merge_splits").merge_splits

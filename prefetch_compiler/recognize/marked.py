@@ -20,15 +20,19 @@ def recognise_marked_sdpa(node: Node) -> Site | None:
     if node.target is not MARKED_SDPA:
         return None
     q, k, v, mask, is_causal, scale, _enable_gqa, heads_first, index = node.args
-    key, value = _stored_pair(k, v)  # type: ignore[arg-type]
+    key, value = stored_pair(k, v)  # type: ignore[arg-type]
     mask = _without_expand(mask)  # type: ignore[arg-type]
     spec = describe_site(q, key, value, mask, is_causal, scale, heads_first)  # type: ignore[arg-type]
     return Site(node, index, "sdpa", q, key, value, mask, is_causal, spec.scale, heads_first, spec)  # type: ignore[arg-type]
 
 
-def _stored_pair(k: Node, v: Node) -> tuple[StoredKV, StoredKV]:
+def stored_pair(k: Node, v: Node) -> tuple[StoredKV, StoredKV]:
     """What K and V store. Where only one of the two can be seen through, both are taken as they are: query heads must
-    map to KV heads alike in both."""
+    map to KV heads alike in both.
+
+    Raises:
+        Refused: they are stored with different numbers of heads.
+    """
     key, value = stored_kv(k), stored_kv(v)
     if _heads_alike(key, value):
         return key, value

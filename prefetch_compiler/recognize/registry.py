@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch.fx import Node
 
+from .chain import recognise_softmax_chain
+from .flex import recognise_marked_flex
 from .marked import recognise_marked_sdpa
 from .site import Recogniser, Site
 
-RECOGNISERS: tuple[Recogniser, ...] = (recognise_marked_sdpa,)
+RECOGNISERS: tuple[Recogniser, ...] = (recognise_marked_sdpa, recognise_softmax_chain, recognise_marked_flex)
 
 
 def recognise(node: Node) -> Site | None:

@@ -18,6 +18,10 @@ from .views import StoredKV
 UNKNOWN_KV_LEN = 8192
 
 
+def _as_it_is(result: Node) -> Node:
+    return result
+
+
 @dataclass(frozen=True)
 class Site:
     """One decode attention, every operand and use accounted for.
@@ -28,6 +32,8 @@ class Site:
         form: name of the recogniser.
         key, value: the stored tensors, and how they are permuted to (batch, kv_heads, len, dim).
         mask: at most 4-D, broadcastable to (batch, query_heads, q_len, kv_len).
+        sink: (query_heads,) logits of attention sinks.
+        restore: adds views that make (batch, query_heads, q_len, value_dim) what the anchor is.
     """
 
     anchor: Node
@@ -41,6 +47,8 @@ class Site:
     scale: float
     heads_first: bool
     spec: AttentionSpec
+    sink: Node | None = None
+    restore: Callable[[Node], Node] = _as_it_is
 
 
 # A recogniser looks at one node of a functional graph: a Site, None (not mine), or Refused (mine, but not servable).
@@ -69,7 +77,16 @@ def _mask_facts(mask: Node | None) -> tuple[MaskKind, torch.dtype | None, bool]:
 
 
 def describe_site(
-    q: Node, key: StoredKV, value: StoredKV, mask: Node | None, is_causal: bool, scale: float | None, heads_first: bool
+    q: Node,
+    key: StoredKV,
+    value: StoredKV,
+    mask: Node | None,
+    is_causal: bool,
+    scale: float | None,
+    heads_first: bool,
+    *,
+    softcap: float | None = None,
+    has_sink: bool = False,
 ) -> AttentionSpec:
     """The spec of a site's operands.
 
@@ -82,10 +99,13 @@ def describe_site(
     v_shape, value_layout = _layout(value, batch)
     for name, stored in (("key", key), ("value", value)):
         if not same(stored.base.meta["val"].stride(stored.order[3]), 1):
-            raise Refused(f"{name} rows are not contiguous along head_dim")
+            raise Refused(f"{name} rows are not contiguous along head_dim: store the cache with head_dim last")
     kv_heads = int(k_shape[1])
     if int(query_heads) % kv_heads:
-        raise Refused(f"{query_heads} query heads do not share {kv_heads} KV heads evenly")
+        raise Refused(
+            f"{query_heads} query heads do not share {kv_heads} KV heads evenly: use a number of query heads that is a "
+            "multiple of the KV heads"
+        )
     kind, mask_dtype, per_row = _mask_facts(mask)
     symbolic = {"batch": batch, "q_len": q_len, "kv_len": k_shape[2]}
     return AttentionSpec(
@@ -105,5 +125,7 @@ def describe_site(
         mask_per_row=per_row,
         is_causal=is_causal,
         out_heads_first=heads_first,
+        softcap=softcap,
+        sink=has_sink,
         symbolic=frozenset(name for name, size in symbolic.items() if is_symbolic(size)),
     )

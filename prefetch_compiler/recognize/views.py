@@ -8,6 +8,8 @@ chain's views are replayed on those products. The graph must be functional, so t
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch.fx import Node
 
 from .sizes import Size, product, same
 
+log = logging.getLogger(__name__)
 aten = torch.ops.aten
 
 
@@ -135,10 +138,10 @@ _REPLAY: dict[Any, Any] = {
 }
 
 
-def _chain(operand: Node) -> list[Node]:
-    """``operand`` and the nodes it views or copies, nearest first; the last is not a view."""
+def chain_of(operand: Node, also: tuple[Any, ...] = ()) -> list[Node]:
+    """``operand`` and the nodes it views or copies, nearest first; the last is not a view, nor one of ``also``."""
     nodes = [operand]
-    while nodes[-1].target in _REPLAY and isinstance(nodes[-1].args[0], Node):
+    while (nodes[-1].target in _REPLAY or nodes[-1].target in also) and isinstance(nodes[-1].args[0], Node):
         nodes.append(nodes[-1].args[0])
     return nodes
 
@@ -199,12 +202,24 @@ def _order(dims: Dims, base: Node) -> tuple[int, ...]:
     return tuple(source if source is not None else spare.pop(0) for source in found)
 
 
+def source_of_dims(operand: Node) -> Iterator[tuple[Node, list[list[int | None]]]]:
+    """The tensors up the view chain of ``operand``, the farthest first, each with the dimensions of it that make up
+    every dimension of ``operand`` (None for a repetition)."""
+    chain = chain_of(operand)
+    for base_at in range(len(chain) - 1, -1, -1):
+        try:
+            dims = _replay(chain, base_at)
+        except _NotRepresentable:
+            continue
+        yield chain[base_at], [[atom.source for atom in atoms if not _is_one(atom.size)] for atoms in dims]
+
+
 def stored_kv(operand: Node) -> StoredKV:
     """The farthest tensor up the view chain of K or V that holds it unrepeated, with head_dim contiguous.
 
     A chain that cannot be seen through gives the operand itself: still right, at the cost of the copies in the chain.
     """
-    chain = _chain(operand)
+    chain = chain_of(operand)
     for base_at in range(len(chain) - 1, 0, -1):
         base = chain[base_at]
         try:
@@ -212,5 +227,7 @@ def stored_kv(operand: Node) -> StoredKV:
         except _NotRepresentable:
             continue
         if same(base.meta["val"].stride(order[3]), 1):
+            log.debug("%s is %s %s through %d views", operand, base, tuple(_shape(base)), base_at)
             return StoredKV(base, order)
+    log.debug("%s %s is read as it is, at the end of %d views", operand, tuple(_shape(operand)), len(chain) - 1)
     return StoredKV(operand, (0, 1, 2, 3))

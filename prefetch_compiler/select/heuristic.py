@@ -211,5 +211,6 @@ def _shrink_to_fit(spec: AttentionSpec, config: KernelConfig, profile: DevicePro
         elif config.block_kv > 16:
             config = replace(config, block_kv=config.block_kv // 2)
         else:
-            raise InadmissibleConfigError(config.encode(), reason)
+            fix = "load the model in a dtype of fewer bytes, or use a GPU with more shared memory"
+            raise InadmissibleConfigError(config.encode(), f"{reason}: {fix}")
     return config

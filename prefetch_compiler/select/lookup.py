@@ -19,6 +19,7 @@ the spec itself; one that is not is passed over, with the reason.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -34,6 +35,8 @@ from ..spec import AttentionSpec
 from .admissible import why_inadmissible
 from .candidates import BySizes, Candidate, Candidates, candidates_for, kind_of
 from .transfer import transferred
+
+log = logging.getLogger(__name__)
 
 # Steps in powers of two of (batch, capacity), in the order in which they are tried.
 NEIGHBOURS = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1))
@@ -77,10 +80,16 @@ def lookup(
         return Missed()
     candidates = candidates_for(identity_of(profile), databases)
     key = key_of(spec)
+    log.debug("looking up %s on %s", key.name, profile.name)
     passed_over = []
     for verdict, candidate in _in_order(candidates, key, template):
         config = _fitted(candidate, key, verdict, profile)
         why_not = _why_not(candidate, config, spec, profile, allow_unmeasured, objection)
+        outcome = "used" if why_not is None else f"passed over: {why_not}"
+        log.debug(
+            "%s %s of %s %s, %s: %s", verdict.value, candidate.record.key.name, candidate.device.name, config.encode(),
+            candidate.stale or "fresh", outcome,
+        )  # fmt: skip
         if why_not is None:
             return Found(verdict, config, candidate.record, _reason(verdict, candidate, config))
         passed_over.append(f"{candidate.record.key.name}: {why_not}")

@@ -3,6 +3,7 @@ measures, and reads no file: the databases are read before (``database.overlay``
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from prefetch_compiler.templates.manifest import TEMPLATES, Template
@@ -16,6 +17,8 @@ from ..report import Verdict
 from ..spec import AttentionSpec
 from .heuristic import choose, choose_for_any_batch
 from .lookup import Found, Missed, Objection, lookup
+
+log = logging.getLogger(__name__)
 
 # Records that were passed over, of which a reason tells.
 _SHOWN = 2
@@ -65,7 +68,9 @@ def select(
             )
             if isinstance(found, Found):
                 return Selection(template, found.config, found.verdict, found.reason, found.record.key)
-            return Selection(template, choose(spec, profile), Verdict.HEURISTIC, _heuristic_reason(profile, found))
+            chosen = choose(spec, profile)
+            log.debug("no record for %s: heuristic for %s, %s", spec.describe(), profile.name, chosen.encode())
+            return Selection(template, chosen, Verdict.HEURISTIC, _heuristic_reason(profile, found))
         refusals.append(f"{template.name}: {refusal}")
     raise Refused("; ".join(refusals))
 

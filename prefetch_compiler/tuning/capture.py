@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import copy
 import operator
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, TypeVar
@@ -17,16 +16,16 @@ from typing import Any, TypeVar
 import torch
 
 from ..database.key import TuningKey, key_of
-from ..demo.decode_state import CacheKind
+from ..demo.cache_kind import CacheKind
 from ..demo.device_choice import DTYPES
 from ..demo.errors import CapacityError, UnknownDtypeError
-from ..errors import KVPrefetchError
-from .capture_errors import NothingCapturedError, NotTraceableError
-from .fake_decode import FakeDecode, trace_decode, without_data
-from .layer_cut import KeptLayer, cut_layers, every_layer
-from .traced_sites import SiteTracer, TracedSite
+from ..report import SiteReport
+from ..tracing.decoders import FakeDecode, decoder_config
+from ..tracing.errors import NotTraceableError
+from ..tracing.fake_decode import trace_model, without_data
+from ..tracing.traced_sites import SiteTracer
+from .capture_errors import NothingCapturedError
 
-_LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 # Keys in the cache before the step: one, and as many as fill it, where a window makes a difference between the two.
 _FEW = 1
 
@@ -87,6 +86,7 @@ def capture(
     cache: CacheKind | str = CacheKind.STATIC,
     attention: str = "sdpa",
     all_layers: bool = False,
+    trust_remote_code: bool = False,
     done: Callable[[], None] = lambda: None,
 ) -> Capture:
     """Trace decode steps of every batch, capacity and dtype.
@@ -97,27 +97,27 @@ def capture(
         dtypes: of the model and its cache, by name.
         cache: Hugging Face's: preallocated, or growing.
         all_layers: trace every layer, instead of one of each kind.
+        trust_remote_code: whether Python code that comes with the model may run.
         done: called after each of the ``len(batches) * len(capacities) * len(dtypes)`` points.
 
     Raises:
         ModelNotLoadedError, MissingExtraError, MissingBundledModelError, UnknownDtypeError, CapacityError: as named.
-        NotTraceableError: the model's code does something that cannot be traced without data.
+        SeveralTextConfigsError: it is not clear which part of the model decodes.
+        NotTraceableError and others: as ``trace_model``.
     """
     elements = [_dtype(name) for name in dtypes]
     for capacity in capacities:
         if capacity <= _FEW + 1:
             raise CapacityError(capacity, _FEW + 2)
     kind = CacheKind(cache)
-    name, config = _configuration(model)
-    if all_layers:
-        layers = every_layer(config)
-    else:
-        config, layers = cut_layers(config)
+    name, config = configuration(model, trust_remote_code)
+    config = decoder_config(config, name)
     found = Capture(name)
     for element, batch, capacity in product(elements, batches, capacities):
         for held in _held(config, capacity, kind):
-            step = FakeDecode(batch, capacity, held, element, kind, attention)
-            _add(found, _in_model(_traced(config, name, step), layers))
+            step = FakeDecode(batch, capacity, held, element, kind, attention, trust_remote_code=trust_remote_code)
+            traced = trace_model(config, name, step, all_layers)
+            _add(found, ((site, len(layers)) for site, layers in traced.in_whole_model()))
         done()
     return found
 
@@ -162,8 +162,13 @@ def capture_module(module: Callable[..., Any], *inputs: Any, name: str | None = 
     return found
 
 
-def _configuration(model: str | Any) -> tuple[str, Any]:
-    """The model's name for people and its configuration."""
+def configuration(model: str | Any, trust_remote_code: bool = False) -> tuple[str, Any]:
+    """The model's name for people and its configuration; ``model`` is as for :func:`capture`.
+
+    Raises:
+        ModelNotLoadedError, MissingExtraError, MissingBundledModelError: as named.
+        RemoteCodeError: its code comes with it, and is not trusted.
+    """
     from ..demo.model_source import find_model, load_config, quiet_transformers
     from .presets import PRESETS, preset_config
 
@@ -171,7 +176,7 @@ def _configuration(model: str | Any) -> tuple[str, Any]:
         return getattr(model, "name_or_path", "") or type(model).__name__, model
     source = None if model in PRESETS else find_model(model)
     quiet_transformers()
-    return model, preset_config(model) if source is None else load_config(source)
+    return model, preset_config(model) if source is None else load_config(source, trust_remote_code)
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -183,36 +188,18 @@ def _dtype(name: str) -> torch.dtype:
 def _held(config: Any, capacity: int, cache: CacheKind) -> list[int]:
     """Keys held before the step. Sliding layers that are full run other code than while they fill."""
     if cache is CacheKind.DYNAMIC:
-        return [capacity - 2]
+        return [capacity - 1]
     window = getattr(config.get_text_config(decoder=True), "sliding_window", None)
     return [_FEW, window + 1] if isinstance(window, int) and _FEW < window < capacity - 1 else [_FEW]
 
 
-def _traced(config: Any, name: str, step: FakeDecode) -> list[TracedSite]:
-    try:
-        return trace_decode(copy.deepcopy(config), name, step)
-    except KVPrefetchError:
-        raise
-    except Exception as error:
-        raise NotTraceableError(name, error) from error
-
-
-def _in_model(sites: Iterable[TracedSite], layers: Sequence[KeptLayer]) -> Iterator[tuple[TracedSite, int]]:
-    """Each site with the number of layers that it stands for, and its layer named as in the whole model."""
-    for site in sites:
-        number = _LAYER_NUMBER.search(site.layer)
-        if number is None or int(number[0]) >= len(layers):
-            yield site, 1
-            continue
-        kept = layers[int(number[0])]
-        path = f"{site.layer[: number.start()]}{kept.original}{site.layer[number.end() :]}"
-        yield replace(site, layer=path), kept.count
-
-
-def _add(found: Capture, sites: Iterable[tuple[TracedSite, int]]) -> None:
-    """Add one traced step's sites. A key that other steps have too counts as often as in the step that has it most."""
+def _add(found: Capture, sites: Iterable[tuple[SiteReport, int]]) -> None:
+    """Add one traced step's sites, those that decode, and the layers that each stands for. A key that other steps have
+    too counts as often as in the step that has it most."""
     here = Capture(found.model)
     for site, layers in sites:
+        if not site.decode:
+            continue
         if site.spec is None:
             here.left.append(LeftSite(layers, found.model, site.layer, site.reason))
         else:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..demo.decode_state import CacheKind
+from ..demo.cache_kind import CacheKind
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,9 +25,14 @@ def capture(
     ] = "4096,32768",
     dtype: Annotated[str, typer.Option(help="float32, float16, bfloat16; comma-separated.")] = "bfloat16",
     cache: Annotated[CacheKind, typer.Option(help="Preallocated, or growing with every token.")] = CacheKind.STATIC,
-    attn: Annotated[str, typer.Option(help="transformers' attention implementation.")] = "sdpa",
+    attn: Annotated[
+        str, typer.Option("--attn-implementation", "--attn", help="transformers' attention implementation.")
+    ] = "sdpa",
     all_layers: Annotated[
         bool, typer.Option("--all-layers", help="Trace every layer, not one of each kind: slow, and the same keys.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that the model's repository brings along.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="File of sites to write, for `kvprefetch tune`.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -52,7 +57,10 @@ def capture(
         stage_progress(Console(stderr=True)) as progress,
         progress.stage(f"trace decode steps of {model}", points) as done,
     ):
-        found = trace(model, batches, capacities, dtypes, cache=cache, attention=attn, all_layers=all_layers, done=done)
+        found = trace(
+            model, batches, capacities, dtypes, cache=cache, attention=attn, all_layers=all_layers,
+            trust_remote_code=trust_remote_code, done=done,
+        )  # fmt: skip
     if not found.sites:
         raise NothingCapturedError(found.model, (site.reason for site in found.left))
     if out is not None:

@@ -14,17 +14,6 @@ class UnknownPresetError(KVPrefetchError, ValueError):
         super().__init__(f"unknown preset {name!r}; there are {', '.join(known)}.")
 
 
-class NotTraceableError(KVPrefetchError):
-    """A model whose decode step cannot be traced on tensors without data."""
-
-    def __init__(self, model: str, cause: BaseException) -> None:
-        first_line = str(cause).strip().partition("\n")[0]
-        super().__init__(
-            f"the decode step of {model!r} cannot be traced without weights: {type(cause).__name__}: {first_line} "
-            "(prefetch_compiler.explain on a machine that runs the model tells its sites too)"
-        )
-
-
 class NothingCapturedError(KVPrefetchError):
     """A model without any attention site that could be tuned."""
 

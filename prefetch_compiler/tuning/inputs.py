@@ -33,6 +33,7 @@ class Operands:
     stale_v: Tensor
     mask: Tensor | None
     bounds: Tensor | None
+    sink: Tensor | None
 
     @property
     def is_causal(self) -> bool:
@@ -41,6 +42,10 @@ class Operands:
     @property
     def scale(self) -> float:
         return self.spec.scale
+
+    @property
+    def softcap(self) -> float | None:
+        return self.spec.softcap
 
     def expanded_mask(self) -> Tensor | None:
         """As the launch takes it: (batch, query_heads, q_len, kv_len), stride 0 where broadcast."""
@@ -59,6 +64,14 @@ def random_cache(spec: AttentionSpec, generator: torch.Generator) -> tuple[Tenso
 def random_queries(spec: AttentionSpec, generator: torch.Generator) -> Tensor:
     shape = (spec.batch, spec.query_heads, spec.q_len, spec.head_dim)
     return torch.empty(shape, dtype=spec.dtype, device=generator.device).normal_(generator=generator)
+
+
+def random_sink(spec: AttentionSpec, generator: torch.Generator) -> Tensor | None:
+    """Logits that take about as much of the softmax as all keys do."""
+    if not spec.sink:
+        return None
+    normal = torch.empty(spec.query_heads, dtype=spec.dtype, device=generator.device).normal_(generator=generator)
+    return normal + math.log(spec.kv_len)
 
 
 def prefix_mask(spec: AttentionSpec, held: int, device: torch.device) -> Tensor | None:
@@ -100,7 +113,8 @@ def operands(spec: AttentionSpec, mask: Tensor | None, generator: torch.Generato
         edges = (position == first) | (position == end - 1)
         v.mul_(torch.where(edges, _edge_weight(end - first), 1.0)[:, None, :, None])
     queries = random_queries(spec, generator)
-    return Operands(spec, queries, k, v, _poisoned(k, stale), _poisoned(v, stale), mask, bounds)
+    sink = random_sink(spec, generator)
+    return Operands(spec, queries, k, v, _poisoned(k, stale), _poisoned(v, stale), mask, bounds, sink)
 
 
 def _edge_weight(seen: Tensor) -> Tensor:

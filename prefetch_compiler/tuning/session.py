@@ -29,7 +29,7 @@ from ..recognize.bounds import mask_bounds
 from .ceilings import Ceilings
 from .cuda_graph import graph_of
 from .errors import KeyTooLargeError
-from .inputs import prefix_mask, ragged_mask, random_cache, random_queries
+from .inputs import prefix_mask, ragged_mask, random_cache, random_queries, random_sink
 from .protocol import RAGGED_FILL, TrialResult, fills_of
 
 # What is read between two replays, in multiples of L2.
@@ -81,6 +81,7 @@ class Session:
         generator = torch.Generator(self.device).manual_seed(self.seed)
         self.caches = [random_cache(spec, generator) for _ in range(min(wanted, fitting))]
         self.q_source = random_queries(spec, generator)
+        self.attention_sink = random_sink(spec, generator)
         self.queries = [torch.empty_like(self.q_source) for _ in self.caches]
         self.fills = [self._fill(share) for share in fills_of(self.key)]
         self.mask = _like(self.fills[-1].mask)
@@ -146,7 +147,7 @@ class Session:
             self._write(query)
             launch_decode(
                 query, k, v, self.expanded, self.bounds, is_causal=spec.is_causal, scale=spec.scale,
-                heads_first=spec.out_heads_first, config=config,
+                heads_first=spec.out_heads_first, config=config, softcap=spec.softcap, sink=self.attention_sink,
             )  # fmt: skip
 
     def _graph(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:

@@ -53,7 +53,9 @@ _RANDOM_LENGTHS = 5
 class Launch(Protocol):
     """Writes ``tensors.out``: the kernels under test."""
 
-    def __call__(self, tensors: DecodeTensors, *, is_causal: bool, scale: float, config: KernelConfig) -> None: ...
+    def __call__(
+        self, tensors: DecodeTensors, *, is_causal: bool, scale: float, softcap: float | None, config: KernelConfig
+    ) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -210,8 +212,9 @@ def _guarded_tensors(check: Check, config: KernelConfig, garbage: float) -> tupl
     """Operands, and an output of NaN and scratch memory of ``garbage`` amid guard bands, whose buffers come second."""
     given = check.operands
     plain = allocate(
-        given.q, given.stale_k, given.stale_v, given.expanded_mask(), given.bounds, given.spec.out_heads_first, config
-    )
+        given.q, given.stale_k, given.stale_v, given.expanded_mask(), given.bounds, given.spec.out_heads_first, config,
+        given.sink,
+    )  # fmt: skip
     guards: list[Tensor] = []
 
     def guarded(tensor: Tensor | None, fill: float) -> Tensor | None:
@@ -244,7 +247,7 @@ def _launched_on(check: Check, config: KernelConfig, launch: Launch, garbage: fl
     """
     tensors, guards = _guarded_tensors(check, config, garbage)
     spec = check.operands.spec
-    launch(tensors, is_causal=spec.is_causal, scale=spec.scale, config=config)
+    launch(tensors, is_causal=spec.is_causal, scale=spec.scale, softcap=spec.softcap, config=config)
     bands = [band for buffer in guards for band in (buffer[:GUARD_ELEMENTS], buffer[-GUARD_ELEMENTS:])]
     if not torch.stack([(band == GUARD_VALUE).all() for band in bands]).all():
         raise WrongResultError(config, check.name, "memory outside an output was written")
@@ -264,7 +267,7 @@ def _same_in_a_row(check: Check, config: KernelConfig, launch: Launch, expected:
             if tensors.arrivals is not None:
                 tensors.arrivals.zero_()
             turn = replace(tensors, q=tensors.q if number % 2 else others, out=out)
-            launch(turn, is_causal=spec.is_causal, scale=spec.scale, config=config)
+            launch(turn, is_causal=spec.is_causal, scale=spec.scale, softcap=spec.softcap, config=config)
 
     graph_of(launches, tensors.q.device)
     ours, theirs = outputs[1::2], outputs[::2]

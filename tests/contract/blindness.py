@@ -11,11 +11,23 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from prefetch_compiler.lower import mark, rewrite
-from prefetch_compiler.lower.trace import insert_call
-from prefetch_compiler.recognize import bounds, marked, sdpa, views
+from prefetch_compiler.lower import mark, ops, rewrite
+from prefetch_compiler.recognize import (
+    block_mask,
+    bounds,
+    chain,
+    changes,
+    compose,
+    flex,
+    marked,
+    score_mod,
+    sdpa,
+    views,
+)
 from prefetch_compiler.recognize.bounds import mask_bounds
+from prefetch_compiler.recognize.index_functions import for_all_indices
 from prefetch_compiler.recognize.sdpa import SdpaCall
+from prefetch_compiler.recognize.trace import insert_call
 from prefetch_compiler.recognize.views import Atom, StoredKV
 
 Blind = Callable[[pytest.MonkeyPatch], None]
@@ -26,7 +38,7 @@ def to_call(change: Callable[[SdpaCall], SdpaCall]) -> Blind:
     parse = sdpa.parse
 
     def blind(monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(mark, "parse", lambda node, any_device=False: change(parse(node, any_device)))
+        monkeypatch.setattr(sdpa, "parse", lambda node, any_device=False: change(parse(node, any_device)))
 
     return blind
 
@@ -104,7 +116,7 @@ def to_uniform_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def to_which_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     """All masks of a graph share the bounds of the first."""
-    monkeypatch.setattr(rewrite, "_value_number", lambda node: 0)
+    monkeypatch.setattr(rewrite, "value_number", lambda node: 0)
 
 
 def to_head_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,10 +142,10 @@ def to_value_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """V is taken to repeat its heads as K does."""
 
     def pair(k: Node, v: Node) -> tuple[StoredKV, StoredKV]:
-        value = views._chain(v)[-1]
+        value = views.chain_of(v)[-1]
         return views.stored_kv(k), StoredKV(value, (0, 1, 2, 3))
 
-    monkeypatch.setattr(marked, "_stored_pair", pair)
+    monkeypatch.setattr(marked, "stored_pair", pair)
 
 
 def to_unread_writes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,3 +159,132 @@ def to_unread_writes(monkeypatch: pytest.MonkeyPatch) -> None:
         return marks
 
     monkeypatch.setattr("prefetch_compiler.backend.mark", mark_and_sweep)
+
+
+def to_scale_of_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "scale", lambda found, factor: None)
+
+
+def to_scale_of_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is multiplied after a bias was added multiplies the product alone."""
+    monkeypatch.setattr(changes, "scaled_term", lambda term, factor: term)
+
+
+def to_softcap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "cap", lambda found: None)
+
+
+def to_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "adds", lambda bias: lambda found: None)
+
+
+def to_fill(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "fills", lambda fill: lambda found: None)
+
+
+def to_fill_polarity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a condition says what is filled or what is not."""
+    fills = changes.fills
+    monkeypatch.setattr(changes, "fills", lambda fill: fills(replace(fill, where=not fill.where)))
+
+
+def to_fill_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All fills are -inf."""
+    fills = changes.fills
+    monkeypatch.setattr(changes, "fills", lambda fill: fills(replace(fill, value=float("-inf"))))
+
+
+def to_factor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain._Chain, "_multiplied", lambda self, q, factor: q)
+
+
+def to_sink(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = ops.launch_decode
+    monkeypatch.setattr(ops, "launch_decode", lambda *args, **kwargs: launch(*args, **{**kwargs, "sink": None}))
+
+
+def to_which_sink(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Query heads take one another's sinks."""
+    launch = ops.launch_decode
+
+    def flipped(*args: Any, **kwargs: Any) -> Tensor:
+        return launch(*args, **{**kwargs, "sink": kwargs["sink"].flip(0)})
+
+    monkeypatch.setattr(ops, "launch_decode", flipped)
+
+
+def to_composed_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the last of several masks counts."""
+    composed = compose.composed_mask
+    monkeypatch.setattr(
+        chain, "composed_mask", lambda graph, before, terms, *rest: composed(graph, before, terms[-1:], *rest)
+    )
+
+
+def to_scale_of_flex(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_call = flex.read_call
+    monkeypatch.setattr(flex, "read_call", lambda node: replace(read_call(node), scale=0.25))
+
+
+def to_block_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flex, "visible", lambda graph, before, call: None)
+
+
+def to_block_mask_polarity(monkeypatch: pytest.MonkeyPatch) -> None:
+    visible = flex.visible
+
+    def inverted(graph: Graph, before: Node, call: Any) -> Node:
+        return insert_call(graph, views.aten.bitwise_not.default, visible(graph, before, call))
+
+    monkeypatch.setattr(flex, "visible", inverted)
+
+
+def to_block_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All blocks are taken for listed, and none for full."""
+
+    def asked(part: GraphModule, lengths: Any, q: Tensor, k: Tensor, *rest: Any) -> Tensor:
+        return block_mask._asked(part, q, k, *rest[4:])
+
+    monkeypatch.setattr(block_mask, "_asked_where_listed", asked)
+
+
+def to_full_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The function is asked in full blocks too."""
+    original = block_mask._asked_where_listed
+
+    def asked(part: GraphModule, lengths: Any, q: Tensor, k: Tensor, *rest: Any) -> Tensor:
+        return original(part, lengths, q, k, *rest) & block_mask._asked(part, q, k, *rest[4:])
+
+    monkeypatch.setattr(block_mask, "_asked_where_listed", asked)
+
+
+def _other_indices(change: Callable[[Tensor], Tensor]) -> Blind:
+    """Whatever is computed for all indices is ``change``d."""
+
+    def blind(monkeypatch: pytest.MonkeyPatch) -> None:
+        def changed(*given: Any) -> Tensor:
+            return change(for_all_indices(*given))
+
+        monkeypatch.setattr(block_mask, "for_all_indices", changed)
+        monkeypatch.setattr(score_mod, "for_all_indices", changed)
+
+    return blind
+
+
+def to_sequence_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    _other_indices(lambda found: found[:1])(monkeypatch)
+
+
+def to_head_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    _other_indices(lambda found: found[:, :1])(monkeypatch)
+
+
+def to_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a function of indices captured is taken for zeros."""
+
+    def without(part: GraphModule, device: Any, sizes: Any, buffers: Any) -> Tensor:
+        found: Tensor = for_all_indices(part, device, sizes, [torch.zeros_like(buffer) for buffer in buffers])
+        return found
+
+    monkeypatch.setattr(block_mask, "for_all_indices", without)
+    monkeypatch.setattr(score_mod, "for_all_indices", without)

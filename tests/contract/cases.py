@@ -35,6 +35,8 @@ class Case:
         spare_keys: capacity beyond them, where there is a mask.
         mask: ``none``, ``causal`` or a name in ``masks.MASKS``.
         scale: softmax scale times sqrt(head_dim).
+        softcap: what scores are capped at, before the mask.
+        sink: whether every query head has one.
     """
 
     batch: int = 3
@@ -49,6 +51,8 @@ class Case:
     spare_keys: int = 37
     mask: str = "none"
     scale: float = 1.0
+    softcap: float | None = None
+    sink: bool = False
     kv_layout: str = "contiguous"
     q_layout: str = "contiguous"
     heads_first: bool = True
@@ -107,6 +111,8 @@ class Operands:
     mask: Tensor | None
     is_causal: bool
     scale: float
+    softcap: float | None
+    sink: Tensor | None
 
 
 def build(case: Case) -> Operands:
@@ -132,6 +138,8 @@ def build(case: Case) -> Operands:
         mask=mask,
         is_causal=case.mask == "causal",
         scale=case.scale / math.sqrt(case.head_dim),
+        softcap=case.softcap,
+        sink=normal(heads) + math.log(case.valid_keys) if case.sink else None,
     )
 
 
@@ -177,6 +185,8 @@ def spec_of(case: Case, operands: Operands) -> AttentionSpec:
         mask_per_row=mask is not None and (mask.shape[1] > 1 or mask.shape[2] > 1),
         is_causal=operands.is_causal,
         out_heads_first=case.heads_first,
+        softcap=case.softcap,
+        sink=case.sink,
     )
 
 
@@ -249,6 +259,8 @@ def solve(case: Case, operands: Operands) -> Tensor:
             scale=operands.scale,
             heads_first=case.heads_first,
             config=config,
+            softcap=operands.softcap,
+            sink=operands.sink,
         )
 
 
@@ -268,6 +280,8 @@ FACTORS: dict[str, list[Any]] = {
     "prefetch_depth": [0, 1, 3, 8],
     "dtype": [torch.float16, torch.bfloat16, torch.float32],
     "scale": [1.0, 1.7, -1.0],
+    "softcap": [None, 2.0, 50.0],
+    "sink": [False, True],
     "batch": [1, 3],
     "kv_heads": [1, 2],
     "spare_keys": [0, 37],

@@ -23,6 +23,8 @@ def site(
     mask_per_row: bool = False,
     is_causal: bool = False,
     row_padding: int = 0,
+    softcap: float | None = None,
+    sink: bool = False,
 ) -> AttentionSpec:
     """A (batch, heads, length, dim) cache whose rows are ``row_padding`` elements longer than its heads are wide."""
     value_dim = head_dim if value_dim is None else value_dim
@@ -48,6 +50,8 @@ def site(
         mask_dtype=mask_dtype,
         mask_per_row=mask_per_row,
         is_causal=is_causal,
+        softcap=softcap,
+        sink=sink,
     )
 
 
@@ -71,6 +75,8 @@ SPECS: dict[str, AttentionSpec] = {
     "Falcon-7B, 7 drafted tokens, additive": site(71, 1, 64, q_len=8, mask=ADDITIVE, mask_per_row=True),
     "Whisper cross-attention": site(20, 20, 64, kv_len=1500, mask=NONE),
     "DeepSeek-V3, not absorbed": site(128, 128, 192, value_dim=128, mask=ADDITIVE),
+    "Gemma-2 27B, eager": site(32, 16, 128, batch=16, mask=ADDITIVE, softcap=50.0),
+    "gpt-oss, eager": site(64, 8, 64, batch=16, mask=ADDITIVE, sink=True),
     "a small head": site(4, 2, 8, kv_len=100),
     "a head of 40, rows not aligned": site(8, 8, 40, row_padding=1),
     "causal": site(32, 8, 128, q_len=16, mask=NONE, is_causal=True),

@@ -21,7 +21,7 @@ from prefetch_compiler.errors import (
     SiteNotLoweredError,
 )
 from prefetch_compiler.lower import mark, ops, rewrite
-from prefetch_compiler.recognize import registry
+from prefetch_compiler.recognize import registry, sdpa
 from prefetch_compiler.recognize.marker import MARKED_SDPA
 
 from .golden import hand_written, spellings, static_cache
@@ -56,7 +56,7 @@ def _in_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 COMPILE_STAGES = {
-    "parse": _in(mark, "parse"),
+    "parse": _in(sdpa, "parse"),
     "replace": _in(mark, "_replace"),
     "recognise": _in(rewrite, "recognise"),
     "select": _in(rewrite, "select"),

@@ -18,8 +18,10 @@ from . import blindness
 from .blindness import Blind
 from .error_bounds import assert_within_bound
 from .golden import rewritten_caches, spellings, static_cache
+from .golden.flex import Flex
 from .golden.graph import Golden
 from .golden.hand_written import HandWritten
+from .golden.products import Products, grouped_einsum
 from .golden.run import assert_follows_eager, run_compiled, run_eagerly
 from .uncompiled import graphs_run_uncompiled
 
@@ -36,7 +38,7 @@ class Mutation:
     blind: Blind
 
 
-def _mutation(name: str, original: HandWritten, blind: Blind, **changes: object) -> Mutation:
+def _mutation(name: str, original: HandWritten | Products | Flex, blind: Blind, **changes: object) -> Mutation:
     mutant = replace(original, name=f"{original.name}_{name}", **changes)  # type: ignore[arg-type]
     return Mutation(name, original.golden, mutant.golden, blind)
 
@@ -47,6 +49,15 @@ _SIX_HEADS = HandWritten("six_heads", kv_heads=2, group=3)
 _BOOL = replace(_GROUPED, mask="bool-B.1.q.S")
 _THREE = replace(_GROUPED, batch=3)
 _BIASED = replace(_GROUPED, mask="bias-B.1.q.S")
+
+_BY_PRODUCTS = Products("products", q_len=5)
+_MASKED = Products("masked_products", mask="bias-1.H.1.S")
+_GROUPS = Products("grouped_products", grouped_einsum, q_len=5)
+_FILLED = Products("filled_products", mask="inf-B.1.q.S", q_len=5)
+
+_FLEX = Flex("flex", q_len=3)
+_FLEX_SHOWN = replace(_FLEX, mask="window")
+_FLEX_FILLED = replace(_FLEX, fill="not_first_query")
 
 MUTATIONS = [
     _mutation("scale", _GROUPED, blindness.to_scale, scale=0.9),
@@ -77,6 +88,30 @@ MUTATIONS = [
         value_spelling=spellings.tiled_by_expand,
         grouped=False,
     ),
+    _mutation("product_scale", _BY_PRODUCTS, blindness.to_scale_of_scores, scale=0.9),
+    _mutation("product_scale_sign", _BY_PRODUCTS, blindness.to_scale_of_scores, scale=-0.25),
+    _mutation("product_scale_of_bias", _MASKED, blindness.to_scale_of_bias, scale=0.5, scale_is="after_mask"),
+    _mutation("product_factor", _BY_PRODUCTS, blindness.to_factor, scale_is="learned", scale=0.7),
+    _mutation("product_softcap", _BY_PRODUCTS, blindness.to_softcap, softcap=0.7),
+    _mutation("product_bias", _BY_PRODUCTS, blindness.to_bias, mask="add-B.1.q.S"),
+    _mutation("product_bias_of_groups", _GROUPS, blindness.to_bias, mask="add-B.H.q.S"),
+    _mutation("product_fill", _BY_PRODUCTS, blindness.to_fill, mask="inf-B.1.1.S"),
+    _mutation("product_fill_polarity", _BY_PRODUCTS, blindness.to_fill_polarity, mask="where_inf-B.1.q.S"),
+    _mutation("product_fill_value", _FILLED, blindness.to_fill_value, mask="uniform-B.1.q.S"),
+    _mutation("product_sink", _BY_PRODUCTS, blindness.to_sink, sink="plain"),
+    _mutation("product_which_sink", _BY_PRODUCTS, blindness.to_which_sink, sink="less_maximum"),
+    _mutation("product_two_masks", _BY_PRODUCTS, blindness.to_composed_mask, mask="both-B.1.q.S"),
+    _mutation("flex_scale", _FLEX, blindness.to_scale_of_flex, scale=0.9),
+    _mutation("flex_mask_polarity", replace(_FLEX, mask="hidden"), blindness.to_block_mask_polarity, mask="causal"),
+    _mutation("flex_window", _FLEX_SHOWN, blindness.to_block_mask, window=9),
+    _mutation("flex_captured", _FLEX_SHOWN, blindness.to_captured, held=4),
+    _mutation("flex_sequence", replace(_FLEX, mask="causal"), blindness.to_sequence_index, mask="padded"),
+    _mutation("flex_head", replace(_FLEX, mask="heads"), blindness.to_head_index, mask="other_heads"),
+    _mutation("flex_slope", replace(_FLEX, bias="alibi"), blindness.to_bias, slope=1.4),
+    _mutation("flex_factor", _FLEX, blindness.to_scale_of_scores, factor=-2.0),
+    _mutation("flex_softcap", _FLEX, blindness.to_softcap, softcap=0.7),
+    _mutation("flex_fill_polarity", replace(_FLEX, fill="hidden"), blindness.to_fill_polarity, fill="causal"),
+    _mutation("flex_fill_value", _FLEX_FILLED, blindness.to_fill_value, filling=-1e9),
 ]  # fmt: skip
 
 # Triton's interpreter warns at every scalar that it converts: recording them takes longer than computing.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -14,9 +14,9 @@ from prefetch_compiler.recognize.site import Recogniser, Site
 from prefetch_compiler.report import Verdict
 from prefetch_compiler.spec import AttentionSpec
 
-from .golden import hand_written
+from .golden import flex, hand_written, products
 from .golden.catalogue import GOLDEN_GRAPHS
-from .golden.graph import Golden
+from .golden.graph import Golden, Inputs
 from .golden.run import assert_follows_eager, run_compiled, run_eagerly
 from .uncompiled import graphs_run_uncompiled
 
@@ -45,19 +45,24 @@ def test_a_golden_graph_is_recognised_and_follows_eager(golden: Golden) -> None:
     assert_follows_eager(compiled, eager, problems)
 
 
-_FROM_MODELS = [golden for golden in GOLDEN_GRAPHS if golden not in hand_written.GOLDEN]
+_WRITTEN_HERE = (*hand_written.GOLDEN, *products.GOLDEN, *flex.GOLDEN)
+_FROM_MODELS = [golden for golden in GOLDEN_GRAPHS if golden not in _WRITTEN_HERE]
 _BY_HAND = [
     golden
     for golden in hand_written.GOLDEN
     if golden.name in ("enable_gqa", "repeat_interleave", "stored_length_first", "bool-B.H.q.S", "min-B.1.q.S")
 ]
+_SOME = ("matmul", "grouped_einsum", "grouped_matmul", "length_first", "bmm", "sink_less_maximum", "alibi")
+_PRODUCTS = [golden for golden in products.GOLDEN if golden.name in _SOME]
 
+
+_FLEX = [golden for golden in flex.GOLDEN if golden.name == "flex_small_blocks"]
 
 # Where even the hidden size is a symbol, as in this one, the strides of SDPA's output stay formulas.
 _HIDDEN_SIZE_IS_AN_INPUT = ("whisper",)
 
 
-@pytest.mark.parametrize("golden", [*_FROM_MODELS, *_BY_HAND], ids=str)
+@pytest.mark.parametrize("golden", [*_FROM_MODELS, *_BY_HAND, *_FLEX], ids=str)
 def test_a_golden_graph_with_every_size_dynamic_follows_eager(golden: Golden) -> None:
     eager, problems = run_eagerly(golden)
     with graphs_run_uncompiled():
@@ -70,7 +75,26 @@ def test_a_golden_graph_with_every_size_dynamic_follows_eager(golden: Golden) ->
     assert_follows_eager(compiled, eager, problems)
 
 
-@pytest.mark.parametrize("golden", [*_FROM_MODELS, *_BY_HAND], ids=str)
+@pytest.mark.parametrize("golden", _PRODUCTS, ids=str)
+def test_products_of_any_batch_and_length_follow_eager(golden: Golden) -> None:
+    eager, problems = run_eagerly(golden)
+    with graphs_run_uncompiled():
+        compiled, report = run_compiled(replace(golden, steps=lambda: _any_batch_and_length(golden.steps())))
+    assert [site.spec.symbolic for site in report.lowered if site.spec] == [{"batch", "kv_len"}], str(report)
+    assert_follows_eager(compiled, eager, problems)
+
+
+def _any_batch_and_length(steps: Sequence[Inputs]) -> Sequence[Inputs]:
+    """Tensors whose sizes torch.compile keeps symbolic where they are the batch or the number of keys."""
+    for step in steps:
+        for tensor in (value for value in step.values() if value is not None):
+            for dim, size in enumerate(tensor.shape):
+                if size in (products.BATCH, products.KV_LEN):
+                    torch._dynamo.mark_dynamic(tensor, dim)
+    return steps
+
+
+@pytest.mark.parametrize("golden", [*_FROM_MODELS, *_BY_HAND, *_PRODUCTS, flex.EVERYTHING.golden], ids=str)
 def test_a_golden_graph_through_inductors_code_follows_eager(golden: Golden) -> None:
     eager, problems = run_eagerly(golden)
     compiled, report = run_compiled(golden, options={"kvprefetch.strict": True})

@@ -16,7 +16,7 @@ from prefetch_compiler.templates.manifest import SPLIT_KV, TEMPLATES, OptionalFe
 from prefetch_compiler.config import KernelConfig, Merge
 from prefetch_compiler.database.kernel_source.modules import PACKAGE, Sources
 from prefetch_compiler.database.kernel_source.program import Program
-from prefetch_compiler.database.key import MaskClass, TuningKey
+from prefetch_compiler.database.key import Feature, MaskClass, TuningKey
 from prefetch_compiler.database.template_hash import hash_for, present_hash, template_hash, whole_hashes
 from prefetch_compiler.lower.precompile import example_tensors
 from prefetch_compiler.lower.specialise import decode_call, merge_call
@@ -92,9 +92,11 @@ def test_hashes_are_of_the_keys_features() -> None:
     plain, bool_mask, causal = (replace(KEY, mask=mask) for mask in (MaskClass.NONE, MaskClass.BOOL, MaskClass.CAUSAL))
     hashes = [hash_for(SPLIT_KV, key) for key in (plain, bool_mask, causal)]
     assert len(set(hashes)) == 3
+    extras = [replace(KEY, mask=MaskClass.NONE, features=(extra,)) for extra in (Feature.SINK, Feature.SOFTCAP)]
+    assert len({*hashes, *(hash_for(SPLIT_KV, key) for key in extras)}) == 5
     assert hashes == [present_hash(SPLIT_KV.name, key) for key in (plain, bool_mask, causal)]
     assert present_hash("gone", KEY) is None
-    assert whole_hashes() == {SPLIT_KV.name: template_hash(SPLIT_KV, frozenset({"mask", "causal"}))}
+    assert whole_hashes() == {SPLIT_KV.name: template_hash(SPLIT_KV, SPLIT_KV.feature_names)}
     assert all(re.fullmatch("[0-9a-f]{64}", one) for one in (*hashes, *whole_hashes().values()))
 
 

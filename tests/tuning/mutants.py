@@ -56,9 +56,11 @@ class Launch:
     decode: ModuleType
     merge: ModuleType
 
-    def __call__(self, tensors: DecodeTensors, *, is_causal: bool, scale: float, config: KernelConfig) -> None:
-        decode = decode_call(tensors, is_causal=is_causal, scale=scale, config=config)
+    def __call__(
+        self, tensors: DecodeTensors, *, is_causal: bool, scale: float, softcap: float | None, config: KernelConfig
+    ) -> None:
+        decode = decode_call(tensors, is_causal=is_causal, scale=scale, softcap=softcap, config=config)
         replace(decode, kernel=self.decode.split_kv_decode).launch()
-        merge = merge_call(tensors, is_causal=is_causal, config=config)
+        merge = merge_call(tensors, is_causal=is_causal, softcap=softcap, config=config)
         if merge is not None:
             replace(merge, kernel=self.merge.merge_splits).launch()

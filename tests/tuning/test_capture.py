@@ -14,9 +14,10 @@ import torch.nn.functional as F
 
 from prefetch_compiler.database.key import parse_key
 from prefetch_compiler.demo.errors import CapacityError, ModelNotLoadedError, UnknownDtypeError
+from prefetch_compiler.tracing.errors import NoDecoderError, NotTraceableError
+from prefetch_compiler.tracing.layer_cut import KeptLayer, cut_layers
 from prefetch_compiler.tuning.capture import capture, capture_keys, capture_module
-from prefetch_compiler.tuning.capture_errors import NothingCapturedError, NotTraceableError
-from prefetch_compiler.tuning.layer_cut import KeptLayer, cut_layers
+from prefetch_compiler.tuning.capture_errors import NothingCapturedError
 
 from .tiny_models import BATCH, CAPACITY, CONFIGS, HELD, explained_keys, transformers
 
@@ -89,19 +90,24 @@ def test_one_layer_of_each_kind_stands_for_all() -> None:
 def test_the_layers_that_are_kept_count_for_all() -> None:
     gemma = transformers.Gemma3TextConfig(num_hidden_layers=26)
     config, kept = cut_layers(gemma)
-    assert kept == [KeptLayer(0, 1), KeptLayer(1, 21), KeptLayer(5, 4)]
+    full = (5, 11, 17, 23)
+    assert kept == [
+        KeptLayer((0,)),
+        KeptLayer(tuple(layer for layer in range(1, 26) if layer not in full)),
+        KeptLayer(full),
+    ]
     assert config.layer_types == ["sliding_attention", "sliding_attention", "full_attention"]
     assert config.num_hidden_layers == 3
     assert gemma.num_hidden_layers == len(gemma.layer_types) == 26
-    assert cut_layers(transformers.GPT2Config(n_layer=48))[1] == [KeptLayer(0, 1), KeptLayer(1, 47)]
-    assert cut_layers(transformers.GPT2Config(n_layer=1))[1] == [KeptLayer(0, 1)]
+    assert cut_layers(transformers.GPT2Config(n_layer=48))[1] == [KeptLayer((0,)), KeptLayer(tuple(range(1, 48)))]
+    assert cut_layers(transformers.GPT2Config(n_layer=1))[1] == [KeptLayer((0,))]
 
 
 def test_layers_whose_only_difference_lies_in_an_unknown_list_are_all_kept() -> None:
     config = transformers.LlamaConfig(num_hidden_layers=4)
     config.heads_of_each_layer = [4, 4, 8, 4]
     shortened, kept = cut_layers(config)
-    assert kept == [KeptLayer(0, 1), KeptLayer(1, 2), KeptLayer(2, 1)]
+    assert kept == [KeptLayer((0,)), KeptLayer((1, 3)), KeptLayer((2,))]
     assert shortened.heads_of_each_layer == [4, 4, 8]
 
 
@@ -117,7 +123,7 @@ def test_a_model_with_nothing_to_tune_is_an_error_where_keys_are_wanted(monkeypa
     from prefetch_compiler.demo import model_source
 
     config = transformers.LlamaConfig(**CONFIGS["llama"].to_diff_dict() | {"head_dim": 20})
-    monkeypatch.setattr(model_source, "load_config", lambda source: config)
+    monkeypatch.setattr(model_source, "load_config", lambda source, trust_remote_code: config)
     with pytest.raises(NothingCapturedError, match=r"'some/model' would be lowered.*head_dim is 20"):
         capture_keys("some/model", [1], [32])
 
@@ -129,7 +135,7 @@ def test_bad_arguments() -> None:
         capture(CONFIGS["gpt2"], [1], [32], ["int3"])
     with pytest.raises(CapacityError, match="a capacity of 2 keys is too small: 3"):
         capture(CONFIGS["gpt2"], [1], [2])
-    with pytest.raises(ModelNotLoadedError, match="ViTConfig"):
+    with pytest.raises(NoDecoderError, match="model type 'vit'"):
         capture(transformers.ViTConfig(), [1], [32])
 
 

@@ -36,7 +36,7 @@ def test_a_mere_copy_is_accepted(tmp_path: Path) -> None:
 
 
 def _rounded_where_a_kernel_must(
-    tensors: DecodeTensors, *, is_causal: bool, scale: float, config: KernelConfig
+    tensors: DecodeTensors, *, is_causal: bool, scale: float, softcap: float | None, config: KernelConfig
 ) -> None:
     """PyTorch in float32, with probabilities and output in the inputs' dtype: no kernel can do better."""
     q, k, v, mask = tensors.q, tensors.k.nan_to_num(), tensors.v.nan_to_num(), tensors.mask
@@ -81,8 +81,10 @@ class _Meddling:
     def __init__(self, change: str) -> None:
         self.change, self.launches = change, 0
 
-    def __call__(self, tensors: DecodeTensors, *, is_causal: bool, scale: float, config: KernelConfig) -> None:
-        launch_kernels(tensors, is_causal=is_causal, scale=scale, config=config)
+    def __call__(
+        self, tensors: DecodeTensors, *, is_causal: bool, scale: float, softcap: float | None, config: KernelConfig
+    ) -> None:
+        launch_kernels(tensors, is_causal=is_causal, scale=scale, softcap=softcap, config=config)
         self.launches += 1
         if self.change == "last bit" and self.launches > PROBLEMS:
             tensors.out.view(torch.int16)[0, 0, 0, 0] ^= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from prefetch_compiler import explain
 from prefetch_compiler.database.key import TuningKey, key_of
+from prefetch_compiler.report import SiteReport
 
 transformers = pytest.importorskip("transformers")
 
@@ -42,7 +44,15 @@ CONFIGS: dict[str, Any] = {
 
 
 def explained_keys(name: str, cache_kind: str, held: int, device: str, dtype: torch.dtype) -> set[TuningKey]:
-    """The keys of the graph that a real decode step ends up with: a real model on ``device``, really compiled."""
+    """The keys of the graph that a real decode step ends up with."""
+    sites = explained_sites(name, cache_kind, held, device, dtype)
+    return {key_of(site.spec) for site in sites if site.lowered and site.spec is not None}
+
+
+@lru_cache
+def explained_sites(name: str, cache_kind: str, held: int, device: str, dtype: torch.dtype) -> list[SiteReport]:
+    """The sites of the graph that a real decode step ends up with: a real model on ``device``, really compiled and
+    run. The cache holds ``held`` keys before the first step."""
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name], dtype=dtype, attn_implementation="sdpa")
     model = model.to(device).eval()
@@ -55,7 +65,7 @@ def explained_keys(name: str, cache_kind: str, held: int, device: str, dtype: to
         model(input_ids=tokens, past_key_values=cache, use_cache=True)
     report = explain(_Steps(model, 1 if cache_kind == "static" else 2), tokens[:, :1], cache)
     last = max(site.graph for site in report.sites)
-    return {key_of(site.spec) for site in report.lowered if site.graph == last and site.spec is not None}
+    return [site for site in report.sites if site.graph == last]
 
 
 class _Steps:

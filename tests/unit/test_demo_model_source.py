@@ -27,7 +27,7 @@ def test_a_folder_with_a_config(tmp_path: Path) -> None:
 def test_a_folder_with_one_gguf_file(tmp_path: Path) -> None:
     (tmp_path / "weights.gguf").touch()
     source = find_model(str(tmp_path))
-    assert source.load_arguments() == {"gguf_file": "weights.gguf"}
+    assert source.load_arguments() == {"gguf_file": "weights.gguf", "trust_remote_code": False}
 
 
 def test_a_gguf_file(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ SOURCE_FOLDERS = {PACKAGE: REPOSITORY / PACKAGE, f"{PACKAGE}.templates": REPOSIT
 # What may import only what stands before it.
 ORDER = ("spec", "recognize", "database", "select", "lower", "backend")
 # What a served model must never load: the search for configurations, and whatever only talks to people.
-NOT_SERVING = ("tuning", "bench", "demo", "db_command", "cli", "site_table")
+NOT_SERVING = ("tuning", "tracing", "bench", "demo", "db_command", "explain_command", "cli", "site_table")
 NOT_SERVING_LIBRARIES = ("optuna", "typer", "rich", "transformers")
 
 

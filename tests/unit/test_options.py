@@ -77,6 +77,9 @@ def test_an_unknown_option_names_the_nearest(misspelt: str, nearest: str) -> Non
         {"kvprefetch.enabled": "no"},
         {"kvprefetch.mode": True},
         {"kvprefetch.allow_unmeasured": "yes"},
+        {"kvprefetch.dump_graphs": True},
+        {"kvprefetch.dump_graphs": ["one", "two"]},
+        {"kvprefetch.dump_graphs": ""},
         {"kvprefetch.tuning_db": 17},
         {"kvprefetch.tuning_db": None},
         {"kvprefetch.tuning_db": ""},
@@ -107,6 +110,11 @@ def test_a_value_of_the_wrong_type_is_an_error(option: dict[str, Any]) -> None:
 )
 def test_databases_are_a_path_or_several(given: Any, paths: tuple[str, ...]) -> None:
     assert split_options({"kvprefetch.tuning_db": given}) == (Options(tuning_db=paths), {})
+
+
+def test_a_folder_for_graphs_is_a_path() -> None:
+    for given in ("graphs", Path("graphs")):
+        assert split_options({"kvprefetch.dump_graphs": given}) == (Options(dump_graphs="graphs"), {})
 
 
 def test_an_unknown_option_stops_the_compile() -> None:

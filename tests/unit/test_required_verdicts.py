@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from prefetch_compiler.demo.required_verdicts import parse_verdicts, shortfalls
 from prefetch_compiler.errors import InvalidOptionError
+from prefetch_compiler.explain_command.required_verdicts import parse_verdicts, shortfalls
 from prefetch_compiler.report import Report, SiteReport, Verdict
 
 EXACT = SiteReport(0, 0, "model.layers.0.self_attn", "sdpa", Verdict.EXACT, "tuned")

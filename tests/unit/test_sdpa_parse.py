@@ -52,6 +52,18 @@ def sdpa_node(
     return node
 
 
+# What a reason's last part, after the colon, may begin with: what is to be done.
+IMPERATIVES = (
+    "build", "call", "decode", "expand", "load", "make", "move", "pad", "pass", "repeat", "reshape", "run",
+)  # fmt: skip
+
+
+def assert_names_a_fix(reason: str) -> None:
+    what_is_wrong, _, fix = reason.rpartition(": ")
+    assert what_is_wrong, reason
+    assert fix.startswith(IMPERATIVES), reason
+
+
 SERVED: dict[str, dict[str, Any]] = {
     "plain": {},
     "grouped": {"k": (2, 2, 20, 16), "enable_gqa": True},
@@ -90,7 +102,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "mask_dtype": ({"mask": torch.ones(1, 20, dtype=torch.float64)}, "mask dtype torch.float64 is not supported"),
     "scale": ({"scale": torch.tensor(0.5)}, "scale is not a constant"),
     "causality": ({"is_causal": 1}, "is_causal is not a constant"),
-    "output_strides": ({"out": torch.empty(16, 2, 4, 3).permute(1, 2, 3, 0), "q": (2, 4, 3, 16)}, "SDPA's output has"),
+    "output_strides": (
+        {"out": torch.empty(16, 2, 4, 3).permute(1, 2, 3, 0), "q": (2, 4, 3, 16)},
+        "neither usual memory order",
+    ),
 }
 
 NOT_DECODE: dict[str, tuple[dict[str, Any], str]] = {
@@ -117,6 +132,7 @@ def test_what_the_templates_cannot_serve_is_refused(arguments: dict[str, Any], r
     with pytest.raises(Refused) as refusal:
         parse(sdpa_node(**arguments))
     assert reason in refusal.value.reason
+    assert_names_a_fix(refusal.value.reason)
     assert not isinstance(refusal.value, NotDecode)
 
 
@@ -125,6 +141,19 @@ def test_what_is_not_decode_is_left_without_complaint(arguments: dict[str, Any],
     with pytest.raises(NotDecode) as refusal:
         parse(sdpa_node(**arguments))
     assert reason in refusal.value.reason
+    assert_names_a_fix(refusal.value.reason)
+
+
+def test_the_ways_out_that_everybody_asks_for() -> None:
+    for arguments, fix in (
+        ({"dropout_p": 0.1}, "call model.eval()"),
+        ({"requires_grad": "query"}, "run under torch.no_grad()"),
+        ({"k": (2, 4, 0, 16)}, "pass cache_implementation='static'"),
+        ({"q": (2, 8, 1, 16)}, "pass enable_gqa=True"),
+    ):
+        with pytest.raises(Refused) as refusal:
+            parse(sdpa_node(**arguments))
+        assert fix in refusal.value.reason
 
 
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="a GPU needs no interpreter")

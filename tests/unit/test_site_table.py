@@ -76,8 +76,23 @@ def test_the_table_shows_verdict_config_bytes_and_reason() -> None:
     refused = layer(9, verdict=Verdict.UNTOUCHED, config=None, spec=None, reason="dropout is on")
     console.print(site_table(Report([layer(0), refused], graphs=1)))
     text = console.export_text()
-    for expected in ("heuristic", "b64 s1 w4 st2", "67.5 KiB", "of 768.0 KiB", "untouched", "dropout is on", "of ?"):
+    for expected in ("heuristic", "b64 s1 w4 st2", "67.5 KiB of 768.0 KiB", "untouched", "dropout is on"):
         assert expected in text
+
+
+def test_the_table_names_the_record_and_how_many_layers_share_it() -> None:
+    console = Console(width=100, record=True, file=io.StringIO())
+    tuned = [layer(number, verdict=Verdict.EXACT, record="some key") for number in range(80)]
+    console.print(site_table(Report([*tuned, layer(80, reason="another")], graphs=1)))
+    text = console.export_text()
+    for expected in ("layers 0–79: 80 sites, model.layers.0-79.self_attn", "some key", "layer 80: 1 site, "):
+        assert expected in text, text
+
+
+def test_a_list_of_layers_is_shown_once() -> None:
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(site_table(Report([layer(number) for number in (0, 1, 3, 5, 6)], graphs=1)))
+    assert "layers 0–1,3,5–6: 5 sites, model.layers.*.self_attn" in console.export_text()
 
 
 def test_no_column_is_lost_in_a_narrow_terminal() -> None:

@@ -58,6 +58,8 @@ class _Problem:
     mask: Tensor | None
     is_causal: bool
     scale: float
+    softcap: float | None = None
+    sink: Tensor | None = None
 
 
 class Oracle:

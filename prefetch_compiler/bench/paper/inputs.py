@@ -36,6 +36,8 @@ class Problem:
     scale: float
     mask: Tensor | None = None
     is_causal: bool = False
+    softcap: float | None = None
+    sink: Tensor | None = None
 
 
 @dataclass(frozen=True)

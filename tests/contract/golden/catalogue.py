@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import cross_attention, dynamic_cache, hand_written, rewritten_caches, static_cache
+from . import cross_attention, dynamic_cache, flex, hand_written, products, rewritten_caches, static_cache
 from .graph import Golden
 
 GOLDEN_GRAPHS: tuple[Golden, ...] = (
@@ -11,4 +11,6 @@ GOLDEN_GRAPHS: tuple[Golden, ...] = (
     *cross_attention.GOLDEN,
     *rewritten_caches.GOLDEN,
     *hand_written.GOLDEN,
+    *products.GOLDEN,
+    *flex.GOLDEN,
 )

@@ -54,6 +54,39 @@ class Draw:
         return (torch.rand(shape, generator=self._generator) < share).to(DEVICE)
 
 
+@dataclass
+class Attention:
+    """The operands of one attention, copied; shapes as in AttentionSpec."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None
+    is_causal: bool
+    scale: float
+    softcap: float | None = None
+    sink: Tensor | None = None
+
+
+_notes: list[Attention] = []
+
+
+def note(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None, sink: Tensor | None
+) -> None:
+    """Programs that do not call SDPA say here what they compute. Compiled, this is nothing."""
+    if not torch.compiler.is_compiling():
+        copies = [None if x is None else x.clone() for x in (q, k, v, mask, sink)]
+        _notes.append(Attention(*copies[:4], False, scale, softcap, copies[4]))  # type: ignore[arg-type]
+
+
+def noted() -> list[Attention]:
+    """What was noted since the last call."""
+    found = list(_notes)
+    _notes.clear()
+    return found
+
+
 def repeat_kv(x: Tensor, times: int) -> Tensor:
     """Repeat-KV as transformers writes it."""
     batch, heads, length, dim = x.shape

@@ -17,19 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from prefetch_compiler.report import Report, collect_reports
 
 from ..error_bounds import assert_within_bound
-from .graph import Golden, Inputs
-
-
-@dataclass
-class Attention:
-    """The operands of one SDPA call, copied, with K and V of as many heads as are given."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    mask: Tensor | None
-    is_causal: bool
-    scale: float
+from .graph import Attention, Golden, Inputs, noted
 
 
 @dataclass(frozen=True)
@@ -65,9 +53,10 @@ def recorded_attention() -> Iterator[list[Attention]]:
 def run_eagerly(golden: Golden) -> tuple[Run, list[Attention]]:
     """By the math backend, which is what SDPA's documentation says. On a GPU the fused ones differ from it and from
     each other on rows that hide every key: cuDNN averages by the raw scores, memory-efficient attention gives 0."""
+    noted()
     with recorded_attention() as problems, sdpa_kernel(SDPBackend.MATH):
         run = _run(golden, golden.program)
-    return run, problems
+    return run, [*problems, *noted()]
 
 
 def run_compiled(golden: Golden, **options: Any) -> tuple[Run, Report]:

@@ -8,67 +8,45 @@ here is what a compile for a GPU would look up.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.fx import Graph, GraphModule
 
 from ..errors import Refused
-from ..lower.mark import Marks, mark
+from ..lower.mark import layer_of, mark
 from ..recognize.registry import recognise
 from ..report import SiteReport
-from ..spec import AttentionSpec
-
-
-@dataclass(frozen=True)
-class TracedSite:
-    """One attention site of one traced graph.
-
-    Attributes:
-        layer: path of its module.
-        spec: what it computes; None where the backend would leave it to Inductor.
-        reason: why it is left.
-    """
-
-    layer: str
-    spec: AttentionSpec | None
-    reason: str = ""
 
 
 class SiteTracer:
-    """The backend. ``graphs`` holds the sites of every graph that was traced, in order; prefill and other attention
-    that is not decode attention is left out."""
+    """The backend. ``graphs`` holds the sites of every graph that was traced, in order: with a spec where the backend
+    would lower the site, with the reason where it would leave it to Inductor. No configuration is selected."""
 
     def __init__(self) -> None:
-        self.graphs: list[list[TracedSite]] = []
+        self.graphs: list[list[SiteReport]] = []
 
     def __call__(self, module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        marks = mark(module, any_device=True)
-        found = {
-            index: TracedSite(report.layer, None, report.reason)
-            for index, report in marks.reports.items()
-            if index not in marks.not_decode
-        }
-        self.graphs.append([])
-        if not marks.marked:
-            self.graphs[-1] = list(found.values())
-            return module.forward
-        traced = _trace(module, example_inputs, lambda graph: _recognise_into(found, graph, marks))
-        self.graphs[-1] = list(found.values())
+        reports = mark(module, any_device=True).reports
+        found: list[SiteReport] = []
+        self.graphs.append(found)
+        traced = _trace(module, example_inputs, lambda graph: _recognise_into(reports, graph))
+        found += reports.values()
         return traced
 
 
-def _recognise_into(found: dict[int, TracedSite], graph: Graph, marks: Marks) -> None:
+def _recognise_into(reports: dict[int, SiteReport], graph: Graph) -> None:
     for node in graph.nodes:
         try:
             site = recognise(node)
         except Refused as refusal:
-            index = int(node.args[-1])
-            found[index] = replace(found[index], reason=refusal.reason)
+            # The last argument of a marker is its site's number; of another form there is no report yet.
+            report = reports.get(node.args[-1]) if node.args and isinstance(node.args[-1], int) else None
+            if report is not None:
+                report.reason = refusal.reason
             continue
         if site is not None:
-            report: SiteReport = marks.reports[site.index]
-            found[site.index] = TracedSite(report.layer, site.spec)
+            report = reports.setdefault(site.index, SiteReport(site.index, 0, layer_of(node), site.form))
+            report.spec, report.reason = site.spec, ""
 
 
 def _trace(module: GraphModule, example_inputs: Sequence[Any], look: Callable[[Graph], None]) -> Callable[..., Any]:

@@ -1,0 +1,136 @@
+"""Random attention modules, compiled and compared with the float64 oracle and with what eager leaves in the caches.
+
+KVPREFETCH_FUZZ_MODULES says how many modules: 2,000 without it, always the same, and with it others each time. A graph
+holds several, as a model does; what fails is reduced to the fewest and plainest. The kernels have tests of their own,
+so most graphs run with PyTorch in their place.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import Phase, find, given, seed, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from prefetch_compiler.lower import ops
+from prefetch_compiler.reference import same_dtype_attention
+from prefetch_compiler.report import collect_reports
+
+from ..contract import blindness
+from ..contract.error_bounds import assert_within_bound
+from ..contract.golden.graph import Attention, noted
+from ..contract.golden.products import Products
+from ..contract.golden.run import recorded_attention
+from ..contract.uncompiled import graphs_run_uncompiled
+from .attention_modules import Module, modules, together
+
+ASKED_FOR = os.environ.get("KVPREFETCH_FUZZ_MODULES")
+MODULES = int(ASKED_FOR or 2000)
+# Hypothesis draws half as many on average.
+MOST_PER_GRAPH = 10
+PER_GRAPH = MOST_PER_GRAPH // 2
+# Tests that several workers can take on.
+PARTS = 6
+# One graph in so many runs our kernels.
+KERNELS_EVERY = 10
+
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def _afresh() -> Iterator[None]:
+    yield
+    torch._dynamo.reset()
+
+
+def _by_pytorch(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bounds: Tensor | None, **given: Any) -> Tensor:
+    """In place of the kernels: keys outside the bounds are not read."""
+    if bounds is not None:
+        keys = torch.arange(k.shape[2], device=k.device)
+        outside = ((keys < bounds[:, :1]) | (keys >= bounds[:, 1:2]))[:, None, :, None]
+        k, v = k.masked_fill(outside, 0.0), v.masked_fill(outside, 0.0)
+        hidden = outside.transpose(2, 3)
+        if mask is not None and mask.dtype is torch.bool:
+            mask = mask & ~hidden
+        elif mask is not None:
+            mask = mask.masked_fill(hidden, float("-inf"))
+    wanted = ("is_causal", "scale", "softcap", "sink")
+    return same_dtype_attention(q, k, v, mask, **{name: given[name] for name in wanted})
+
+
+def _run_eagerly(found: list[Module]) -> tuple[list[dict[str, Any]], list[Attention]]:
+    """The inputs as they are left, and what each module attends to."""
+    inputs, problems = [module.inputs() for module in found], []
+    noted()
+    for module, given_ in zip(found, inputs, strict=True):
+        with recorded_attention() as calls:
+            module.program()(given_)
+        problems += [*calls, *noted()]
+    return inputs, problems
+
+
+def _check(found: list[Module]) -> None:
+    with torch.no_grad():
+        left, problems = _run_eagerly(found)
+        inputs = [module.inputs() for module in found]
+        torch._dynamo.reset()
+        with graphs_run_uncompiled(), collect_reports() as report:
+            outputs = torch.compile(together(found), backend="kvprefetch", fullgraph=True)(inputs)
+    assert len(report.lowered) == len(report.sites) == len(found), str(report)
+    for module, output, problem in zip(found, outputs, problems, strict=True):
+        assert_within_bound(module.heads_apart(output), problem)
+    for have, want in zip(inputs, left, strict=True):
+        for name in ("keys", "values"):
+            assert torch.equal(have[name], want[name]), f"{name} are not what eager leaves"
+
+
+def _seed(part: int) -> int:
+    return part if ASKED_FOR is None else random.getrandbits(64)
+
+
+several = st.lists(modules(), min_size=1, max_size=MOST_PER_GRAPH)
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_random_modules_follow_the_oracle(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "launch_decode", _by_pytorch)
+
+    @seed(_seed(part))
+    @settings(max_examples=max(1, MODULES // PER_GRAPH // PARTS))
+    @given(several)
+    def check(found: list[Module]) -> None:
+        _check(found)
+
+    check()
+
+
+def test_a_blind_pass_is_caught_and_the_failure_reduced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "launch_decode", _by_pytorch)
+    blindness.to_softcap(monkeypatch)
+
+    def caught(found: list[Module]) -> bool:
+        try:
+            _check(found)
+        except AssertionError as error:
+            return "err too much" in str(error)
+        return False
+
+    wanted = settings(max_examples=100, database=None, phases=(Phase.generate, Phase.shrink))
+    (module,) = find(several, caught, settings=wanted, random=random.Random(1))
+    assert isinstance(module.attention, Products)
+    assert module.attention.softcap is not None
+    assert not module.written
+    assert not module.merged
+
+
+@seed(_seed(PARTS))
+@settings(max_examples=max(1, MODULES // PER_GRAPH // KERNELS_EVERY))
+@given(several)
+def test_random_modules_through_the_kernels_follow_the_oracle(found: list[Module]) -> None:
+    _check(found)
