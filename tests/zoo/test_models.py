@@ -15,7 +15,7 @@ from .cell import Cell
 from .decode import Decoded, decode
 from .judge import assert_follows
 from .models import LLAMA, named
-from .quicker_interpreter import patched_once_per_kernel
+from .quicker_interpreter import quicker_interpreter
 from .workload import PADDED, SINGLE, Workload
 from .zoo_model import ZooModel
 
@@ -50,7 +50,7 @@ def _compile(**options: Any) -> Any:
 def test_decoding_through_inductors_code_follows_eager(cache_kind: str, workload: Workload) -> None:
     cell = Cell(LLAMA, cache=cache_kind)
     eager, exact = _eager_and_exact(cell, workload=workload)
-    with collect_reports() as report, patched_once_per_kernel():
+    with collect_reports() as report, quicker_interpreter():
         compiled = decode(cell, workload, _compile(options={"kvprefetch.strict": True}))
     assert_follows(compiled, eager, exact)
     assert torch.equal(compiled.tokens, eager.tokens)
