@@ -42,11 +42,11 @@ def _quantised(states: Tensor, scale: Tensor) -> Tensor:
     return (states / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
 
 
-def new_cache(zoo_model: ZooModel, model: Any, kind: str) -> Any:
-    """An empty cache of one of the KINDS."""
+def new_cache(zoo_model: ZooModel, model: Any, kind: str, capacity: int = CAPACITY) -> Any:
+    """An empty cache of one of the KINDS; a static one has room for ``capacity`` keys."""
     config = model.config.get_text_config(decoder=True)
     if kind == "static":
-        own: Any = StaticCache(config=config, max_cache_len=CAPACITY)
+        own: Any = StaticCache(config=config, max_cache_len=capacity)
     elif kind == "fp8":
         own = Cache(layers=[Fp8Layer() for _ in range(config.num_hidden_layers)])
     else:

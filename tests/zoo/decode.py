@@ -55,11 +55,12 @@ def drafts(workload: Workload) -> Tensor:
 
 
 class Decoder:
-    """One model, its cache and its padding mask, as they are after the tokens so far."""
+    """A cell's model, its cache and its padding mask, as they are after the tokens so far."""
 
-    def __init__(self, cell: Cell, workload: Workload, dtype: torch.dtype) -> None:
-        self.model = build(cell.model, dtype, DEVICE, cell.attention)
-        self.cache = new_cache(cell.model, self.model, cell.cache)
+    def __init__(self, cell: Cell, workload: Workload, model: Any, capacity: int = CAPACITY) -> None:
+        self.model = model
+        self.cache = new_cache(cell.model, model, cell.cache, capacity)
+        self._capacity = capacity
         self._masked = workload.masked
         self._whole_mask = cell.cache == "static" and cell.model.mask_covers_static_cache
         # transformers cannot make those of chunked layers ahead.
@@ -69,13 +70,13 @@ class Decoder:
         self._accepted = inspect.signature(self.model.forward).parameters
         self._constant: dict[str, Any] = {"use_cache": True, "past_key_values": self.cache}
         if cell.model.has_encoder:
-            self._constant |= self._encoded(cell, workload, dtype)
+            self._constant |= self._encoded(cell, workload)
 
-    def _encoded(self, cell: Cell, workload: Workload, dtype: torch.dtype) -> dict[str, Any]:
+    def _encoded(self, cell: Cell, workload: Workload) -> dict[str, Any]:
         """What the encoder says of its input. Text is right-padded where prompts are padded."""
         inputs = encoder_input(cell.model, DEVICE, workload.batch)
         if cell.model.hears:
-            states = self.model.get_encoder()(inputs.to(dtype)).last_hidden_state
+            states = self.model.get_encoder()(inputs.to(self.model.dtype)).last_hidden_state
             return {"encoder_outputs": BaseModelOutput(last_hidden_state=states)}
         mask = torch.ones_like(inputs)
         for sequence, padding in enumerate(workload.padding):
@@ -92,7 +93,7 @@ class Decoder:
         if self._masked and f"{self._decoder}position_ids" in self._accepted:
             arguments[f"{self._decoder}position_ids"] = positions
         if self._whole_mask:
-            arguments["attention_mask"] = functional.pad(mask, (0, CAPACITY - mask.shape[1]))
+            arguments["attention_mask"] = functional.pad(mask, (0, self._capacity - mask.shape[1]))
         elif self._masks_ahead:
             arguments["attention_mask"] = self._block_masks(tokens, mask, positions)
         elif self._masked:
@@ -123,15 +124,27 @@ def decode(
     unless ``fed`` (steps, batch, q_len) says what each is fed."""
     if fed is None and workload.q_len > 1:
         fed = drafts(workload)
-    tokens, mask = prompt(workload)
     exact = float64_throughout() if dtype == torch.float64 else nullcontext()
     with torch.no_grad(), exact:
         with nothing_compiled():
-            decoder = Decoder(cell, workload, dtype)
-            logits = [decoder.model(**decoder.arguments(tokens, mask)).logits[:, -1:]]
-            if compile_model is None:
-                return _steps(decoder, decoder.model, workload, mask, logits, fed)
-        return _steps(decoder, compile_model(decoder.model), workload, mask, logits, fed)
+            decoder = Decoder(cell, workload, build(cell.model, dtype, DEVICE, cell.attention))
+        return continued(decoder, *prompt(workload), workload, compile_model, fed)
+
+
+def continued(
+    decoder: Decoder,
+    tokens: Tensor,
+    mask: Tensor,
+    workload: Workload,
+    compile_model: Callable[[Any], Any] | None = None,
+    fed: Tensor | None = None,
+) -> Decoded:
+    """Prefill ``tokens`` with their padding ``mask`` (batch, length), then decode as above."""
+    with nothing_compiled():
+        logits = [decoder.model(**decoder.arguments(tokens, mask)).logits[:, -1:]]
+        if compile_model is None:
+            return _steps(decoder, decoder.model, workload, mask, logits, fed)
+    return _steps(decoder, compile_model(decoder.model), workload, mask, logits, fed)
 
 
 def _steps(

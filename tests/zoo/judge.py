@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +65,12 @@ def _not_compiled(cell: Cell, workload: Workload, ours: Exception) -> Outcome:
 
 
 def compiled(cell: Cell, workload: Workload, backend: str = "kvprefetch") -> Compiled:
-    """Decode through a backend, code generation skipped."""
+    """Decode a cell through a backend, code generation skipped."""
+    return compiled_run(partial(decode, cell, workload), backend)
+
+
+def compiled_run(decode_with: Callable[[Callable[[Any], Any]], Decoded], backend: str = "kvprefetch") -> Compiled:
+    """``decode_with(compile_model)`` through a backend, code generation skipped."""
     counters.clear()
     with (
         _afresh(),
@@ -72,7 +79,7 @@ def compiled(cell: Cell, workload: Workload, backend: str = "kvprefetch") -> Com
         collect_reports() as report,
         _no_warnings(),
     ):
-        run = decode(cell, workload, lambda model: torch.compile(model, backend=backend))
+        run = decode_with(lambda model: torch.compile(model, backend=backend))
         return Compiled(run, report, counters["stats"]["unique_graphs"])
 
 

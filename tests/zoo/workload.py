@@ -11,11 +11,12 @@ TOKENS = 24  # decoded after them
 @dataclass(frozen=True)
 class Workload:
     """``padding``: of each sequence, how many padding tokens its prompt begins with; where none has any, no mask is
-    passed, as users do. ``q_len``: tokens per step."""
+    passed, as users do. ``q_len``: tokens per step. ``tokens``: decoded in all."""
 
     name: str
     padding: tuple[int, ...]
     q_len: int = 1
+    tokens: int = TOKENS
 
     def __str__(self) -> str:
         return self.name
@@ -26,7 +27,7 @@ class Workload:
 
     @property
     def steps(self) -> int:
-        return TOKENS // self.q_len
+        return self.tokens // self.q_len
 
     @property
     def masked(self) -> bool:
