@@ -26,11 +26,12 @@ from .workload import Workload
 
 @dataclass(frozen=True)
 class Compiled:
-    """A compiled run, what became of its sites, and how many graphs Dynamo captured for it."""
+    """A compiled run, what became of its sites, how many graphs Dynamo captured for it, and why it broke any."""
 
     run: Decoded
     report: Report
     graphs: int
+    breaks: tuple[str, ...] = ()
 
 
 def judge(cell: Cell, workload: Workload) -> Outcome:
@@ -52,7 +53,7 @@ def judge(cell: Cell, workload: Workload) -> Outcome:
     exact = decode(cell, workload, dtype=torch.float64, fed=eager.fed)
     assert_follows(ours.run, eager, exact)
     assert torch.equal(ours.run.tokens, eager.tokens)
-    return outcome_of(ours.report, cell.model, ours.graphs)
+    return outcome_of(ours.report, cell.model, ours.graphs, ours.breaks)
 
 
 def _not_compiled(cell: Cell, workload: Workload, ours: Exception) -> Outcome:
@@ -80,7 +81,8 @@ def compiled_run(decode_with: Callable[[Callable[[Any], Any]], Decoded], backend
         _no_warnings(),
     ):
         run = decode_with(lambda model: torch.compile(model, backend=backend))
-        return Compiled(run, report, counters["stats"]["unique_graphs"])
+        breaks = tuple(sorted({reason.strip().partition("\n")[0] for reason in counters["graph_break"]}))
+        return Compiled(run, report, counters["stats"]["unique_graphs"], breaks)
 
 
 @contextmanager

@@ -24,7 +24,8 @@ class Kind(str, Enum):
 
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """``lowered`` of the architecture's attention layers run on our kernels; ``reasons`` say why the others do not (our
-    report's words), or why the cell does not run at all (the exception). ``graphs`` is how many Dynamo captured."""
+    report's words, or Dynamo's where it broke the graph and we saw none), or why the cell does not run at all (the
+    exception). ``graphs`` is how many Dynamo captured."""
 
     kind: Kind
     lowered: int = 0
@@ -32,8 +33,8 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fi
     graphs: int = 0
 
 
-def outcome_of(report: Report, zoo_model: ZooModel, graphs: int) -> Outcome:
-    """A layer counts as lowered if it is in every graph that holds it."""
+def outcome_of(report: Report, zoo_model: ZooModel, graphs: int, breaks: tuple[str, ...] = ()) -> Outcome:
+    """A layer counts as lowered if it is in every graph that holds it. ``breaks``: why Dynamo broke graphs."""
     untouched = {site.layer: site.reason for site in report.sites if not site.lowered}
     lowered = len({site.layer for site in report.lowered} - set(untouched))
     reasons = tuple(sorted(set(untouched.values())))
@@ -43,6 +44,7 @@ def outcome_of(report: Report, zoo_model: ZooModel, graphs: int) -> Outcome:
         kind = Kind.PARTLY
     else:
         kind = Kind.REFUSED if reasons else Kind.NOT_RECOGNISED
+        reasons = reasons or breaks
     return Outcome(kind, lowered, reasons, graphs)
 
 

@@ -28,11 +28,16 @@ MEANINGS = {
     Kind.LOWERED: "every attention of a decode step runs on our kernels",
     Kind.PARTLY: "some of its attentions do, or all of them under some of the workloads",
     Kind.REFUSED: "our backend sees the attention and leaves it to Inductor, for the reason in the note",
-    Kind.NOT_RECOGNISED: "our backend sees no attention in the graph: this way of writing it is Inductor's",
+    Kind.NOT_RECOGNISED: "our backend sees no attention in the graph; a note says where torch.compile broke the graph",
     Kind.NOT_COMPILED: "torch.compile does not compile the step with Inductor either, for the reason in the note",
     Kind.UNSUPPORTED: "transformers itself does not run this, with the error in the note",
 }
 TITLES = {"sdpa": "SDPA", "eager": "eager", "flex_attention": "FlexAttention"}
+# What to change, by what a reason says.
+ADVICE = {
+    "Tensor.item()": "The model asks the static cache for its length, a tensor, between scores and softmax, and "
+    "`capture_scalar_outputs` does not help: torch.compile then fails. With a dynamic cache the length is a number.",
+}
 _CLASS = re.compile(r"\b[A-Z]\w*(ForCausalLM|LMHeadModel|ForConditionalGeneration)\b")
 
 
@@ -51,7 +56,13 @@ class Notes:
 
     def lines(self) -> list[str]:
         """One line a note; a reason is code to Markdown, which would make its underscores italics."""
-        return [f"{number}. `{reason.replace('`', chr(39))}`" for reason, number in self._numbers.items()]
+        return [
+            f"{number}. `{reason.replace('`', chr(39))}`{_advice(reason)}" for reason, number in self._numbers.items()
+        ]
+
+
+def _advice(reason: str) -> str:
+    return "".join(f". {advice}" for fragment, advice in ADVICE.items() if fragment in reason)
 
 
 def render(record: Record) -> str:
@@ -91,7 +102,7 @@ Whatever the table says, in every cell that runs the tokens are equal to eager's
 float64 at most twice what eager's err: a cell where they do not fails the tests, and is not in the table. With
 FlexAttention masks are made before the step, as `generate` does. Kernels ran in Triton's
 interpreter, on a CPU, in float32, with {versions}: this shows what is lowered, and not how fast.
-`pytest tests/zoo --whole-zoo` checks every cell; the usual suite checks a third of them.
+`pytest tests/zoo --whole-zoo` checks every cell; the usual suite one or two of each architecture.
 
 | in the table | means |
 | --- | --- |

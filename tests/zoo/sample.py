@@ -1,24 +1,54 @@
-"""The cells that the usual suite judges: a third, with every architecture and every kind of outcome."""
+"""What the usual suite judges: one cell of each architecture, where it has one of its own kind that one, so that every
+implementation, cache, workload and outcome is among them; and what transformers refuses, which costs nothing.
+
+Compiling takes most of the time, and next to nothing of it depends on the weights: a step without a mask into a static
+cache is one graph, a growing cache, a padding mask and FlexAttention's masks are two or three.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
+from itertools import cycle
 
 from .cell import Cell, all_cells
+from .models import ZOO, named
 from .outcome import Kind
 from .record import Record
 from .workload import CHUNKS, PADDED, SINGLE, Workload
 
 Run = tuple[Cell, Workload]
 
-# Of the cells with one outcome every which is judged, so that all are a third, and take minutes. What transformers
-# refuses takes no time; where nothing of ours is in the graph, Inductor alone is tested.
-EVERY = {Kind.UNSUPPORTED: 1, Kind.NOT_RECOGNISED: 5}
-EVERY_OTHER_KIND = 4
-# Four sequences take the interpreter four times as long as one.
-TURNS = (PADDED, SINGLE, CHUNKS, SINGLE, CHUNKS)
-# A step that Dynamo breaks into more graphs takes ten times as long to compile as most: for the whole zoo only.
-MOST_GRAPHS = 8
+# What no other architecture shows as well.
+PARTICULAR = (
+    ("Qwen2", "eager", "fp8", CHUNKS),  # keys and values dequantised before they are repeated
+    ("Qwen2", "flex_attention", "fp8", PADDED),
+    ("Qwen3", "sdpa", "dynamic", PADDED),
+    ("Phi", "sdpa", "static", PADDED),
+    ("Phi3", "sdpa", "fp8", CHUNKS),  # one projection for queries, keys and values
+    ("OLMo", "flex_attention", "dynamic", PADDED),
+    ("Cohere", "eager", "static", PADDED),
+    ("Mistral", "sdpa", "dynamic", SINGLE),  # a window that the cache slides with
+    ("Gemma2", "eager", "dynamic", CHUNKS),  # a soft cap, and windows in every other layer
+    ("Llama4 (text)", "sdpa", "static", CHUNKS),  # chunks instead of windows
+    ("gpt-oss", "eager", "static", SINGLE),  # sinks
+    ("Qwen3-Next", "eager", "dynamic", SINGLE),  # layers with a state and no keys
+    ("DeepSeek-V3", "eager", "static", SINGLE),  # keys wider than values, expanded from what is latent
+    ("GPT-2", "sdpa", "dynamic", CHUNKS),
+    ("GPT-Neo", "eager", "static", CHUNKS),  # masks from a buffer, filled in; windows in every other layer
+    ("GPT-NeoX", "flex_attention", "static", SINGLE),
+    ("GPT-J", "eager", "static", SINGLE),  # widened to float32 for the product alone
+    ("GPT-BigCode", "eager", "static", SINGLE),  # one KV head, heads beside queries in one dimension
+    ("CodeGen", "eager", "static", SINGLE),
+    ("Falcon", "eager", "dynamic", SINGLE),
+    ("BLOOM", "eager", "static", CHUNKS),  # ALiBi in a baddbmm
+    ("MPT", "eager", "static", SINGLE),  # a graph that breaks inside attention
+    ("MPT", "eager", "dynamic", CHUNKS),  # ALiBi added, a mask filled in
+    ("Falcon, ALiBi", "sdpa", "static", SINGLE),
+    ("T5", "eager", "static", SINGLE),  # relative positions
+    ("Whisper", "sdpa", "static", SINGLE),
+    ("BART", "sdpa", "dynamic", CHUNKS),  # an encoder's output, masked, beside a growing cache
+)
+# Of an architecture whose attention is like another's, in turn: the quickest that there is.
+LIKE_ANOTHER = (("sdpa", "static", SINGLE), ("eager", "static", SINGLE))
 
 
 def all_runs() -> tuple[Run, ...]:
@@ -27,34 +57,19 @@ def all_runs() -> tuple[Run, ...]:
 
 
 def representative(record: Record) -> tuple[Run, ...]:
-    """A part of the cells with each outcome, under one workload, in turn; and the first run of each architecture, and
-    of each outcome with each attention implementation and cache, that is not among these."""
-    chosen = _some_of_each_kind(record)
-    seen = {form for run in chosen for form in _forms(run, record)}
-    for run in sorted(all_runs(), key=lambda run: run[1] is PADDED):
-        new = _forms(run, record) - seen
-        if new:
-            seen |= new
-            chosen.append(run)
-    return tuple(run for run in all_runs() if run in chosen)
+    """In the table's order."""
+    chosen = {(Cell(named(name), attention, cache), workload) for name, attention, cache, workload in PARTICULAR}
+    particular = {cell.model for cell, _ in chosen}
+    turns = cycle(LIKE_ANOTHER)
+    for model in ZOO:
+        if model not in particular:
+            attention, cache, workload = next(turns)
+            chosen.add((Cell(model, attention, cache), workload))
+    refused = {(cell, cell.workloads[0]) for cell in all_cells() if _refused(cell, record)}
+    return tuple(run for run in all_runs() if run in chosen | refused)
 
 
-def _some_of_each_kind(record: Record) -> list[Run]:
-    met: Counter[Kind | None] = Counter()
-    chosen: list[Run] = []
-    for cell in all_cells():
-        outcomes = record.of(cell).values()
-        if any(outcome.graphs > MOST_GRAPHS for outcome in outcomes):
-            continue
-        kind = next((outcome.kind for outcome in outcomes), None)
-        if met[kind] % EVERY.get(kind, EVERY_OTHER_KIND) == 0:
-            workload = TURNS[len(chosen) % len(TURNS)]
-            chosen.append((cell, workload if workload in cell.workloads else cell.workloads[0]))
-        met[kind] += 1
-    return chosen
-
-
-def _forms(run: Run, record: Record) -> set[tuple[object, ...]]:
-    cell, workload = run
-    outcome = record.of(cell).get(workload.name)
-    return {(cell.model.name,), (cell.attention, cell.cache, outcome and outcome.kind)}
+def _refused(cell: Cell, record: Record) -> bool:
+    """By transformers."""
+    kinds = {outcome.kind for outcome in record.of(cell).values()}
+    return kinds == {Kind.UNSUPPORTED}

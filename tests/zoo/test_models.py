@@ -16,7 +16,7 @@ from .decode import Decoded, decode
 from .judge import assert_follows
 from .models import LLAMA, named
 from .quicker_interpreter import quicker_interpreter
-from .workload import PADDED, SINGLE, Workload
+from .workload import CHUNKS, PADDED, SINGLE, Workload
 from .zoo_model import ZooModel
 
 # One for each way in which decode attention is written with SDPA.
@@ -46,15 +46,25 @@ def _compile(**options: Any) -> Any:
     return lambda model: torch.compile(model, backend="kvprefetch", **options)
 
 
-@pytest.mark.parametrize(("cache_kind", "workload"), [("static", SINGLE), ("dynamic", PADDED)])
-def test_decoding_through_inductors_code_follows_eager(cache_kind: str, workload: Workload) -> None:
-    cell = Cell(LLAMA, cache=cache_kind)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """``compiled_cell``: with a growing cache, where lengths are symbols; test_generate has a static one. Compiling C++
+    takes longer than all else: two layers, both caches and more steps under --whole-zoo."""
+    if "compiled_cell" not in metafunc.fixturenames:
+        return
+    quick = [(Cell(named("Qwen2"), cache="dynamic"), CHUNKS)]
+    whole = [(Cell(LLAMA, cache="static"), SINGLE), (Cell(LLAMA, cache="dynamic"), PADDED)]
+    runs = quick + whole if metafunc.config.getoption("whole_zoo") else quick
+    metafunc.parametrize(("compiled_cell", "workload"), runs, ids=str)
+
+
+def test_decoding_through_inductors_code_follows_eager(compiled_cell: Cell, workload: Workload) -> None:
+    cell = compiled_cell
     eager, exact = _eager_and_exact(cell, workload=workload)
     with collect_reports() as report, quicker_interpreter():
         compiled = decode(cell, workload, _compile(options={"kvprefetch.strict": True}))
     assert_follows(compiled, eager, exact)
     assert torch.equal(compiled.tokens, eager.tokens)
-    assert len(report.lowered) == LLAMA.sites * report.graphs
+    assert len(report.lowered) == cell.model.sites * report.graphs
 
 
 @pytest.mark.gpu

@@ -43,6 +43,12 @@ def test_a_layer_counts_if_it_is_lowered_in_every_graph(sites: list[SiteReport],
     assert outcome_of(Report(sites), TWO_SITES, 0) == expected
 
 
+def test_where_dynamo_broke_the_graph_is_the_reason_if_we_saw_no_attention() -> None:
+    assert outcome_of(Report([]), TWO_SITES, 0, ("item()",)) == Outcome(Kind.NOT_RECOGNISED, reasons=("item()",))
+    seen = Report([_site("a", True), _site("b", True)])
+    assert outcome_of(seen, TWO_SITES, 0, ("item()",)) == Outcome(Kind.LOWERED, 2)
+
+
 def test_an_exception_is_told_in_a_sentence() -> None:
     assert first_sentence(ValueError("\nNo torch.nn here. Please ask\nfor it")) == "ValueError: No torch.nn here"
     assert first_sentence(KeyError()) == "KeyError"

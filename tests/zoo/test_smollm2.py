@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 
-from .cell import ATTENTIONS, Cell
 from .caches import KINDS
+from .cell import ATTENTIONS, Cell
 from .judge import compiled_run
 from .smollm2 import PROMPTS, SMOLLM2, continuation, texts
 
