@@ -35,7 +35,7 @@ def _no_databases_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--whole-zoo", action="store_true", help="judge every cell of docs/coverage.md, not one or two of each architecture"
+        "--whole-zoo", action="store_true", help="judge every cell of docs/coverage.md, not only the particular ones"
     )
 
 

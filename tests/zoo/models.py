@@ -12,16 +12,17 @@ from .families import alibi, encoder_decoder, experts, gpt_like, llama_like, win
 from .families.llama_like import LLAMA
 from .zoo_model import ENCODED_LENGTH, VOCABULARY, ZooModel
 
-__all__ = ["LLAMA", "ZOO", "build", "encoder_input", "named"]
+__all__ = ["FAMILIES", "LLAMA", "ZOO", "build", "encoder_input", "named"]
 
-ZOO: tuple[ZooModel, ...] = (
-    *llama_like.FAMILY,
-    *windows.FAMILY,
-    *experts.FAMILY,
-    *gpt_like.FAMILY,
-    *alibi.FAMILY,
-    *encoder_decoder.FAMILY,
+FAMILIES: tuple[tuple[ZooModel, ...], ...] = (
+    llama_like.FAMILY,
+    windows.FAMILY,
+    experts.FAMILY,
+    gpt_like.FAMILY,
+    alibi.FAMILY,
+    encoder_decoder.FAMILY,
 )
+ZOO: tuple[ZooModel, ...] = tuple(zoo_model for family in FAMILIES for zoo_model in family)
 
 
 def named(name: str) -> ZooModel:

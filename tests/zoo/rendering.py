@@ -102,7 +102,7 @@ Whatever the table says, in every cell that runs the tokens are equal to eager's
 float64 at most twice what eager's err: a cell where they do not fails the tests, and is not in the table. With
 FlexAttention masks are made before the step, as `generate` does. Kernels ran in Triton's
 interpreter, on a CPU, in float32, with {versions}: this shows what is lowered, and not how fast.
-`pytest tests/zoo --whole-zoo` checks every cell; the usual suite one or two of each architecture.
+`pytest tests/zoo --whole-zoo` checks every cell; the usual suite what is particular of an architecture.
 
 | in the table | means |
 | --- | --- |

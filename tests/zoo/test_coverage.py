@@ -8,7 +8,7 @@ from . import rendering
 from .cell import ATTENTIONS, CACHES, Cell, all_cells
 from .decode import DEVICE
 from .judge import compiled, judge
-from .models import ZOO, named
+from .models import FAMILIES, named
 from .outcome import Kind
 from .record import read
 from .sample import Run, all_runs, representative
@@ -83,10 +83,10 @@ def test_the_table_is_rendered_from_the_record() -> None:
     assert rendering.PATH.read_text() == rendering.render(RECORD), "run `python -m tests.zoo.coverage --only-table`"
 
 
-def test_the_sample_has_every_architecture_outcome_and_workload() -> None:
+def test_the_sample_has_every_family_outcome_and_workload() -> None:
     sample = representative(RECORD)
     run = {cell.model for cell, workload in sample if RECORD.of(cell)[workload.name].kind is not Kind.UNSUPPORTED}
-    assert run == set(ZOO)
+    assert all(len(run & set(family)) >= 2 for family in FAMILIES)
 
     def outcomes(runs: tuple[Run, ...]) -> set[tuple[str, str, Kind]]:
         return {(cell.attention, cell.cache, RECORD.of(cell)[workload.name].kind) for cell, workload in runs}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from transformers import CompileConfig
 
 from prefetch_compiler.report import collect_reports
 
+from ..contract.uncompiled import graphs_run_uncompiled
 from .decode import DEVICE, prompt
 from .models import build, named
 from .quicker_interpreter import quicker_interpreter
@@ -19,7 +22,7 @@ QWEN2 = named("Qwen2")
 NEW_TOKENS = 12
 
 
-def test_generate_with_a_static_cache_gives_eagers_tokens() -> None:
+def test_generate_with_a_static_cache_gives_eagers_tokens(request: pytest.FixtureRequest) -> None:
     model = build(QWEN2, torch.float32, DEVICE)
     tokens, mask = prompt()
     arguments = {"attention_mask": mask, "max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
@@ -27,7 +30,9 @@ def test_generate_with_a_static_cache_gives_eagers_tokens() -> None:
     torch._dynamo.reset()
     compile_config = CompileConfig(backend="kvprefetch")
     compile_config._compile_all_devices = True  # else transformers compiles on GPUs only
-    with collect_reports() as report, quicker_interpreter():
+    whole = request.config.getoption("whole_zoo")
+    code = nullcontext() if whole else graphs_run_uncompiled()  # C++ takes half a minute; test_models has some
+    with collect_reports() as report, quicker_interpreter(), code:
         compiled = model.generate(tokens, **arguments, cache_implementation="static", compile_config=compile_config)
     torch._dynamo.reset()
     assert torch.equal(compiled, eager)

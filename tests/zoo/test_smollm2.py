@@ -22,7 +22,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "cell" not in metafunc.fixturenames:
         return
     cells = [Cell(SMOLLM2, attention, cache) for attention in ATTENTIONS for cache in KINDS]
-    whole = [(cell, PROMPTS, 10) for cell in cells]
+    whole = [(cell, PROMPTS, 6) for cell in cells]
     quick = [(SPOKEN, PROMPTS[:1], 3)]
     runs = whole if metafunc.config.getoption("whole_zoo") else quick
     metafunc.parametrize(("cell", "prompts", "tokens"), runs, ids=[str(cell) for cell, *_ in runs])
