@@ -1,6 +1,8 @@
 """kvprefetch: a torch.compile backend that lowers decode attention to kernels reading only the valid KV cache."""
 
+from .aot import aot_compile_and_package
 from .backend import kvprefetch
+from .dense_attention import decode_attention
 from .explainer import explain
 from .options import DecodeOptions
 from .paged_attention import paged_decode_attention
@@ -17,6 +19,8 @@ __all__ = [
     "Report",
     "SiteReport",
     "Verdict",
+    "aot_compile_and_package",
+    "decode_attention",
     "explain",
     "kvprefetch",
     "mask_bounds",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.fx import GraphModule
@@ -21,6 +21,8 @@ from .options import Options, split_options
 from .report import SiteReport, first_number, publish
 
 log = logging.getLogger("prefetch_compiler")
+
+Compiled = TypeVar("Compiled")
 
 
 def kvprefetch(
@@ -44,19 +46,46 @@ def kvprefetch(
     ours, inductor_options = split_options(options)
     make_inductor: Any = torch._TorchCompileInductorWrapper
     inductor = make_inductor(ours.mode or mode, inductor_options, None)
-    if not ours.enabled:
-        return _compile_plainly(inductor, module, example_inputs)
 
+    def compile_with_inductor() -> Callable[..., Any]:
+        compiled: Callable[..., Any] = inductor(module, example_inputs)
+        return compiled
+
+    if not ours.enabled:
+        return compile_with_inductor()
     dump = GraphDump(dump_folder(ours.dump_graphs, inductor_options))
-    dump.dynamo(module)
+    dump.captured(module, "dynamo")
+    return lower_and_compile(module, ours, dump, inductor.config, compile_with_inductor)
+
+
+def lower_and_compile(
+    module: GraphModule,
+    ours: Options,
+    dump: GraphDump,
+    inductor_config: dict[str, Any],
+    compile_with_inductor: Callable[[], Compiled],
+    embed_kernels: bool = False,
+) -> Compiled:
+    """Mark ``module`` in place, and have Inductor compile it with our pass among its own.
+
+    Args:
+        module: a graph as it was captured, by Dynamo or by torch.export.
+        inductor_config: what ``compile_with_inductor`` configures Inductor with when it is called; the pass is put in
+            here for as long as it may run.
+        compile_with_inductor: compiles ``module`` as it is at the call.
+        embed_kernels: whether sites become kernel launches in the graph, and not calls of our operator.
+
+    Raises:
+        As :func:`kvprefetch`.
+    """
     marks = _mark_or_leave(module, ours)
     if not marks.marked:
         _finish(marks, ours, dump)
-        return _compile_plainly(inductor, module, example_inputs)
+        return compile_with_inductor()
     databases = overlay.load_or_none(ours.tuning_db, strict=ours.strict)
-    lowering = Lowering(marks.reports, ours.strict, databases, ours.allow_unmeasured, ours.deterministic)
+    lowering = Lowering(marks.reports, ours.strict, databases, ours.allow_unmeasured, ours.deterministic, embed_kernels)
     try:
-        compiled = _compile(inductor, lowering, dump, module, example_inputs)
+        compiled = _compile(inductor_config, lowering, dump, compile_with_inductor)
     except Exception as error:
         if _is_control_flow(error):
             raise
@@ -64,8 +93,7 @@ def kvprefetch(
             raise LoweringError("compiling the lowered graph", error) from error
         log.warning("the lowered graph did not compile, Inductor serves alone: %s: %s", type(error).__name__, error)
         _leave_untouched(marks, f"the lowered graph did not compile: {type(error).__name__}: {error}")
-        module.recompile()
-        compiled = _compile_plainly(inductor, module, example_inputs)
+        compiled = compile_with_inductor()
     _raise_failures(lowering, ours)
     _finish(marks, ours, dump)
     return compiled
@@ -86,32 +114,30 @@ def _mark_or_leave(module: GraphModule, ours: Options) -> Marks:
     return marks
 
 
-def _compile_plainly(inductor: Any, module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-    compiled: Callable[..., Any] = inductor(module, example_inputs)
-    return compiled
-
-
 def _compile(
-    inductor: Any, lowering: Lowering, dump: GraphDump, module: GraphModule, example_inputs: Sequence[Any]
-) -> Callable[..., Any]:
+    inductor_config: dict[str, Any],
+    lowering: Lowering,
+    dump: GraphDump,
+    compile_with_inductor: Callable[[], Compiled],
+) -> Compiled:
     """Inductor with our pass in it.
 
     AOTAutograd's own cache is off: a hit would skip the pass, and with it the report and the loading of kernels before
     the first launch. Inductor's compiled-graph cache, which holds what is slow, stays on.
     """
     from torch._functorch import config as functorch_config
-    from torch._inductor import config as inductor_config
+    from torch._inductor import config as inductor_defaults
 
-    user_pass = inductor.config.get("joint_custom_pre_pass", inductor_config.joint_custom_pre_pass)
-    inductor.config["joint_custom_pre_pass"] = LoweringPass(lowering, user_pass, dump)
+    user_pass = inductor_config.get("joint_custom_pre_pass", inductor_defaults.joint_custom_pre_pass)
+    inductor_config["joint_custom_pre_pass"] = LoweringPass(lowering, user_pass, dump)
     try:
         with functorch_config.patch(enable_autograd_cache=False):
-            compiled = _compile_plainly(inductor, module, example_inputs)
+            compiled = compile_with_inductor()
             while not lowering.settle():
-                compiled = _compile_plainly(inductor, module, example_inputs)
+                compiled = compile_with_inductor()
             return compiled
     finally:
-        inductor.config["joint_custom_pre_pass"] = user_pass
+        inductor_config["joint_custom_pre_pass"] = user_pass
 
 
 def _is_control_flow(error: Exception) -> bool:

@@ -3,7 +3,7 @@
 They go into the folder of the option ``kvprefetch.dump_graphs``, or, where TORCH_COMPILE_DEBUG=1 makes torch write
 debug files of its own, beside these. For graph 3 of process 417::
 
-    0003-pid417-1-dynamo.py        as captured, before marking
+    0003-pid417-1-dynamo.py        as captured, before marking; 1-export.py where torch.export captured it
     0003-pid417-2-functional.py    after AOTAutograd: what our pass is given
     0003-pid417-3-lowered.py       what our pass makes of it, for Inductor
     0003-pid417-4-sites.json       the report on its sites
@@ -56,9 +56,9 @@ class GraphDump:
         if folder is not None:
             self._attempt(self._begin, folder)
 
-    def dynamo(self, module: GraphModule) -> None:
-        """The graph as Dynamo captured it."""
-        self._attempt(lambda: self._write("1-dynamo.py", _readable(module.graph)))
+    def captured(self, module: GraphModule, by: str) -> None:
+        """The graph as it was captured, by ``dynamo`` or by ``export``."""
+        self._attempt(lambda: self._write(f"1-{by}.py", _readable(module.graph)))
 
     def functional(self, graph: Graph) -> None:
         """The graph before our pass."""

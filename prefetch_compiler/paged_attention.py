@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .lower.call import AttentionCall, zeros_of
-from .lower.call_op import attend
+from .lower.call import PAGED, AttentionCall, zeros_of
+from .lower.call_op import attend, attend_with_lse
 from .options import DEFAULT_DECODE_OPTIONS, DecodeOptions
 
 
@@ -31,8 +31,9 @@ def paged_decode_attention(
     scale: float | None = None,
     softcap: float | None = None,
     sink: Tensor | None = None,
+    return_lse: bool = False,
     options: DecodeOptions = DEFAULT_DECODE_OPTIONS,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor]:
     """``softmax(cap(query @ key^T * scale)) @ value`` over the first ``lengths`` keys of each sequence.
 
     Nothing waits for the device, so CUDA graphs can hold the call, once it has run with the same shapes before. No
@@ -59,10 +60,12 @@ def paged_decode_attention(
         softcap: cap(x) is ``softcap * tanh(x / softcap)``, as in Gemma 2, or x where it is None.
         sink: (query_heads,), floating-point: a logit of each head that takes its share of the softmax and no value, as
             in gpt-oss.
+        return_lse: return the natural log-sum-exp of each row's scores too, to merge results over parts of a cache.
         options: ``strict`` raises where no kernel serves the call, instead of gathering pages for SDPA.
 
     Returns:
-        (batch, query_heads, q_len, value_dim) in the query's dtype, contiguous. Rows that see no key are 0.
+        (batch, query_heads, q_len, value_dim) in the query's dtype, contiguous. Rows that see no key are 0. With
+        ``return_lse`` also float32 (batch, query_heads, q_len): -inf where there is neither a key to see nor a sink.
 
     Raises:
         InvalidAttentionInputError: operands that do not fit one another. While Dynamo traces, its own error has this
@@ -73,6 +76,6 @@ def paged_decode_attention(
         scale = query.shape[-1] ** -0.5
     call = AttentionCall(
         query, key_pages, value_pages, key_scale, value_scale, None, None, lengths, block_table, sink, is_causal, scale,
-        softcap, *zeros_of("paged_decode_attention", key_zero, value_zero, key_minimum, value_minimum, packing),
+        softcap, PAGED, *zeros_of(PAGED, key_zero, value_zero, key_minimum, value_minimum, packing),
     )  # fmt: skip
-    return attend(call, options)
+    return attend_with_lse(call, options) if return_lse else attend(call, options)

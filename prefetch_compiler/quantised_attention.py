@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .lower.call import AttentionCall, narrowed, zeros_of
-from .lower.call_op import attend
+from .lower.call import QUANTISED, AttentionCall, narrowed, zeros_of
+from .lower.call_op import attend, attend_with_lse
 from .options import DEFAULT_DECODE_OPTIONS, DecodeOptions
 
 
@@ -32,8 +32,9 @@ def quantised_decode_attention(
     scale: float | None = None,
     softcap: float | None = None,
     sink: Tensor | None = None,
+    return_lse: bool = False,
     options: DecodeOptions = DEFAULT_DECODE_OPTIONS,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor]:
     """``softmax(cap(query @ (key * key_scale)^T * scale) + attn_mask) @ (value * value_scale)``, K and V read as they
     are.
 
@@ -63,10 +64,12 @@ def quantised_decode_attention(
         softcap: cap(x) is ``softcap * tanh(x / softcap)``, as in Gemma 2, or x where it is None.
         sink: (query_heads,), floating-point: a logit of each head that takes its share of the softmax and no value, as
             in gpt-oss.
+        return_lse: return the natural log-sum-exp of each row's scores too, to merge results over parts of a cache.
         options: ``strict`` raises where no kernel serves the call, instead of dequantising for SDPA.
 
     Returns:
-        (batch, query_heads, q_len, value_dim), contiguous, in the dtype of ``query``. Rows that see no key are 0.
+        (batch, query_heads, q_len, value_dim), contiguous, in the dtype of ``query``. Rows that see no key are 0. With
+        ``return_lse`` also float32 (batch, query_heads, q_len): -inf where there is neither a key to see nor a sink.
 
     Raises:
         InvalidAttentionInputError: operands that do not fit one another. While Dynamo traces, its own error has this
@@ -77,11 +80,11 @@ def quantised_decode_attention(
     if scale is None:
         scale = query.shape[-1] ** -0.5
     zeros = zeros_of(
-        "quantised_decode_attention", narrowed(key_zero, key), narrowed(value_zero, value), narrowed(key_minimum, key),
+        QUANTISED, narrowed(key_zero, key), narrowed(value_zero, value), narrowed(key_minimum, key),
         narrowed(value_minimum, value), packing,
     )  # fmt: skip
     call = AttentionCall(
         query, key, value, narrowed(key_scale, key), narrowed(value_scale, value), mask, bounds, lengths, None, sink,
-        is_causal, scale, softcap, *zeros,
+        is_causal, scale, softcap, QUANTISED, *zeros,
     )  # fmt: skip
-    return attend(call, options)
+    return attend_with_lse(call, options) if return_lse else attend(call, options)

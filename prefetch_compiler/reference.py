@@ -43,6 +43,37 @@ def exact_attention(
     return _attend(q.double(), k.double(), v.double(), exact_mask, is_causal, scale, softcap, exact_sink, torch.float64)
 
 
+def exact_lse(
+    q: Tensor,
+    k: Tensor,
+    mask: Tensor | None = None,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sink: Tensor | None = None,
+) -> Tensor:
+    """The oracle of the log-sum-exp of each row's scores, in float64: (batch, query_heads, q_len)."""
+    exact_mask = mask.to(torch.float64) if mask is not None and mask.is_floating_point() else mask
+    scores = _scores(q.double(), k.double(), exact_mask, is_causal, scale, softcap, torch.float64)
+    return torch.logsumexp(_with_sink(scores, sink), -1)
+
+
+def same_dtype_lse(
+    q: Tensor,
+    k: Tensor,
+    mask: Tensor | None = None,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sink: Tensor | None = None,
+) -> Tensor:
+    """The same of the scores that :func:`same_dtype_attention` has: float32 (batch, query_heads, q_len)."""
+    scores = _scores(q, k, mask, is_causal, scale, softcap, torch.float32)
+    return torch.logsumexp(_with_sink(scores, sink), -1)
+
+
 def same_dtype_attention(
     q: Tensor,
     k: Tensor,
@@ -73,24 +104,44 @@ def _attend(
     sink: Tensor | None,
     softmax_dtype: torch.dtype,
 ) -> Tensor:
-    group = _group(q, k, v)
-    scores = torch.matmul(q, _repeat_heads(k, group).transpose(-1, -2)) * _scale_or_default(scale, q)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    masked = (scores + _additive(mask, scores, is_causal)).to(softmax_dtype)
+    if v.shape[1] != k.shape[1]:
+        raise ValueError(f"{q.shape[1]} query heads over {k.shape[1]} key heads and {v.shape[1]} value heads")
+    masked = _scores(q, k, mask, is_causal, scale, softcap, softmax_dtype)
     if sink is None:
         weights = _safe_softmax(masked)
     else:
-        column = sink.to(softmax_dtype)[:, None, None].expand(*masked.shape[:-1], 1)
-        weights = torch.softmax(torch.cat([masked, column], -1), -1)[..., :-1]
-    return torch.matmul(weights.to(v.dtype), _repeat_heads(v, group))
+        weights = torch.softmax(_with_sink(masked, sink), -1)[..., :-1]
+    return torch.matmul(weights.to(v.dtype), _repeat_heads(v, _group(q, k)))
 
 
-def _group(q: Tensor, k: Tensor, v: Tensor) -> int:
+def _scores(
+    q: Tensor,
+    k: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    softcap: float | None,
+    softmax_dtype: torch.dtype,
+) -> Tensor:
+    """What the softmax is taken of, less the sink: (batch, query_heads, q_len, kv_len)."""
+    scores = torch.matmul(q, _repeat_heads(k, _group(q, k)).transpose(-1, -2)) * _scale_or_default(scale, q)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    return (scores + _additive(mask, scores, is_causal)).to(softmax_dtype)
+
+
+def _with_sink(scores: Tensor, sink: Tensor | None) -> Tensor:
+    if sink is None:
+        return scores
+    column = sink.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
+    return torch.cat([scores, column], -1)
+
+
+def _group(q: Tensor, k: Tensor) -> int:
     """Query heads per KV head."""
     query_heads, kv_heads = q.shape[1], k.shape[1]
-    if query_heads % kv_heads or v.shape[1] != kv_heads:
-        raise ValueError(f"{query_heads} query heads over {kv_heads} key heads and {v.shape[1]} value heads")
+    if query_heads % kv_heads:
+        raise ValueError(f"{query_heads} query heads over {kv_heads} key heads")
     return query_heads // kv_heads
 
 

@@ -218,14 +218,16 @@ class AttentionSpec:
     ``out_heads_first`` tells the memory order of the output: True for (batch, head, q, dim) contiguous, False for
     (batch, q, head, dim) contiguous seen through a transpose. ``mask_per_row`` is True when the mask differs between
     query heads or query positions, so that it must be loaded per row and not once per key. ``dtype`` is that of the
-    queries and the output, and of K and V where ``cache`` is None. ``page_size`` is 0 for a cache in one piece; a paged
-    one has lengths for a mask, and ``kv_len`` is whole pages.
+    queries and the output, and of K and V where ``cache`` is None. ``page_size`` is 0 for a cache in one piece; of a
+    paged one ``kv_len`` is whole pages.
 
     ``is_causal`` is SDPA's: query i sees keys 0..i. With lengths, which SDPA does not have, the last ``q_len`` keys of
     a sequence are those of its queries: query i sees keys 0..length - q_len + i.
 
     ``softcap`` c makes scores ``c * tanh(scale * q.k / c)`` before the mask. ``sink`` says that every query head has
-    one more logit, which takes its share of the softmax and no value.
+    one more logit, which takes its share of the softmax and no value. ``lse`` says that the natural log-sum-exp of each
+    row's scores, its sink among them, is returned too: float32 (batch, query_heads, q_len), -inf where there is neither
+    a key to see nor a sink.
     """
 
     batch: int
@@ -249,6 +251,12 @@ class AttentionSpec:
     symbolic: frozenset[str] = field(default_factory=frozenset)
     cache: QuantisedCache | None = None
     page_size: int = 0
+    lse: bool = False
+
+    @property
+    def masked(self) -> bool:
+        """Whether there is a mask, and with it bounds: keys that count need not begin with the first."""
+        return self.mask in (MaskKind.BOOL, MaskKind.ADDITIVE)
 
     @property
     def group(self) -> int:

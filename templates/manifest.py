@@ -70,8 +70,8 @@ class Template:
 def _mask_refusal(spec: AttentionSpec) -> str | None:
     if spec.is_causal and spec.mask.value not in ("none", "lengths"):
         return "is_causal=True together with a mask: put the causality into the mask"
-    if spec.page_size and spec.mask.value != "lengths":
-        return f"a paged cache with a mask of kind {spec.mask.value}: it takes lengths only"
+    if spec.page_size and spec.is_causal and spec.mask.value != "lengths":
+        return "is_causal=True over a paged cache without lengths: pass lengths, or put the causality into a mask"
     return None
 
 
@@ -118,6 +118,8 @@ _MASK = OptionalFeature(
 _LENGTHS = OptionalFeature("lengths", absent={"lengths_ptr": None, "HAS_LENGTHS": False}, present=_has_lengths)
 _SOFTCAP = OptionalFeature("softcap", absent={"softcap": None}, present=_has("softcap"))
 _SINK = OptionalFeature("sink", absent={"sink_ptr": None}, present=_has("sink"))
+# No part of a key: it takes a store a row, and the configurations that are best without it serve it.
+_LSE = OptionalFeature("lse", absent={"lse_ptr": None}, present=lambda key: False)
 _CAUSAL = OptionalFeature("causal", absent={"CAUSAL": False}, present=lambda key: key.mask.value == "causal")
 # Among the last keys of a length, and not among the first of a cache.
 _CAUSAL_TAIL = OptionalFeature(
@@ -190,7 +192,7 @@ _VALUE_TOKEN_SCALES = OptionalFeature(
 )
 
 # Whatever the cache is made of.
-_FEATURES = (_MASK, _LENGTHS, _CAUSAL, _CAUSAL_TAIL, _SOFTCAP, _SINK)
+_FEATURES = (_MASK, _LENGTHS, _CAUSAL, _CAUSAL_TAIL, _SOFTCAP, _SINK, _LSE)
 
 SPLIT_KV = Template(
     name="split_kv_decode",

@@ -5,7 +5,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .rounding import round_to
-from .softmax import finite_maximum
+from .softmax import finite_maximum, store_lse
 from .split_plan import active_splits, balanced_counts, balanced_slots, valid_keys
 
 _RUNTIME_INTEGERS = [
@@ -36,6 +36,7 @@ def merge_splits(
     bounds_ptr,
     out_ptr,
     lengths_ptr,
+    lse_ptr,
     q_len,
     kv_len,
     kv_heads,
@@ -85,6 +86,9 @@ def merge_splits(
             lengths_ptr is not None,
         )  # fmt: skip
         active = active_splits(first_key, end_key, kv_len, num_splits, BLOCK_KV, PARTITION)
+        if lse_ptr is not None:
+            # Split 0 of a sequence without keys has its sinks, which the output does without.
+            active = tl.maximum(active, 1)
         slot = head_slot.to(tl.int64) * num_splits
         slots = num_splits
 
@@ -121,3 +125,5 @@ def merge_splits(
     denominator = tl.where(total == 0.0, 1.0, total)
     result = round_to(accumulator / denominator, out_ptr.dtype.element_ty, UPCAST)
     tl.store(out_ptr + out_row + columns, result, mask=columns < VALUE_DIM)
+    if lse_ptr is not None:
+        store_lse(lse_ptr, reference, total, flat, True, EXP2_SCALE)

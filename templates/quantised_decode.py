@@ -29,7 +29,7 @@ from .paging import page_rows, prefetch_paged_l2, tile_pages
 from .prefetch import prefetch_tile_l2
 from .products import multiply
 from .rounding import round_to
-from .softmax import online_softmax, sink_statistics, soft_cap
+from .softmax import online_softmax, sink_statistics, soft_cap, store_lse
 from .split_plan import active_splits, balanced_counts, balanced_split, guessed_begin, split_range, valid_keys
 from .unpack import even_columns, unpack_columns
 from .zeros import zeros_of_keys, zeros_of_values
@@ -376,6 +376,7 @@ def quantised_decode(
     lengths_ptr,
     table_ptr,
     sink_ptr,
+    lse_ptr,
     score_scale,
     softcap,
     q_len,
@@ -680,6 +681,8 @@ def quantised_decode(
         if SPLIT:
             tl.store(stats_ptr + partial_rows * 2, maximum, mask=row_valid)
             tl.store(stats_ptr + partial_rows * 2 + 1, total, mask=row_valid)
+        if lse_ptr is not None and not SPLIT:
+            store_lse(lse_ptr + (sequence_wide * kv_heads + kv_head) * rows, maximum, total, row, row_valid, EXP2_SCALE)
         store_columns(
             out_ptr, partial_ptr, even, total, out_rows, partial_rows * VALUE_DIM, row_valid, 0,
             VALUE_DIM, FORMAT, SPLIT, UPCAST,

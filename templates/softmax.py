@@ -31,6 +31,15 @@ def sink_statistics(sink_ptr, row_head, wanted, EXP2_SCALE: tl.constexpr):
 
 
 @triton.jit
+def store_lse(lse_ptr, maximum, total, row, row_valid, EXP2_SCALE: tl.constexpr):
+    """Natural log-sum-exps of rows at ``lse_ptr + row``, -inf where a row saw no key. The maximum is brought to natural
+    units by one factor, which is 1 where it is not a power of two's: times log2(e), finfo.min would overflow."""
+    seen = total > 0.0
+    logarithm = tl.log(tl.where(seen, total, 1.0)) + maximum * (EXP2_SCALE * 0.6931471805599453)
+    tl.store(lse_ptr + row, tl.where(seen, logarithm, float("-inf")), mask=row_valid)
+
+
+@triton.jit
 def online_softmax(scores, maximum, total, EXP2_SCALE: tl.constexpr, KEYS_AXIS: tl.constexpr):
     """One step: returns unnormalised probabilities of this tile, new maximum and total, and the factor by which
     what was accumulated before must shrink. Scores times EXP2_SCALE are powers of two."""

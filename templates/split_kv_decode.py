@@ -18,7 +18,7 @@ from .paging import page_rows, prefetch_paged_l2, tile_pages
 from .prefetch import prefetch_tile_l2
 from .products import multiply
 from .rounding import round_to
-from .softmax import along_keys, finite_maximum, online_softmax, sink_statistics, soft_cap
+from .softmax import along_keys, finite_maximum, online_softmax, sink_statistics, soft_cap, store_lse
 from .split_plan import active_splits, balanced_counts, balanced_split, guessed_begin, split_range, valid_keys
 
 
@@ -329,10 +329,10 @@ def store_output(
 def merge_in_place(
     partial_ptr, stats_ptr, out_ptr, first_slot, active, rows, first_row, kv_head, q_len, out_base, out_head_stride,
     out_row_stride, GROUP: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_DV: tl.constexpr,
-    ROWS_AT_ONCE: tl.constexpr, SPLITS_AT_ONCE: tl.constexpr, EXP2_SCALE: tl.constexpr, UPCAST: tl.constexpr,
+    ROWS_AT_ONCE: tl.constexpr, SPLITS_AT_ONCE: tl.constexpr, EXP2_SCALE: tl.constexpr, UPCAST: tl.constexpr, lse_ptr,
 ):  # fmt: skip
     """Combine ``active`` partial results of one tile of rows, in split order, and write the output. Some rows and
-    splits at a time: loads that are asked for together take one latency."""
+    splits at a time: loads that are asked for together take one latency. ``lse_ptr`` is that of the KV head's rows."""
     columns = tl.arange(0, BLOCK_DV)
     for group_first in range(first_row, tl.minimum(first_row + BLOCK_M, rows), ROWS_AT_ONCE):
         row = group_first + tl.arange(0, ROWS_AT_ONCE)
@@ -360,6 +360,8 @@ def merge_in_place(
         head = kv_head * GROUP + row // q_len
         out_rows = out_base + head.to(tl.int64) * out_head_stride + (row % q_len) * out_row_stride
         store_output(out_ptr, accumulator, total, out_rows, row_valid, VALUE_DIM, BLOCK_DV, 1, UPCAST)
+        if lse_ptr is not None:
+            store_lse(lse_ptr, maximum, total, row, row_valid, EXP2_SCALE)
 
 
 _RUNTIME_INTEGERS = [
@@ -389,6 +391,7 @@ def split_kv_decode(
     lengths_ptr,
     table_ptr,
     sink_ptr,
+    lse_ptr,
     score_scale,
     softcap,
     q_len,
@@ -450,7 +453,8 @@ def split_kv_decode(
 
     ``score_scale`` is the softmax scale, times log2(e) unless the mask is additive (EXP2_SCALE is 1 or log2(e)
     accordingly: scaling an additive finfo.min by log2(e) would overflow to -inf and change rows that hide everything)
-    or scores are capped. ``softcap`` is None or a float, ``sink_ptr`` None or a logit per query head.
+    or scores are capped. ``softcap`` is None or a float, ``sink_ptr`` None or a logit per query head, ``lse`` None or
+    fp32 (batch, query_heads, q_len), contiguous.
     partial is fp32 (splits of the batch, rows, VALUE_DIM), stats fp32 (splits of the batch, rows, 2): maximum and
     total. The splits of a sequence and head are adjacent: (batch * kv_heads, num_splits), or where they are balanced
     (kv_heads, batch * num_splits).
@@ -593,8 +597,13 @@ def split_kv_decode(
         out_rows = (
             sequence_wide * out_batch_stride + row_head.to(tl.int64) * out_head_stride + row_query * out_row_stride
         )
+        lse_head = None
+        if lse_ptr is not None:
+            lse_head = lse_ptr + (sequence_wide * kv_heads + kv_head) * rows
         if not SPLIT:
             store_output(out_ptr, accumulator, total, out_rows, row_valid, VALUE_DIM, BLOCK_DV, KEYS_AXIS, UPCAST)
+            if lse_ptr is not None:
+                store_lse(lse_head, maximum, total, row, row_valid, EXP2_SCALE)
         else:
             value_columns = tl.arange(0, BLOCK_DV)
             partial_rows = slot * rows + row
@@ -616,5 +625,5 @@ def split_kv_decode(
                     merge_in_place(
                         partial_ptr, stats_ptr, out_ptr, slot - split, splits, rows, row_tile * BLOCK_M, kv_head, q_len,
                         sequence_wide * out_batch_stride, out_head_stride, out_row_stride, GROUP, VALUE_DIM, BLOCK_M,
-                        BLOCK_DV, ROWS_AT_ONCE, SPLITS_AT_ONCE, EXP2_SCALE, UPCAST,
+                        BLOCK_DV, ROWS_AT_ONCE, SPLITS_AT_ONCE, EXP2_SCALE, UPCAST, lse_head,
                     )  # fmt: skip

@@ -33,6 +33,12 @@ def _no_databases_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--whole-zoo", action="store_true", help="judge every cell of docs/coverage.md, not only the particular ones"
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what is marked ``gpu`` where torch sees no GPU."""
     if torch.cuda.is_available():

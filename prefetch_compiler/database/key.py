@@ -5,8 +5,9 @@ Rounding rule: a size belongs to the bucket of the next power of two at or above
 configuration takes is largest: what is admissible there is admissible over the whole bucket.
 
 Not part of a key, because they do not change which configuration is best: the softmax scale, the value of a soft cap,
-the memory order of the output, and, of a quantised cache's scales, all but whether there is one for each token; of its
-zeros, all but whether they are zero points or minima; the sizes of groups and runs.
+the memory order of the output, whether the log-sum-exp is returned too, and, of a quantised cache's scales, all but
+whether there is one for each token; of its zeros, all but whether they are zero points or minima; the sizes of groups
+and runs.
 """
 
 from __future__ import annotations
@@ -361,8 +362,8 @@ def cache_problem(key: TuningKey) -> str | None:
 def page_problem(key: TuningKey) -> str | None:
     """Why there is no paged cache like that of ``key``, or None."""
     pages = [feature.value for feature in key.features if feature.page_size]
-    if len(pages) > 1 or (pages and key.mask not in (MaskClass.LENGTHS, MaskClass.CAUSAL_LENGTHS)):
-        return f"{' '.join(pages)} with {key.mask.value}: a paged cache has pages of one size, and lengths for a mask"
+    if len(pages) > 1 or (pages and key.mask is MaskClass.CAUSAL):
+        return f"{' '.join(pages)} with {key.mask.value}: a paged cache has pages of one size, and causality of lengths"
     if pages and key.alignment is Alignment.ROWS:
         return "a paged cache whose pages lie apart is aligned for TMA, or not at all"
     return None

@@ -12,6 +12,11 @@ from ..spec import QUANTISED_FORMATS
 _ALIGNMENT = 16
 
 
+def readable(k: Tensor, v: Tensor) -> bool:
+    """Whether kernels can read a cache where it lies: numbers of one byte are read in pairs."""
+    return k.dtype not in QUANTISED_FORMATS or (k.data_ptr() | v.data_ptr()) % 2 == 0
+
+
 def for_these_addresses(config: KernelConfig, k: Tensor, v: Tensor) -> KernelConfig:
     """TMA and bulk prefetch need 16-byte aligned addresses, and so do keys-first products (see ``why_inadmissible``)
     other than those over a quantised cache, which have no other order."""

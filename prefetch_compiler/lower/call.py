@@ -29,14 +29,17 @@ from ..spec import (
     Storage,
     TensorLayout,
 )
+from .addresses import readable
 
 _MASK_DTYPES = (torch.bool, *SUPPORTED_DTYPES)
 _LENGTH_DTYPES = (torch.int32, torch.int64)
+# What models call.
+PLAIN, QUANTISED, PAGED = "decode_attention", "quantised_decode_attention", "paged_decode_attention"
 
 
 class AttentionCall(NamedTuple):
     """Operands as in AttentionSpec; ``mask`` of four dimensions and not expanded, ``sink`` (query_heads,). With a
-    ``table`` K and V are page pools, and there are ``lengths``."""
+    ``table`` K and V are page pools, and there are ``lengths``. ``function`` is what the model called."""
 
     q: Tensor
     k: Tensor
@@ -51,6 +54,7 @@ class AttentionCall(NamedTuple):
     is_causal: bool
     scale: float
     softcap: float | None
+    function: str
     k_zero: Tensor | None = None
     v_zero: Tensor | None = None
     storage: str = ""
@@ -59,11 +63,6 @@ class AttentionCall(NamedTuple):
     def stored_as(self) -> Storage:
         """What ``storage``, as operators take it, says."""
         return Storage.decode(self.storage)
-
-    @property
-    def function(self) -> str:
-        """What the model called."""
-        return "quantised_decode_attention" if self.table is None else "paged_decode_attention"
 
     @property
     def kv_len(self) -> int:
@@ -145,7 +144,10 @@ def _check_queries_and_cache(call: AttentionCall) -> None:
     _require(call, q.is_floating_point(), "query", q.dtype, "of a floating-point dtype")
     formats = ", ".join(str(dtype) for dtype in QUANTISED_FORMATS)
     if call.table is None:
-        _require(call, k.dtype in QUANTISED_FORMATS, key, k.dtype, f"of one of the dtypes {formats}")
+        if call.function == PLAIN:
+            _require(call, k.dtype == q.dtype, key, k.dtype, f"of the query's dtype, {q.dtype}")
+        else:
+            _require(call, k.dtype in QUANTISED_FORMATS, key, k.dtype, f"of one of the dtypes {formats}")
         _require(call, k.shape[0] == q.shape[0], key, tuple(k.shape), f"of the query's batch, {q.shape[0]}")
     else:
         fits = k.dtype == q.dtype or k.dtype in QUANTISED_FORMATS
@@ -334,7 +336,7 @@ def _refuse_operands(call: AttentionCall) -> None:
         raise Refused(f"queries of {call.q.dtype}")
     if call.q.shape[2] > MAX_Q_LEN:
         raise Refused(f"{call.q.shape[2]} query positions, more than {MAX_Q_LEN}")
-    if call.k.dtype in QUANTISED_FORMATS and (call.k.data_ptr() | call.v.data_ptr()) % 2:
+    if not readable(call.k, call.v):
         raise Refused("key or value starts at an odd address: columns are read in pairs")
     if call.table is not None:
         _refuse_pages(call.k.shape[2], call.table)

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from ..paging import in_one_piece
 from ..quantisation import dequantise
-from ..reference import same_dtype_attention
+from ..reference import same_dtype_attention, same_dtype_lse
 from .call import AttentionCall
 
 
-def plain_attention(call: AttentionCall) -> Tensor:
+def plain_attention(call: AttentionCall, lse: Tensor | None = None) -> Tensor:
     """The same in plain PyTorch, in the queries' dtype. Keys outside of bounds or lengths count as 0 and as hidden,
-    whatever is stored there: NaN may be."""
+    whatever is stored there: NaN may be. The log-sum-exp is written into ``lse`` where that is given."""
     inside, mask, is_causal = _inside(call), call.mask, call.is_causal
     key = _cache(call, call.k, call.k_scale, call.k_zero, call.stored_as.key_minima, inside)
     value = _cache(call, call.v, call.v_scale, call.v_zero, call.stored_as.value_minima, inside)
@@ -25,6 +25,12 @@ def plain_attention(call: AttentionCall) -> Tensor:
         mask = _restricted(mask, inside[:, None, None, :])
     if mask is not None and mask.is_floating_point():
         mask = mask.to(call.q.dtype)
+    if lse is not None:
+        lse.copy_(
+            same_dtype_lse(
+                call.q, key, mask, is_causal=is_causal, scale=call.scale, softcap=call.softcap, sink=call.sink
+            )
+        )
     if call.softcap is not None or call.sink is not None:
         return same_dtype_attention(
             call.q, key, value, mask, is_causal=is_causal, scale=call.scale, softcap=call.softcap, sink=call.sink

@@ -7,7 +7,10 @@ Configurations are selected at the first call with given shapes and kept. What n
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,23 +23,29 @@ from ..options import DecodeOptions
 from ..recognize.bounds import mask_bounds
 from ..recognize.marker import fake_output, library
 from ..select.selection import select
-from ..spec import AttentionSpec, Storage
+from ..spec import AttentionSpec
 from .addresses import for_these_addresses
 from .call import AttentionCall, check_call, spec_of
 from .call_fallback import plain_attention
-from .launch import launch_decode
+from .launch import empty_lse, launch_decode
 from .quick_check import why_wrong
 
 log = logging.getLogger("prefetch_compiler")
 
-library.define(
-    "called_attention(Tensor q, Tensor k, Tensor v, Tensor? k_scale, Tensor? v_scale, Tensor? mask, Tensor? bounds,"
-    " Tensor? lengths, Tensor? table, Tensor? sink, bool is_causal, float scale, float? softcap, Tensor? k_zero,"
-    " Tensor? v_zero, str storage, bool strict, bool deterministic, bool allow_unmeasured, str[] tuning_db) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
+_OPERANDS = (
+    "(Tensor q, Tensor k, Tensor v, Tensor? k_scale, Tensor? v_scale, Tensor? mask, Tensor? bounds, Tensor? lengths,"
+    " Tensor? table, Tensor? sink, bool is_causal, float scale, float? softcap, str function, Tensor? k_zero,"
+    " Tensor? v_zero, str storage, bool strict, bool deterministic, bool allow_unmeasured, str[] tuning_db)"
 )
+for _name, _result in (("called_attention", "Tensor"), ("called_attention_lse", "(Tensor, Tensor)")):
+    library.define(
+        f"{_name}{_OPERANDS} -> {_result}",
+        tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
+    )
 
 CALLED_ATTENTION = torch.ops.kvprefetch.called_attention.default
+# The same, and the log-sum-exp of each row: float32 (batch, query_heads, q_len).
+CALLED_ATTENTION_LSE = torch.ops.kvprefetch.called_attention_lse.default
 
 # What was said already: why specs are not served, and configurations that failed.
 _said: set[str] = set()
@@ -50,14 +59,21 @@ def attend(call: AttentionCall, options: DecodeOptions) -> Tensor:
         InvalidAttentionInputError: operands that do not fit one another.
         SiteNotLoweredError, KernelLaunchError, DatabaseError: under ``options.strict``.
     """
+    return CALLED_ATTENTION(*_arguments(call, options))  # type: ignore[no-any-return]
+
+
+def attend_with_lse(call: AttentionCall, options: DecodeOptions) -> tuple[Tensor, Tensor]:
+    """Likewise, with the log-sum-exp of each row."""
+    return CALLED_ATTENTION_LSE(*_arguments(call, options))  # type: ignore[no-any-return]
+
+
+def _arguments(call: AttentionCall, options: DecodeOptions) -> tuple[Any, ...]:
     # Traced, an exception is lost: then the operator's own check finds what is wrong.
     if not torch.compiler.is_compiling():
         check_call(call)
     if call.mask is not None and call.bounds is None:
         call = call._replace(bounds=mask_bounds(call.mask, call.kv_len))
-    return CALLED_ATTENTION(  # type: ignore[no-any-return]
-        *call, options.strict, options.deterministic, options.allow_unmeasured, list(options.tuning_db)
-    )
+    return *call, options.strict, options.deterministic, options.allow_unmeasured, list(options.tuning_db)
 
 
 def forget_selections() -> None:
@@ -66,98 +82,72 @@ def forget_selections() -> None:
     _databases.cache_clear()
 
 
-def _run(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_scale: Tensor | None,
-    v_scale: Tensor | None,
-    mask: Tensor | None,
-    bounds: Tensor | None,
-    lengths: Tensor | None,
-    table: Tensor | None,
-    sink: Tensor | None,
-    is_causal: bool,
-    scale: float,
-    softcap: float | None,
-    k_zero: Tensor | None,
-    v_zero: Tensor | None,
-    storage: str,
-    strict: bool,
-    deterministic: bool,
-    allow_unmeasured: bool,
-    tuning_db: list[str],
-) -> Tensor:
-    call = AttentionCall(
-        q, k, v, k_scale, v_scale, mask, bounds, lengths, table, sink, is_causal, scale, softcap, k_zero, v_zero,
-        storage,
-    )  # fmt: skip
-    options = DecodeOptions(strict, deterministic, allow_unmeasured, tuple(tuning_db))
+def _read(given: Sequence[Any]) -> tuple[AttentionCall, DecodeOptions]:
+    """What ``_arguments`` made."""
+    *operands, strict, deterministic, allow_unmeasured, tuning_db = given
+    return AttentionCall(*operands), DecodeOptions(strict, deterministic, allow_unmeasured, tuple(tuning_db))
+
+
+def _run(*given: Any) -> Tensor:
+    return _attended(*_read(given), lse=None)
+
+
+def _run_with_lse(*given: Any) -> tuple[Tensor, Tensor]:
+    call, options = _read(given)
+    lse = empty_lse(call.q)
+    return _attended(call, options, lse=lse), lse
+
+
+def _attended(call: AttentionCall, options: DecodeOptions, *, lse: Tensor | None) -> Tensor:
+    """The output. ``lse`` is written where it is given."""
     try:
-        spec = spec_of(call)
-        config = for_these_addresses(_selected(spec, q.device, options), k, v)
+        spec = replace(spec_of(call), lse=lse is not None)
+        config = for_these_addresses(_selected(spec, call.q.device, options), call.k, call.v)
     except (Refused, InadmissibleConfigError) as refusal:
-        if strict:
+        if options.strict:
             raise SiteNotLoweredError(call.function, str(refusal)) from refusal
         _say_once(f"no kernel serves this {call.function}, SDPA does: {refusal}")
-        return plain_attention(call)
+        return plain_attention(call, lse)
     if (spec, config) not in _failed_configs:
         try:
-            return _launched(call, config)
+            return _launched(call, config, lse)
         except Exception as error:
-            if strict:
+            if options.strict:
                 raise KernelLaunchError(config.encode(), error) from error
             _failed_configs.add((spec, config))
             _say_once(
                 f"kernel {config.encode()} failed to launch, SDPA serves from now on: {type(error).__name__}: {error}"
             )
-    return plain_attention(call)
+    return plain_attention(call, lse)
 
 
 for _backend in ("CPU", "CUDA"):
     library.impl("called_attention", _run, _backend)
+    library.impl("called_attention_lse", _run_with_lse, _backend)
 
 
-@torch.library.impl(library, "called_attention", "Meta")
-def _fake(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_scale: Tensor | None,
-    v_scale: Tensor | None,
-    mask: Tensor | None,
-    bounds: Tensor | None,
-    lengths: Tensor | None,
-    table: Tensor | None,
-    sink: Tensor | None,
-    is_causal: bool,
-    scale: float,
-    softcap: float | None,
-    k_zero: Tensor | None,
-    v_zero: Tensor | None,
-    storage: str,
-    strict: bool,
-    deterministic: bool,
-    allow_unmeasured: bool,
-    tuning_db: list[str],
-) -> Tensor:
+def _fake(*given: Any) -> Tensor:
     # Here and not only before the call: Dynamo reports what is raised here in our words.
-    check_call(
-        AttentionCall(
-            q, k, v, k_scale, v_scale, mask, bounds, lengths, table, sink, is_causal, scale, softcap, k_zero, v_zero,
-            storage,
-        )
-    )  # fmt: skip
-    return fake_output(q, Storage.decode(storage).columns(v.shape[3]), True)
+    call, _ = _read(given)
+    check_call(call)
+    return fake_output(call.q, call.stored_as.columns(call.v.shape[3]), True)
 
 
-def _launched(call: AttentionCall, config: KernelConfig) -> Tensor:
+def _fake_with_lse(*given: Any) -> tuple[Tensor, Tensor]:
+    return _fake(*given), empty_lse(_read(given)[0].q)
+
+
+library.impl("called_attention", _fake, "Meta")
+library.impl("called_attention_lse", _fake_with_lse, "Meta")
+
+
+def _launched(call: AttentionCall, config: KernelConfig, lse: Tensor | None) -> Tensor:
     # The kernels know the sizes of these alone, and not their strides.
     lengths, sink = (None if given is None else given.contiguous() for given in (call.lengths, call.sink))
     return launch_decode(
         call.q, call.k, call.v, call.expanded_mask(), call.bounds, is_causal=call.is_causal, scale=call.scale,
         heads_first=True, config=config, k_scale=call.k_scale, v_scale=call.v_scale, lengths=lengths, table=call.table,
-        softcap=call.softcap, sink=sink, k_zero=call.k_zero, v_zero=call.v_zero, storage=call.stored_as,
+        softcap=call.softcap, sink=sink, lse=lse, k_zero=call.k_zero, v_zero=call.v_zero, storage=call.stored_as,
     )  # fmt: skip
 
 

@@ -19,6 +19,11 @@ def empty_output(q: torch.Tensor, value_dim: int, heads_first: bool) -> torch.Te
     return q.new_empty((batch, q_len, heads, value_dim)).transpose(1, 2)
 
 
+def empty_lse(q: torch.Tensor) -> torch.Tensor:
+    """An uninitialised log-sum-exp of each row: float32 (batch, query_heads, q_len)."""
+    return q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
 def allocate(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -33,6 +38,7 @@ def allocate(
     lengths: torch.Tensor | None = None,
     table: torch.Tensor | None = None,
     sink: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
     k_zero: torch.Tensor | None = None,
     v_zero: torch.Tensor | None = None,
     storage: Storage = AS_THE_DTYPE_SAYS,
@@ -51,8 +57,8 @@ def allocate(
     k_scale, k_zero = expanded_scales(k_scale, k_zero, k)
     v_scale, v_zero = expanded_scales(v_scale, v_zero, k)
     return DecodeTensors(
-        q, k, v, mask, bounds, out, partial, stats, arrivals, k_scale, v_scale, lengths, table, sink, k_zero, v_zero,
-        storage,
+        q, k, v, mask, bounds, out, partial, stats, arrivals, k_scale, v_scale, lengths, table, sink, lse, k_zero,
+        v_zero, storage,
     )  # fmt: skip
 
 
@@ -88,6 +94,7 @@ def launch_decode(
     table: torch.Tensor | None = None,
     softcap: float | None = None,
     sink: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
     k_zero: torch.Tensor | None = None,
     v_zero: torch.Tensor | None = None,
     storage: Storage = AS_THE_DTYPE_SAYS,
@@ -106,6 +113,7 @@ def launch_decode(
             then. Entries of pages beyond a length may be anything.
         softcap: cap(x) is softcap * tanh(x / softcap), or x where it is None.
         sink: (query_heads,) adjacent logits of a key without a value, or None.
+        lse: as ``empty_lse`` makes it, to be written too, or None.
         k_zero, v_zero: of a quantised cache, as in AttentionSpec, or None; ``storage`` says which way they count.
 
     Returns:
@@ -113,7 +121,7 @@ def launch_decode(
     """
     tensors = allocate(
         q, k, v, mask, bounds, heads_first, config, k_scale=k_scale, v_scale=v_scale, lengths=lengths, table=table,
-        sink=sink, k_zero=k_zero, v_zero=v_zero, storage=storage,
+        sink=sink, lse=lse, k_zero=k_zero, v_zero=v_zero, storage=storage,
     )  # fmt: skip
     if tensors.out.numel() > 0:
         launch_kernels(tensors, is_causal=is_causal, scale=scale, softcap=softcap, config=config)
@@ -123,7 +131,7 @@ def launch_decode(
 def launch_kernels(
     tensors: DecodeTensors, *, is_causal: bool, scale: float, softcap: float | None = None, config: KernelConfig
 ) -> None:
-    """Write ``tensors.out``, using up its scratch memory; arrival counters must be 0."""
+    """Write ``tensors.out`` and ``tensors.lse``, using up its scratch memory; arrival counters must be 0."""
     for call in calls_of(tensors, is_causal=is_causal, scale=scale, softcap=softcap, config=config):
         call.launch()
 

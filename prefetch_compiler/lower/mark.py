@@ -1,11 +1,12 @@
-"""Marking: replace decode attention in a Dynamo graph by the marker, at the same place in program order."""
+"""Marking: replace decode attention in a captured graph by the marker, at the same place in program order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch._higher_order_ops.wrap import wrap_with_set_grad_enabled
 from torch.fx import GraphModule, Node
 
 from ..errors import Refused
@@ -27,19 +28,28 @@ class Marks:
     not_decode: set[int] = field(default_factory=set)
     failures: list[Exception] = field(default_factory=list)
     _undo: list[Callable[[], None]] = field(default_factory=list)
+    _modules: list[GraphModule] = field(default_factory=list)
 
     def undo(self) -> None:
-        """Restore the graph to what Dynamo captured."""
+        """Restore the graph to what was captured."""
         while self._undo:
             self._undo.pop()()
+        self.recompile()
+
+    def recompile(self) -> None:
+        """Make code of what the graphs are now."""
+        for module in self._modules:
+            module.recompile()
 
 
 def mark(module: GraphModule, first: int = 0, any_device: bool = False) -> Marks:
-    """Mark every decode-attention site of a Dynamo graph, in place, numbering sites from ``first``. Nothing is removed
-    but the replaced nodes: eliminating dead code here would delete in-place cache writes whose results nobody
+    """Mark every decode-attention site of a captured graph, in place, numbering sites from ``first``. Nothing is
+    removed but the replaced nodes: eliminating dead code here would delete in-place cache writes whose results nobody
     reads. With ``any_device`` also sites whose tensors are where no kernel runs, for graphs that will not be run."""
-    marks = Marks()
-    found = [(node, form) for node in module.graph.nodes if (form := markable_of(node)) is not None]
+    marks = Marks(_modules=list(_inlined_modules(module)))
+    found = [
+        (node, form) for one in marks._modules for node in one.graph.nodes if (form := markable_of(node)) is not None
+    ]
     for index, (node, form) in enumerate(found, first):
         report = SiteReport(index, 0, layer_of(node), form.form)
         marks.reports[index] = report
@@ -57,8 +67,16 @@ def mark(module: GraphModule, first: int = 0, any_device: bool = False) -> Marks
             report.reason = NOT_REACHED
             marks.marked.add(report.index)
     if marks.marked:
-        module.recompile()
+        marks.recompile()
     return marks
+
+
+def _inlined_modules(module: GraphModule) -> Iterator[GraphModule]:
+    """The graph, and those in it that torch.export makes of ``with torch.no_grad()``: AOTAutograd inlines them."""
+    yield module
+    for node in module.graph.find_nodes(op="call_function", target=wrap_with_set_grad_enabled):
+        inner = getattr(module, str(node.args[1].target))
+        yield from _inlined_modules(inner)
 
 
 def _replace(node: Node, form: Markable, arguments: tuple[Any, ...], index: int) -> Callable[[], None]:
@@ -90,11 +108,11 @@ def _remove(marker: Node, original: Node) -> None:
     marker.graph.erase_node(marker)
 
 
-_KEPT_META = ("example_value", "nn_module_stack", "stack_trace", "source_fn_stack", "custom")
+_KEPT_META = ("example_value", "val", "nn_module_stack", "stack_trace", "source_fn_stack", "custom")
 
 
 def layer_of(node: Node) -> str:
-    """Path of the innermost module that a Dynamo node came from, as users write it (``model.layers.0.self_attn``)."""
+    """Path of the innermost module that a captured node came from, as users write it (``model.layers.0.self_attn``)."""
     stack = node.meta.get("nn_module_stack") or {}
     if not stack:
         return ""

@@ -27,7 +27,7 @@ from ..device import DeviceProfile
 from ..device import profile as profile_of
 from ..quantisation import scale_shape
 from ..spec import AS_THE_DTYPE_SAYS, AttentionSpec, MaskKind, ScaleGranularity, TensorLayout
-from .launch import allocate, calls_of
+from .launch import allocate, calls_of, empty_lse
 from .specialise import DecodeTensors, KernelCall
 
 log = logging.getLogger(__name__)
@@ -82,6 +82,7 @@ def example_tensors(spec: AttentionSpec, config: KernelConfig, device: torch.dev
     sink = torch.empty(spec.query_heads, dtype=spec.dtype, device=device) if spec.sink else None
     return allocate(
         q, k, v, mask, bounds, spec.out_heads_first, config, lengths=lengths, table=table, sink=sink,
+        lse=empty_lse(q) if spec.lse else None,
         storage=AS_THE_DTYPE_SAYS if spec.cache is None else spec.cache.storage, **scales,
     )  # fmt: skip
 

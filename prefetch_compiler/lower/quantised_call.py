@@ -80,6 +80,7 @@ def quantised_call(
         "lengths_ptr": t.lengths,
         "table_ptr": t.table,
         "sink_ptr": t.sink,
+        "lse_ptr": t.lse,
         **score_arguments(t.mask, scale, softcap),
         "q_len": q_len,
         "kv_len": t.kv_len,

@@ -148,9 +148,7 @@ def _problem(spec: AttentionSpec, device: torch.device) -> _Problem:
 def _lengths_and_table(
     spec: AttentionSpec, generator: torch.Generator, device: torch.device
 ) -> tuple[Tensor | None, Tensor | None]:
-    if spec.mask is not MaskKind.LENGTHS:
-        return None, None
-    lengths = _held(spec).to(device, torch.int32)
+    lengths = _held(spec).to(device, torch.int32) if spec.mask is MaskKind.LENGTHS else None
     if not spec.page_size:
         return lengths, None
     pages = torch.randperm(spec.cache_shape[0], generator=generator)

@@ -54,7 +54,7 @@ class KernelCall:
 @dataclass(frozen=True)
 class DecodeTensors:
     """The operands of one decode launch; shapes as in AttentionSpec, ``mask`` and ``out`` 4-D, ``bounds`` (1|B, 4),
-    ``sink`` (query_heads,).
+    ``sink`` (query_heads,), ``lse`` float32 (batch, query_heads, q_len), contiguous, to be written, or None.
 
     ``partial``, ``stats`` and ``arrivals`` are None with one split; ``arrivals`` also with a separate merge.
     ``k_scale`` and ``v_scale`` are those of a quantised cache, expanded to (batch, kv_heads, kv_len) with a stride of 0
@@ -78,6 +78,7 @@ class DecodeTensors:
     lengths: torch.Tensor | None = None
     table: torch.Tensor | None = None
     sink: torch.Tensor | None = None
+    lse: torch.Tensor | None = None
     k_zero: torch.Tensor | None = None
     v_zero: torch.Tensor | None = None
     storage: Storage = AS_THE_DTYPE_SAYS
@@ -182,6 +183,7 @@ def decode_call(
         "lengths_ptr": t.lengths,
         "table_ptr": t.table,
         "sink_ptr": t.sink,
+        "lse_ptr": t.lse,
         **score_arguments(t.mask, scale, softcap),
         "q_len": q_len,
         "kv_len": t.kv_len,
@@ -237,8 +239,8 @@ def paging_constants(t: DecodeTensors, is_causal: bool, config: KernelConfig) ->
         "CAUSAL_TAIL": is_causal and t.lengths is not None,
         "PAGED": t.table is not None,
         "PAGE_SIZE": t.page_size,
-        # Lengths count from key 0 and all splits are whole tiles, so tiles start at multiples of their size.
-        "TILES_IN_PAGES": t.page_size >= config.block_kv,
+        # Without bounds keys count from 0 and all splits are whole tiles, so tiles start at multiples of their size.
+        "TILES_IN_PAGES": t.bounds is None and t.page_size >= config.block_kv,
     }
 
 
@@ -283,6 +285,7 @@ def merge_call(
         "bounds_ptr": t.bounds,
         "out_ptr": t.out,
         "lengths_ptr": t.lengths,
+        "lse_ptr": t.lse,
         "q_len": q_len,
         "kv_len": t.kv_len,
         "kv_heads": kv_heads,

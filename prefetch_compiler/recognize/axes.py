@@ -64,7 +64,7 @@ def before(dims: Dims, node: Node) -> Dims:
         Refused: ``node`` is no view, or one that cannot be undone.
     """
     source = node.args[0]
-    if node.target in _COPIES or _only_rounds(node):
+    if node.target in _COPIES or only_rounds(node):
         return dims
     if node.target in _VIEWS or node.target in _SQUEEZES:
         return _regroup(dims, shape_of(source))
@@ -83,7 +83,7 @@ def after(dims: Dims, node: Node) -> Dims:
     Raises:
         Refused: ``node`` is no view, or one that changes more than the grouping and the order of the axes.
     """
-    if node.target in _COPIES or _only_rounds(node):
+    if node.target in _COPIES or only_rounds(node):
         return dims
     if node.target in _VIEWS or node.target in _SQUEEZES:
         return _regroup(dims, shape_of(node))
@@ -96,7 +96,7 @@ def after(dims: Dims, node: Node) -> Dims:
     raise Refused(f"the attention probabilities go through {node.target}, which is not understood")
 
 
-def _only_rounds(node: Node) -> bool:
+def only_rounds(node: Node) -> bool:
     """Whether a node is a conversion that a kernel in float32 may leave out: not to integers, nor to eight bits."""
     return node.target in CONVERSIONS and node.meta["val"].dtype in _FLOATS
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch.fx import Graph, Node
@@ -9,17 +11,19 @@ from torch.fx import Graph, Node
 from ..errors import Refused
 from .axes import Dims, Group, after, resolved, shape_of
 from .changes import Factor
-from .compose import aligned, composed_mask
+from .compose import aligned, composed_mask, require_swallowing
+from .log_space import log_space_of
 from .marked import stored_pair
 from .reshape import as_dtype, contiguous, permute, spread
 from .scores import Scores, as_product, read_scores
 from .sdpa import require_dtypes, require_head_dims
 from .sinks import sink_per_head
-from .site import Site, describe_site
+from .site import LogSumExp, Site, describe_site
 from .sizes import same
 from .softmax_marker import MARKED_SOFTMAX
 from .trace import insert_call
 from .views import aten
+from .weights_marker import MARKED_WEIGHTS
 from .widening import narrowed
 
 
@@ -47,13 +51,14 @@ def recognise_softmax_chain(node: Node) -> Site | None:
         Refused: a step before or after the softmax is not understood, an intermediate is used elsewhere too, or
             ``describe_site`` refuses.
     """
-    if node.target is not MARKED_SOFTMAX:
+    if node.target not in (MARKED_SOFTMAX, MARKED_WEIGHTS):
         return None
-    source, _, index = node.args
-    scores = read_scores(source, node)  # type: ignore[arg-type]
+    space = log_space_of(node)
+    scores = read_scores(space.scores, {*space.known, node})
     output = _read_output(node, scores)
+    _require_independent(output, space.log_sum_exps)
     with node.graph.inserting_before(output.node):
-        return _Chain(node.graph, scores, output).site(int(index))  # type: ignore[arg-type]
+        return _Chain(node, scores, output, space.log_sum_exps).site()
 
 
 def _read_output(softmax: Node, scores: Scores) -> _Output:
@@ -71,6 +76,18 @@ def _read_output(softmax: Node, scores: Scores) -> _Output:
     if sink:
         raise Refused("the sink's probability is not dropped")
     return _output(*found, node, resolved(dims), resolved(scores.dims)[-1])
+
+
+def _require_independent(output: _Output, log_sum_exps: Sequence[Node]) -> None:
+    """Values that are not made of the log-sum-exp, which the kernel that reads them returns."""
+    for lse in log_sum_exps:
+        made_of_it, node = {lse}, lse
+        while node is not output.node and lse < output.node:
+            node = node.next
+            if any(source in made_of_it for source in node.all_input_nodes):
+                made_of_it.add(node)
+        if output.values in made_of_it:
+            raise Refused("the values depend on the log-sum-exp of the scores")
 
 
 def _output(output: Node, left: Node, right: Node, weights: Node, dims: Dims, keys: Group) -> _Output:
@@ -120,8 +137,9 @@ def _drops_last(node: Node) -> bool:
 class _Chain:
     """One site's operands, brought to the layouts of AttentionSpec by views."""
 
-    def __init__(self, graph: Graph, scores: Scores, output: _Output) -> None:
-        self._graph, self._scores, self._output = graph, scores, output
+    def __init__(self, marker: Node, scores: Scores, output: _Output, log_sum_exps: Sequence[Node]) -> None:
+        self._graph, self._marker = marker.graph, marker
+        self._scores, self._output, self._log_sum_exps = scores, output, log_sum_exps
         if not 3 <= len(scores.dims) <= 5:
             raise Refused(f"the scores have {len(scores.dims)} dimensions; expected (batch, heads, q, keys)")
         batch, *heads, self._queries, self._keys = resolved(scores.dims)
@@ -129,7 +147,7 @@ class _Chain:
             raise Refused("there is one key")
         self._order = [batch, [axis for group in heads for axis in group], self._queries]
 
-    def site(self, index: int) -> Site:
+    def site(self) -> Site:
         scores = self._scores
         q, keys = self._queries_and_keys()
         values = self._stored(_flip(self._graph, self._output.values, self._output.flipped), self._output.lead)
@@ -141,14 +159,20 @@ class _Chain:
         require_head_dims(q_value, k_value, v_value)
         key, value = stored_pair(keys, values)
         order = [*self._order, self._keys]
-        mask = composed_mask(self._graph, self._output.node, scores.terms, order, q_value.dtype)
+        with self._graph.inserting_before(self._marker):
+            mask = composed_mask(self._graph, self._marker, scores.terms, order, q_value.dtype)
+        used = tuple(LogSumExp(anchor, functools.partial(self._restore_lse, anchor)) for anchor in self._log_sum_exps)
+        if used:
+            require_swallowing(scores.terms, mask)
         sink = None if scores.sink is None else sink_per_head(scores.sink)
         spec = describe_site(
-            q, key, value, mask, False, scores.scale, True, softcap=scores.softcap, has_sink=sink is not None
-        )
+            q, key, value, mask, False, scores.scale, True,
+            softcap=scores.softcap, has_sink=sink is not None, has_lse=bool(used),
+        )  # fmt: skip
         return Site(
-            self._output.node, index, "softmax", q, key, value, mask, False, spec.scale, True, spec, sink,
-            restore=self._restore,
+            self._output.node, int(self._marker.args[-1]), "softmax",  # type: ignore[arg-type]
+            q, key, value, mask, False, spec.scale, True, spec, sink,
+            restore=self._restore, log_sum_exps=used, marker=self._marker,
         )  # fmt: skip
 
     def _queries_and_keys(self) -> tuple[Node, Node]:
@@ -183,6 +207,13 @@ class _Chain:
         # Views of the product rely on its strides.
         whole = contiguous(self._graph, _flip(self._graph, spread_out, output.flipped))
         return as_dtype(self._graph, whole, output.node.meta["val"].dtype)
+
+    def _restore_lse(self, anchor: Node, lse: Node) -> Node:
+        """(batch, query_heads, q_len) as the scores' dimensions have it, with or without that of the keys."""
+        node = spread(self._graph, lse, self._order, resolved(self._scores.dims)[:-1])
+        if node.meta["val"].ndim < anchor.meta["val"].ndim:
+            node = insert_call(self._graph, aten.unsqueeze.default, node, -1)
+        return as_dtype(self._graph, node, anchor.meta["val"].dtype)
 
 
 def _flip(graph: Graph, tensor: Node, flipped: bool) -> Node:

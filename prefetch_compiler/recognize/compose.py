@@ -52,6 +52,19 @@ def composed_mask(
     return known[key]
 
 
+def require_swallowing(terms: Sequence[Term], mask: Node | None) -> None:
+    """Refused where the log-sum-exp of a row whose keys are all filled would show what they are filled with: ``mask``
+    has the lowest value of its dtype in place of it."""
+    for term in terms:
+        if isinstance(term, Fill) and mask is not None and term.value != -math.inf:
+            lowest = torch.finfo(mask.meta["val"].dtype).min
+            if term.value != lowest:
+                raise Refused(
+                    f"scores are filled with {term.value:g} and their log-sum-exp is used; fill them with -inf, or "
+                    f"with {lowest:g}"
+                )
+
+
 def _tensor(term: Term) -> Node:
     return term.tensor if isinstance(term, Bias) else term.condition
 

@@ -238,7 +238,7 @@ def read_as_stored(site: Site) -> Site | None:
         key_zero, value_zero = (_of_tokens(graph, one, q, cache.zero_dtype) for one in (key.zero, value.zero))
     spec = describe_site(
         q, key.stored, value.stored, site.mask, site.is_causal, site.scale, site.heads_first,
-        softcap=site.spec.softcap, has_sink=site.sink is not None, cache=cache,
+        softcap=site.spec.softcap, has_sink=site.sink is not None, has_lse=site.spec.lse, cache=cache,
     )  # fmt: skip
 
     def restore(result: Node) -> Node:

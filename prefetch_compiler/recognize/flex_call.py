@@ -1,4 +1,4 @@
-"""A call of the flex attention operator, which has the same operands in Dynamo's graph and in the functional one."""
+"""A call of the flex attention operator, which has the same operands in a captured graph and in the functional one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch._higher_order_ops.flex_attention import flex_attention
 from torch.fx import GraphModule, Node
 
 from ..errors import Refused
+from .captured import captured_value
 from .sdpa import is_heads_first, require_decode_operands, require_inference
-from .sizes import same
+from .sizes import fixed, holds, same
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class BlockLists:
 @dataclass(frozen=True)
 class FlexCall:
     """One call. ``score_mod`` takes (score, b, h, q, kv, *score_buffers) and ``mask_mod`` (b, h, q, kv, *mask_buffers),
-    all numbers, but for the buffers: nodes or constants of the call's graph."""
+    all numbers, but for the buffers: nodes or constants of the call's graph. ``log_sum_exps`` take that result, which
+    is (batch, heads, queries), in units of log 2 if ``log_of_two``, else natural ones."""
 
     node: Node
     q: Node
@@ -48,6 +50,8 @@ class FlexCall:
     scale: float
     score_buffers: tuple[Any, ...]
     mask_buffers: tuple[Any, ...]
+    log_sum_exps: tuple[Node, ...]
+    log_of_two: bool
 
 
 def is_flex_output(node: Node) -> bool:
@@ -68,18 +72,18 @@ def marker_arguments(node: Node, any_device: bool = False) -> tuple[Any, ...]:
     q, k, v, _, block_mask, *_ = _arguments(_call(node))
     require_inference(q, k, v)
     require_decode_operands(q, k, v, None, node, enable_gqa=True, any_device=any_device)
-    is_heads_first(node.meta["example_value"])
+    is_heads_first(captured_value(node))
     _require_broadcast(block_mask[2], q)
     for size in block_mask[-3:-1]:
-        _block_size(size, "example_value")
+        _block_size(size)
     return (node,)
 
 
 def _require_broadcast(counts: Node, q: Node) -> None:
     """A block mask of one or as many sequences and heads as the query, or Refused. With a guard where it is as many and
     the query's are symbols: other block masks would not fit either."""
-    have, want = counts.meta["example_value"].shape[:2], q.meta["example_value"].shape[:2]
-    if not all(same(own, 1) or bool(own == size) for own, size in zip(have, want, strict=True)):
+    have, want = captured_value(counts).shape[:2], captured_value(q).shape[:2]
+    if not all(same(own, 1) or holds(own == size, "the block mask fits") for own, size in zip(have, want, strict=True)):
         raise Refused(
             f"the block mask is for {tuple(have)} sequences and heads, the query has {tuple(want)}: create it for as "
             "many, or for one"
@@ -90,25 +94,28 @@ def read_call(node: Node) -> FlexCall:
     """The call of whose results ``node`` is the first, in a functional graph.
 
     Raises:
-        Refused: another result is used too, or an argument is not a constant that must be one.
+        Refused: the maximum of the scores is used, or an argument is not a constant that must be one.
     """
     call = _call(node)
-    q, k, v, score_mod, block_mask, scale, _, *buffers = _arguments(call)
+    q, k, v, score_mod, block_mask, scale, kernel_options, *buffers = _arguments(call)
     score_buffers, mask_buffers = (*buffers, (), ())[:2]
-    _require_no_other_result(call)
+    log_sum_exps = _log_sum_exps(call)
     if not isinstance(scale, int | float):
         raise Refused("scale is not a constant of the graph: pass a Python float, or multiply the query by the scale")
     # The tuple's middle differs between versions of PyTorch; it is for backward.
     _, _, counts, indices, full_counts, full_indices, *_, q_block, kv_block, mask_mod = block_mask
-    sizes = _block_size(q_block, "val"), _block_size(kv_block, "val")
+    sizes = _block_size(q_block), _block_size(kv_block)
     lists = BlockLists(counts, indices, full_counts, full_indices, *sizes)
     modules = _module(score_mod), _module(mask_mod)
-    return FlexCall(call, q, k, v, *modules, lists, float(scale), tuple(score_buffers), tuple(mask_buffers))
+    return FlexCall(
+        call, q, k, v, *modules, lists, float(scale), tuple(score_buffers), tuple(mask_buffers), log_sum_exps,
+        kernel_options.get("BACKEND") != "FLASH",
+    )  # fmt: skip
 
 
-def _block_size(size: Any, value: str) -> int:
-    """Queries or keys in a block, with a guard where ``dynamic=True`` made it a symbol: it never changes in a model."""
-    return int(size.meta[value] if isinstance(size, Node) else size)
+def _block_size(size: Any) -> int:
+    """Queries or keys in a block."""
+    return fixed(captured_value(size) if isinstance(size, Node) else size, "the size of the block mask's blocks")
 
 
 def _call(node: Node) -> Node:
@@ -130,12 +137,14 @@ def _module(node: Any) -> GraphModule:
     return module
 
 
-def _require_no_other_result(call: Node) -> None:
-    if any(user.target is not operator.getitem or user.args[1] != 0 for user in call.users):
+def _log_sum_exps(call: Node) -> tuple[Node, ...]:
+    """Nodes that take the call's second result."""
+    if any(user.target is not operator.getitem or user.args[1] not in (0, 1) for user in call.users):
         raise Refused(
-            "the log-sum-exp or the maximum of the scores is used, which the kernels do not return: call "
-            "flex_attention without return_lse and return_aux, and attention sinks with attn_implementation='eager'"
+            "the maximum of the scores is used, which the kernels do not return: call flex_attention without "
+            "max_scores in its return_aux"
         )
+    return tuple(user for user in call.users if user.args[1] == 1)
 
 
 def output_of(marker: Node) -> Node:

@@ -2,13 +2,12 @@
 
 What is understood, in any order that a softmax over scores allows: multiplying and dividing by constants, tanh (soft
 capping), adding tensors (masks, ALiBi, relative positions), filling by a condition, one more column with a constant per
-head (an attention sink), taking off the maximum, conversions, copies and views. Everything else is refused by name.
+head (an attention sink), conversions, copies and views. Everything else is refused by name.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,13 +47,13 @@ class Scores(Changes):
     sink: Node | None = None
 
 
-def read_scores(scores: Node, softmax: Node) -> Scores:
-    """What a softmax is taken of.
+def read_scores(scores: Node, users: Collection[Node]) -> Scores:
+    """What a softmax is taken of. ``users`` of the scores make the softmax, and whatever comes with it.
 
     Raises:
         Refused: a step is not understood, or an intermediate is used elsewhere too.
     """
-    reader = _Reader(scores, softmax)
+    reader = _Reader(scores, users)
     product = reader.run()
     result = Scores(dims=reader.dims, product=product, sink=reader.sink)
     result.follow(reversed(reader.steps))
@@ -96,13 +95,11 @@ def _unsqueezed(node: Any, dim: int) -> bool:
 class _Reader:
     """Goes from the softmax to the product. ``steps`` are found in reverse."""
 
-    def __init__(self, scores: Node, softmax: Node) -> None:
+    def __init__(self, scores: Node, users: Collection[Node]) -> None:
         shape = shape_of(scores)
         self.sink: Node | None = None
         self.steps: list[Step] = []
-        self._node, self._user = scores, softmax
-        self._also_read_by: Node | None = None
-        self._look_through_maximum()
+        self._node, self._users = scores, users
         if self._node.target is aten.cat.default:
             self._take_sink()
             shape = shape_of(self._node)
@@ -118,14 +115,14 @@ class _Reader:
         return Product(self._node, left, right, self._dims)
 
     def _require_one_user(self) -> None:
-        extra = [user for user in self._node.users if user not in (self._user, self._also_read_by)]
+        extra = [user for user in self._node.users if user not in self._users]
         if extra:
             raise Refused(f"the attention scores are used elsewhere too ({extra[0].name})")
 
     def _go(self, source: Any) -> None:
         if not isinstance(source, Node):
             raise Refused("the scores do not come from a product of queries and keys")
-        self._user, self._node, self._also_read_by = self._node, source, None
+        self._users, self._node = (self._node,), source
 
     def _step(self) -> None:
         node = self._node
@@ -148,19 +145,7 @@ class _Reader:
             self.steps.append(changes.adds(Bias(node.args[0], self._dims, beta)))  # type: ignore[arg-type]
         self.steps.append(lambda scores: changes.scale(scores, alpha))
 
-    # Before the first step: what leaves a softmax as it is, and the sink
-
-    def _look_through_maximum(self) -> None:
-        """``x - x.amax(-1, keepdim=True)`` has the softmax of x."""
-        node = self._node
-        if node.target is not aten.sub.Tensor or not isinstance(node.args[1], Node):
-            return
-        found = _maximum_of(node.args[1])
-        if found is None or found[0] is not node.args[0]:
-            return
-        self._require_one_user()
-        self._go(node.args[0])
-        self._also_read_by = found[1]
+    # Before the first step
 
     def _take_sink(self) -> None:
         parts, *rest = self._node.args
@@ -272,25 +257,6 @@ _HANDLERS: dict[Any, Callable[[_Reader], None]] = {
 def _is_last(rest: list[Any], node: Node) -> bool:
     dim = rest[0] if rest else node.kwargs.get("dim", 0)
     return dim in (-1, node.meta["val"].ndim - 1)
-
-
-def _maximum_of(node: Node) -> tuple[Any, Node] | None:
-    """What ``node`` is the maximum of over the last dimension, kept, and the node that reads it."""
-    if node.target is aten.amax.default and node.args[1] in ([-1], [node_rank(node) - 1]) and _keeps_dim(node):
-        return node.args[0], node
-    pair = node.args[0]
-    if node.target is not operator.getitem or node.args[1] != 0 or not isinstance(pair, Node):
-        return None
-    over_last = pair.target is aten.max.dim and pair.args[1] in (-1, node_rank(node) - 1)
-    return (pair.args[0], pair) if over_last and _keeps_dim(pair) and len(pair.users) == 1 else None
-
-
-def node_rank(node: Node) -> int:
-    return len(shape_of(node))
-
-
-def _keeps_dim(node: Node) -> bool:
-    return (len(node.args) > 2 and node.args[2] is True) or node.kwargs.get("keepdim") is True
 
 
 def constant_of(operand: Any) -> float | None:

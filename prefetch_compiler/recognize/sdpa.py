@@ -1,8 +1,7 @@
-"""Scaled-dot-product attention in the Dynamo graph: is this call decode attention that the templates can serve?"""
+"""Scaled-dot-product attention in a captured graph: is this call decode attention that the templates can serve?"""
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from ..device import interpreting
 from ..errors import Refused
 from ..spec import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM, MAX_Q_LEN, SUPPORTED_DTYPES
-from .sizes import Size, hint, is_symbolic, same
+from .captured import captured_value
+from .sizes import Size, fixed, hint, holds, is_symbolic, same
 
+# As Dynamo has it, and torch.export; the parameters of both have the same names.
+_TARGETS = (F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default)
 _PARAMETERS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 _DEFAULTS = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False}
 
@@ -25,7 +27,7 @@ class NotDecode(Refused):
 
 @dataclass(frozen=True)
 class SdpaCall:
-    """One SDPA call of a Dynamo graph that may be marked: nodes and constants of a 4-D call."""
+    """One SDPA call of a captured graph that may be marked: nodes and constants of a 4-D call."""
 
     q: torch.fx.Node
     k: torch.fx.Node
@@ -38,7 +40,7 @@ class SdpaCall:
 
 
 def is_sdpa(node: torch.fx.Node) -> bool:
-    return node.op == "call_function" and node.target is F.scaled_dot_product_attention
+    return node.op == "call_function" and node.target in _TARGETS
 
 
 def marker_arguments(node: torch.fx.Node, any_device: bool = False) -> tuple[Any, ...]:
@@ -91,7 +93,7 @@ def require_decode_operands(
     enable_gqa: Any,
     any_device: bool,
 ) -> None:
-    """Operands and output of one attention of a Dynamo graph that the templates may serve.
+    """Operands and output of one attention of a captured graph that the templates may serve.
 
     Raises:
         NotDecode: it is prefill.
@@ -107,7 +109,7 @@ def require_decode_operands(
 
 
 def _value(node: torch.fx.Node) -> torch.Tensor:
-    value = node.meta.get("example_value")
+    value = captured_value(node)
     if not isinstance(value, FakeTensor):
         raise Refused(f"{node.name} is not a plain tensor ({type(value).__name__}): pass a torch.Tensor, no subclass")
     return value
@@ -161,7 +163,7 @@ def _fix_heads_and_dims(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> No
                 raise Refused(
                     f"the number of heads or head_dim of {name} depends on data: take both from the configuration"
                 )
-            int(size)
+            fixed(size, f"the number of heads or head_dim of {name}")
 
 
 def _require_shapes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, enable_gqa: Any) -> None:
@@ -228,7 +230,7 @@ def require_decode_length(q_len: Size) -> None:
     stay general."""
     if hint(q_len, MAX_Q_LEN + 1) > MAX_Q_LEN:
         raise NotDecode(f"prefill: {q_len} queries, more than {MAX_Q_LEN}: decode at most {MAX_Q_LEN} at a time")
-    if not bool(operator.le(q_len, MAX_Q_LEN)):
+    if not holds(q_len <= MAX_Q_LEN, f"there are at most {MAX_Q_LEN} queries"):
         raise NotDecode(f"prefill: {q_len} queries, more than {MAX_Q_LEN}: decode at most {MAX_Q_LEN} at a time")
 
 

@@ -1,4 +1,4 @@
-"""Softmax in the Dynamo graph: does it stand between two matrix products, as attention written by hand has it?
+"""Softmax in a captured graph: does it stand between two matrix products, as attention written by hand has it?
 
 Softmax alone is no sign of attention (routers of mixtures of experts have one), and it is all that has to be kept from
 being decomposed: the products, and everything in between, are read from the functional graph.
@@ -15,12 +15,18 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 
+from .captured import captured_value
 from .sdpa import NotDecode, require_decode_length, require_device
-from .sizes import same
+from .sizes import fixed, same
 
-_SOFTMAX: tuple[Any, ...] = (F.softmax, torch.softmax, torch.special.softmax)
+_SOFTMAX: tuple[Any, ...] = (
+    F.softmax, torch.softmax, torch.special.softmax, torch.ops.aten.softmax.int, torch.ops.aten.special_softmax.default
+)  # fmt: skip
 _SOFTMAX_METHODS = ("softmax",)
-_PRODUCTS: tuple[Any, ...] = (torch.matmul, operator.matmul, torch.bmm, torch.baddbmm, torch.einsum)
+_PRODUCTS: tuple[Any, ...] = (
+    torch.matmul, operator.matmul, torch.bmm, torch.baddbmm, torch.einsum,
+    *(getattr(torch.ops.aten, name).default for name in ("matmul", "bmm", "baddbmm", "einsum")),
+)  # fmt: skip
 _PRODUCT_METHODS = ("matmul", "bmm", "baddbmm", "__matmul__")
 # Nodes between a softmax and a product, at most: scaling, capping, masks, sinks, conversions, views.
 _MAX_DISTANCE = 24
@@ -30,11 +36,18 @@ _MAX_SINKS = 4
 
 def is_attention_softmax(node: Node) -> bool:
     """Whether ``node`` is a softmax over the last dimension of what came from a product and goes into another."""
-    value = _value(node)
-    if not _is_softmax(node) or value is None or value.ndim < 3 or not _over_last_dimension(node):
+    if not _is_softmax(node) or not _over_last_dimension(node):
+        return False
+    return between_products(_scores(node), node)
+
+
+def between_products(scores: Node, weights: Node) -> bool:
+    """Whether ``scores`` come from a product, and ``weights``, a tensor with a last dimension of keys, go into one."""
+    value = _value(weights)
+    if value is None or value.ndim < 3:
         return False
     keys = value.shape[-1]
-    return _reaches_product(_scores(node), keys, _sources) and _reaches_product(node, keys, _users)
+    return _reaches_product(scores, keys, _sources) and _reaches_product(weights, keys, _users)
 
 
 def marker_arguments(node: Node, any_device: bool = False) -> tuple[Any, ...]:
@@ -45,21 +58,26 @@ def marker_arguments(node: Node, any_device: bool = False) -> tuple[Any, ...]:
         Refused: it runs where no kernel does.
     """
     scores = _scores(node)
-    value = scores.meta["example_value"]
+    value = captured_value(scores)
+    require_decode_scores(value, any_device)
+    # What it returns: its dtype argument, or what autocast makes of it, which knows nothing of the marker.
+    dtype = captured_value(node).dtype
+    return scores, None if dtype == value.dtype else dtype
+
+
+def require_decode_scores(value: torch.Tensor, any_device: bool) -> None:
+    """Scores or probabilities (..., queries, keys) that the templates may serve; raises as :func:`marker_arguments`."""
     if value.requires_grad:
         raise NotDecode("gradients are on: call the model under torch.no_grad() or torch.inference_mode()")
     require_decode_length(value.shape[-2])
     for heads in value.shape[1:-2]:
-        int(heads)  # a guard where dynamic=True made it a symbol: it never changes in a model
+        fixed(heads, "the number of heads")
     if not any_device:
         require_device(value)
-    # What it returns: its dtype argument, or what autocast makes of it, which knows nothing of the marker.
-    dtype = node.meta["example_value"].dtype
-    return scores, None if dtype == value.dtype else dtype
 
 
 def _value(node: Any) -> torch.Tensor | None:
-    value = node.meta.get("example_value") if isinstance(node, Node) else None
+    value = captured_value(node) if isinstance(node, Node) else None
     return value if isinstance(value, FakeTensor) else None
 
 

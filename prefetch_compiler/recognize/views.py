@@ -150,8 +150,16 @@ def chain_of(operand: Node, also: tuple[Any, ...] = ()) -> list[Node]:
 
 def _replay(chain: list[Node], base_at: int) -> Dims:
     base = chain[base_at]
-    dims: Dims = [[Atom(d, size)] for d, size in enumerate(_shape(base))]
-    for node in reversed(chain[:base_at]):
+    return replay_chain([[Atom(d, size)] for d, size in enumerate(_shape(base))], chain[:base_at])
+
+
+def replay_chain(dims: Dims, chain: list[Node]) -> Dims:
+    """What a tensor is made of whose view ``chain``, nearest first, begins with a tensor made of ``dims``.
+
+    Raises:
+        NotRepresentable: a view splits or mixes dimensions, or drops part of one.
+    """
+    for node in reversed(chain):
         dims = REPLAY[node.target](dims, node)
     return dims
 
@@ -170,7 +178,7 @@ def single_source(atoms: list[Atom]) -> int | None:
     return kept[0].source
 
 
-def _head_source(atoms: list[Atom]) -> int | None:
+def head_source(atoms: list[Atom]) -> int | None:
     """The stored KV-head dimension of (kv_heads, repetitions...), or None when one KV head serves all.
 
     Heads must vary slower than repetitions: query head h reads KV head h // group, nothing else.
@@ -197,7 +205,7 @@ def stored_order(dims: Dims, base: Node) -> tuple[int, ...]:
     shape = _shape(base)
     if len(dims) != 4 or len(shape) != 4:
         raise NotRepresentable
-    found = [_batch_source(dims[0]), _head_source(dims[1]), single_source(dims[2]), single_source(dims[3])]
+    found = [_batch_source(dims[0]), head_source(dims[1]), single_source(dims[2]), single_source(dims[3])]
     spare = [d for d in range(4) if d not in found]
     if any(not _is_one(shape[d]) for d in spare):
         raise NotRepresentable

@@ -22,6 +22,8 @@ def why_inadmissible(spec: AttentionSpec, config: KernelConfig, profile: DeviceP
             return f"TMA loads need sm_90 or later, not {profile.name}"
         if not spec.tma_loadable:
             return "TMA loads need K and V strides that are positive multiples of 16 bytes"
+        if spec.page_size and spec.masked:
+            return "TMA loads need tiles that begin with a page, and those of a masked cache begin where its mask does"
         if 0 < spec.page_size < config.block_kv:
             return f"TMA loads need pages of whole tiles, and {spec.page_size} keys of a page are no {config.block_kv}"
     if spec.page_size and config.prologue_prefetch:

@@ -191,8 +191,7 @@ def choose(spec: AttentionSpec, profile: DeviceProfile) -> KernelConfig:
     block_kv = _block_kv(spec, regime.tile_bytes)
     # fp32 is multiplied outside the tensor cores, from registers; tiles that come by TMA then spill 20 KB a thread.
     by_tma = (regime.load_path is LoadPath.TMA or padded_dim(spec.head_dim) != spec.head_dim) and spec.element_bytes < 4
-    whole_tiles = not spec.page_size or spec.page_size >= block_kv
-    use_tma = by_tma and profile.has_tma and spec.tma_loadable and whole_tiles
+    use_tma = by_tma and profile.has_tma and spec.tma_loadable and _pages_hold_tiles(spec, block_kv)
     splits = _splits(regime, programs, spec, profile, block_kv)
     config = KernelConfig(
         block_kv=block_kv,
@@ -206,17 +205,26 @@ def choose(spec: AttentionSpec, profile: DeviceProfile) -> KernelConfig:
     return _shrink_to_fit(spec, config, profile)
 
 
+def _pages_hold_tiles(spec: AttentionSpec, block_kv: int) -> bool:
+    """Whether no tile reaches into a second page, as TMA asks: without a mask tiles begin where pages may."""
+    return not spec.page_size or (spec.page_size >= block_kv and not spec.masked)
+
+
+def _quantised_block_kv(spec: AttentionSpec, tile_bytes: int, crowded: bool) -> int:
+    most_scores = MAX_QUANTISED_SCORES // 2 if crowded else MAX_QUANTISED_SCORES
+    return min(_block_kv(spec, tile_bytes), max(16, most_scores // row_tile_of(spec)))
+
+
 def _choose_quantised(spec: AttentionSpec, programs: int, profile: DeviceProfile) -> KernelConfig:
     """Two warps and TMA where there is TMA, and keys first, as the template asks. With three programs an SM or more,
     two stages of larger tiles do; with fewer, splits until there are two programs an SM, and a deeper pipeline."""
     family = _QUANTISED_LARGE_SHARED_MEMORY if profile.shared_memory_bytes >= 150 * _KIB else _QUANTISED_SMALL
     regime = family.many if programs >= 3 * profile.sm_count else family.few
     use_tma = regime.load_path is LoadPath.TMA and profile.has_tma and spec.tma_loadable
+    use_tma = use_tma and _pages_hold_tiles(spec, _quantised_block_kv(spec, regime.tile_bytes, spec.mask_per_row))
     # Pointers, of K and V as well as of a mask by row, take registers too; warpgroups are not to be formed.
     warps = regime.warps if use_tma or profile.has_warpgroup_products else 2 * regime.warps
-    crowded = spec.mask_per_row or not use_tma
-    most_scores = MAX_QUANTISED_SCORES // 2 if crowded else MAX_QUANTISED_SCORES
-    block_kv = min(_block_kv(spec, regime.tile_bytes), max(16, most_scores // row_tile_of(spec)))
+    block_kv = _quantised_block_kv(spec, regime.tile_bytes, spec.mask_per_row or not use_tma)
     if spec.cache is not None and spec.cache.has_groups:
         block_kv = min(block_kv, max(16, MAX_GROUPED_NUMBERS * warps // padded_dim(max(spec.head_dim, spec.value_dim))))
     splits = _splits(regime, programs, spec, profile, block_kv)

@@ -14,7 +14,7 @@ from torch.fx import Graph, GraphModule
 
 from ..errors import Refused
 from ..lower.mark import layer_of, mark
-from ..recognize.dequantised import read_as_stored
+from ..recognize.readings import readings
 from ..recognize.registry import recognise
 from ..recognize.site import Site
 from ..report import SiteReport
@@ -48,17 +48,14 @@ def _recognise_into(reports: dict[int, SiteReport], graph: Graph) -> None:
                 report.reason = refusal.reason
             continue
         if site is not None:
-            site = _as_stored_if_served(site)
+            site = _most_direct(site)
             report = reports.setdefault(site.index, SiteReport(site.index, 0, layer_of(node), site.form))
             report.spec, report.reason = site.spec, ""
 
 
-def _as_stored_if_served(site: Site) -> Site:
-    try:
-        stored = read_as_stored(site)
-    except Refused:
-        return site
-    return site if stored is None or not is_covered(stored.spec) else stored
+def _most_direct(site: Site) -> Site:
+    """As the pass would read it on a device that runs all kernels."""
+    return next((read for read in readings(site, pack=True) if is_covered(read.spec)), site)
 
 
 def _trace(module: GraphModule, example_inputs: Sequence[Any], look: Callable[[Graph], None]) -> Callable[..., Any]:

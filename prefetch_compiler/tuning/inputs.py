@@ -203,7 +203,7 @@ def operands(
     table = shuffled_table(spec, generator.device) if spec.page_size else None
     given = _poisoned_cache(cache, stale) if table is None else _poisoned_pools(spec, cache, stale, table)
     if table is not None:
-        table = _with_garbage(table, stale[:, :: spec.page_size], generator)
+        table = _with_garbage(table, stale.unflatten(1, (-1, spec.page_size)).all(2), generator)
     if lengths is not None:
         mask = _mask_of_lengths(spec, lengths)
     sink = random_sink(spec, generator)

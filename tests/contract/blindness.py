@@ -13,6 +13,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from prefetch_compiler.lower import mark, ops, quantised_call, rewrite
 from prefetch_compiler.recognize import (
+    block_lists,
     block_mask,
     bounds,
     chain,
@@ -20,7 +21,10 @@ from prefetch_compiler.recognize import (
     compose,
     dequantised,
     flex,
+    log_space,
     marked,
+    pack,
+    paged,
     score_mod,
     sdpa,
     views,
@@ -28,6 +32,7 @@ from prefetch_compiler.recognize import (
 from prefetch_compiler.recognize.bounds import mask_bounds
 from prefetch_compiler.recognize.index_functions import for_all_indices
 from prefetch_compiler.recognize.sdpa import SdpaCall
+from prefetch_compiler.recognize.site import Site
 from prefetch_compiler.recognize.trace import insert_call
 from prefetch_compiler.recognize.views import Atom, StoredKV
 from prefetch_compiler.spec import Storage
@@ -80,6 +85,11 @@ def to_mask_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     _mask_through(lambda mask: mask[..., :1, :])(monkeypatch)
 
 
+def to_mask_of_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the first sequence's mask counts."""
+    _mask_through(lambda mask: mask[:1])(monkeypatch)
+
+
 def _other_bounds(change: Callable[[Tensor], Tensor]) -> Blind:
     def blind(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(rewrite, "mask_bounds", lambda mask, kv_len: change(mask_bounds(mask, kv_len)))
@@ -127,15 +137,15 @@ def to_head_order(monkeypatch: pytest.MonkeyPatch) -> None:
     def any_order(atoms: list[Atom]) -> int | None:
         return next((atom.source for atom in atoms if atom.source is not None), None)
 
-    monkeypatch.setattr(views, "_head_source", any_order)
+    monkeypatch.setattr(views, "head_source", any_order)
 
 
 def to_head_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """One KV head serves all queries."""
     arrange = rewrite._arrange
 
-    def first_head(graph: Graph, stored: StoredKV, q: Node) -> Node:
-        return insert_call(graph, views.aten.slice.Tensor, arrange(graph, stored, q), 1, 0, 1)
+    def first_head(graph: Graph, stored: StoredKV) -> Node:
+        return insert_call(graph, views.aten.slice.Tensor, arrange(graph, stored), 1, 0, 1)
 
     monkeypatch.setattr(rewrite, "_arrange", first_head)
 
@@ -342,6 +352,41 @@ def to_second_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dequantised.Scale, "emit", first)
 
 
+def to_order_of_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = rewrite._entries
+    monkeypatch.setattr(rewrite, "_entries", lambda table, pool: entries(table.flip(1), pool))
+
+
+def to_lists_of_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first head's list serves all."""
+    table = block_lists._table
+    monkeypatch.setattr(block_lists, "_table", lambda listed, blocks: table(listed[:, :1].expand_as(listed), blocks))
+
+
+def to_negative_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages that are counted from the end are taken for the first."""
+    monkeypatch.setattr(rewrite, "_entries", lambda table, pool: table.clamp(min=0).to(torch.int32))
+
+
+def to_which_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """V is gathered as K is, whatever its table."""
+    monkeypatch.setattr(paged, "_same_table", lambda one, other: True)
+
+
+def to_pages_of_scales(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first pages' scales serve all."""
+    scale_pool = paged._scale_pool
+
+    def first(site: Site, scale: Node | None, by: Any) -> Node | None:
+        pool = scale_pool(site, scale, by)
+        assert pool is not None
+        with site.anchor.graph.inserting_before(site.anchor):
+            one = insert_call(site.anchor.graph, views.aten.slice.Tensor, pool, 0, 0, 1)
+            return insert_call(site.anchor.graph, views.aten.expand.default, one, list(pool.meta["val"].shape))
+
+    monkeypatch.setattr(paged, "_scale_pool", first)
+
+
 def to_format(monkeypatch: pytest.MonkeyPatch) -> None:
     """e5m2 is read as e4m3."""
     as_e4m3 = {**quantised_call.QUANTISED_FORMATS, torch.float8_e5m2: "e4m3"}
@@ -398,3 +443,37 @@ def _packing(old: str, new: str) -> Blind:
 
 to_order_of_nibbles = _packing("halves", "interleaved")
 to_sign_of_nibbles = _packing("int4", "uint4")
+
+
+def to_lse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log-sum-exp is taken for 0."""
+    launch = ops.launch_decode
+
+    def without(*args: Any, **kwargs: Any) -> Tensor:
+        out: Tensor = launch(*args, **kwargs)
+        kwargs["lse"].zero_()
+        return out
+
+    monkeypatch.setattr(ops, "launch_decode", without)
+
+
+def to_lse_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flex attention's log-sum-exp is taken for a natural one."""
+    read_call = flex.read_call
+    monkeypatch.setattr(flex, "read_call", lambda node: replace(read_call(node), log_of_two=False))
+
+
+def to_other_terms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is added to a sum of exponentials does not count."""
+    value_of = log_space._Reader._value_of
+
+    def without(self: Any, node: Node) -> Any:
+        adds = node.target is views.aten.add.Tensor and node.args[0] in self._values
+        return self._values[node.args[0]] if adds else value_of(self, node)
+
+    monkeypatch.setattr(log_space._Reader, "_value_of", without)
+
+
+def to_packing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed queries stay in the order of sequences."""
+    monkeypatch.setattr(pack, "permute", lambda graph, tensor, order: tensor)

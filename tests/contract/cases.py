@@ -241,8 +241,8 @@ def _register_share(config: KernelConfig, spec: AttentionSpec) -> float:
     return (operands + results) / (config.num_warps * 32 * 255 * 4)
 
 
-def solve(case: Case, operands: Operands) -> Tensor:
-    """Run the case on stale caches, with NaN in every tensor that is allocated meanwhile."""
+def solve(case: Case, operands: Operands, lse: Tensor | None = None) -> Tensor:
+    """Run the case on stale caches, with NaN in every tensor that is allocated meanwhile. ``lse`` is written too."""
     config = config_of(case, spec_of(case, operands), profile(DEVICE))
     heads = case.group * case.kv_heads
     mask = operands.mask
@@ -261,6 +261,7 @@ def solve(case: Case, operands: Operands) -> Tensor:
             config=config,
             softcap=operands.softcap,
             sink=operands.sink,
+            lse=lse,
         )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from prefetch_compiler.config import KernelConfig, LoadPath, Merge, OperandOrder, PrefetchKind
 from prefetch_compiler.device import profile
 from prefetch_compiler.lower.addresses import for_these_addresses
-from prefetch_compiler.lower.call import AttentionCall, spec_of
+from prefetch_compiler.lower.call import QUANTISED, AttentionCall, spec_of
 from prefetch_compiler.lower.launch import launch_decode
 from prefetch_compiler.quantisation import quantise_for
 from prefetch_compiler.recognize.bounds import mask_bounds
@@ -184,13 +184,13 @@ def quantised_spec(operands: QuantisedOperands) -> AttentionSpec:
     return spec_of(
         AttentionCall(
             o.q, o.stored_k, o.stored_v, o.k_scale, o.v_scale, o.mask, None, None, None, o.sink, o.is_causal, o.scale,
-            o.softcap, o.k_zero, o.v_zero, o.storage.encode(),
+            o.softcap, QUANTISED, o.k_zero, o.v_zero, o.storage.encode(),
         )
     )  # fmt: skip
 
 
-def solve_quantised(case: QuantisedCase, operands: QuantisedOperands) -> Tensor:
-    """Run the case on stale caches, with NaN in every tensor that is allocated meanwhile."""
+def solve_quantised(case: QuantisedCase, operands: QuantisedOperands, lse: Tensor | None = None) -> Tensor:
+    """Run the case on stale caches, with NaN in every tensor that is allocated meanwhile. ``lse`` is written too."""
     o, config = operands, config_of(case, operands)
     bounds = None if o.mask is None else mask_bounds(o.mask, case.capacity)
     heads = case.group * case.kv_heads
@@ -199,7 +199,7 @@ def solve_quantised(case: QuantisedCase, operands: QuantisedOperands) -> Tensor:
         return launch_decode(
             o.q, o.stored_k, o.stored_v, expanded, bounds, is_causal=o.is_causal, scale=o.scale,
             heads_first=case.heads_first, config=config, k_scale=o.k_scale, v_scale=o.v_scale,
-            softcap=o.softcap, sink=o.sink, k_zero=o.k_zero, v_zero=o.v_zero, storage=o.storage,
+            softcap=o.softcap, sink=o.sink, lse=lse, k_zero=o.k_zero, v_zero=o.v_zero, storage=o.storage,
         )  # fmt: skip
 
 

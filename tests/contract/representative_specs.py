@@ -29,6 +29,7 @@ def site(
     page_size: int = 0,
     softcap: float | None = None,
     sink: bool = False,
+    lse: bool = False,
 ) -> AttentionSpec:
     """A (batch, heads, length, dim) cache whose rows are ``row_padding`` elements longer than its heads are wide; or
     pages in place of sequences."""
@@ -59,6 +60,7 @@ def site(
         page_size=page_size,
         softcap=softcap,
         sink=sink,
+        lse=lse,
     )
 
 

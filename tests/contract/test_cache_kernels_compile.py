@@ -1,5 +1,5 @@
 """Kernels over paged, quantised, and paged quantised caches compile for GPUs that need not be here, in every partition,
-with and without soft caps and sinks.
+with and without soft caps, sinks and log-sum-exps.
 
 What the heuristic chooses is compiled in ``test_heuristic_compiles``; here each partition is, and TMA where there is
 TMA.
@@ -22,7 +22,7 @@ PARTITIONS = list(Partition)
 SHAPE = {"batch": 4, "mask": MaskKind.LENGTHS}
 PAGED = site(8, 2, 64, page_size=64, q_len=2, is_causal=True, **SHAPE)  # type: ignore[arg-type]
 SMALL_PAGES = site(8, 2, 64, page_size=16, **SHAPE)  # type: ignore[arg-type]
-CAPPED = {"softcap": 50.0, "sink": True}
+CAPPED = {"softcap": 50.0, "sink": True, "lse": True}
 CACHES: dict[str, list[AttentionSpec]] = {
     "quantised": [
         quantised(site(8, 2, 64), E4M3),

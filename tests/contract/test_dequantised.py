@@ -176,6 +176,23 @@ def test_a_scale_of_a_slice_is_that_of_its_tokens() -> None:
     assert cache is not None and cache.key_scales is ScaleGranularity.TOKEN  # type: ignore[attr-defined]
 
 
+def test_numbers_at_an_odd_address_are_dequantised_for_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are read in pairs; where they lie is known when they are there."""
+    launched: list[object] = []
+    monkeypatch.setattr(ops, "launch_decode", lambda *operands, **_: launched.append(operands))
+    golden = Dequantised("odd").golden
+
+    def steps() -> list[dict[str, Tensor]]:
+        (step,) = golden.steps()
+        keys = step["keys"]
+        odd = torch.empty(keys.numel() + 1, dtype=keys.dtype, device=keys.device)[1:].view(keys.shape)
+        assert odd.copy_(keys).data_ptr() % 2 == 1
+        return [{**step, "keys": odd}]
+
+    assert _run(replace(golden, steps=steps)) is not None
+    assert not launched
+
+
 def test_what_fails_to_launch_is_dequantised_for_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object, **__: object) -> Tensor:
         raise RuntimeError("no such device")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 from torch._higher_order_ops.flex_attention import flex_attention as flex_operator
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 from torch.nn.attention import flex_attention as flex
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from prefetch_compiler.errors import Refused
 from prefetch_compiler.lower import rewrite
 from prefetch_compiler.lower.mark import mark
-from prefetch_compiler.recognize import index_functions
+from prefetch_compiler.recognize import flex_call, index_functions
 from prefetch_compiler.recognize.flex_marker import MARKED_FLEX
 from prefetch_compiler.report import Report, SiteReport, collect_reports
 
@@ -66,6 +67,12 @@ def _with_lse(q: Tensor, k: Tensor, v: Tensor) -> Any:
     return out * torch.sigmoid(aux.lse - 0.5)[..., None]
 
 
+def _with_lse_of_filled(q: Tensor, k: Tensor, v: Tensor) -> Any:
+    aux = AuxRequest(lse=True)
+    out, found = flex_attention(q, k, v, lambda s, b, h, m, n: torch.where(n < 4, s, -1e4), return_aux=aux)
+    return out, found.lse
+
+
 def _with_unused_lse(q: Tensor, k: Tensor, v: Tensor) -> Any:
     out, aux = flex_attention(q, k, v, return_aux=AuxRequest(lse=True))
     aux.lse.to(torch.float64)
@@ -82,7 +89,7 @@ REFUSED: dict[str, tuple[Program, str]] = {
     "filled with five": (_with(lambda s, b, h, m, n: torch.where(n > 3, s, 5.0)), "filled with 5"),
     "rounded": (_with(lambda s, b, h, m, n: s.to(torch.int32) * 0.1), "rounded to an integer"),
     "a table inside": (_with(lambda s, b, h, m, n: s + torch.tensor([0.5, 1.0, 2.0, 3.0])[h]), "capture it"),
-    "log-sum-exp": (_with_lse, "call flex_attention without return_lse"),
+    "a low fill, and the log-sum-exp": (_with_lse_of_filled, "fill them with -inf, or with -3.4"),
 }
 
 
@@ -150,6 +157,15 @@ def test_a_log_sum_exp_that_nobody_uses_is_no_obstacle() -> None:
     torch.testing.assert_close(actual, _with_unused_lse(*operands))
     assert len(report.lowered) == 1, str(report)
     assert _count(graph, flex_operator) == 0
+
+
+def test_a_maximum_that_is_used_is_refused() -> None:
+    """Which flex attention does not return on a CPU."""
+    graph = Graph()
+    call = graph.call_function(flex_operator)
+    graph.output(graph.call_function(operator.getitem, (call, 2)))
+    with pytest.raises(Refused, match="call flex_attention without max_scores"):
+        flex_call._log_sum_exps(call)
 
 
 def test_prefill_and_decode_in_one_graph() -> None:

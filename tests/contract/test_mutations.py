@@ -17,13 +17,25 @@ from prefetch_compiler.recognize import sdpa
 from . import blindness
 from .blindness import Blind
 from .error_bounds import assert_within_bound
-from .golden import dequantised, rewritten_caches, spellings, static_cache
+from .golden import (
+    dequantised,
+    evicted,
+    partial,
+    rewritten_caches,
+    sliding_window,
+    spellings,
+    static_cache,
+)
 from .golden.dequantised import Dequantised
 from .golden.flex import Flex
 from .golden.graph import Golden
 from .golden.hand_written import HandWritten
+from .golden.paged import Paged
+from .golden.partial import Partial
 from .golden.products import Products, grouped_einsum
 from .golden.run import assert_follows_eager, run_compiled, run_eagerly
+from .golden.speculation import Tree
+from .golden.three_dimensional import Flat
 from .uncompiled import graphs_run_uncompiled
 
 WRONG = "err too much|NaN or infinite|than eager"
@@ -40,7 +52,10 @@ class Mutation:
 
 
 def _mutation(
-    name: str, original: HandWritten | Products | Flex | Dequantised, blind: Blind, **changes: object
+    name: str,
+    original: HandWritten | Products | Flex | Dequantised | Paged | Partial | Flat | Tree,
+    blind: Blind,
+    **changes: object,
 ) -> Mutation:
     mutant = replace(original, name=f"{original.name}_{name}", **changes)  # type: ignore[arg-type]
     return Mutation(name, original.golden, mutant.golden, blind)
@@ -62,6 +77,8 @@ _FLEX = Flex("flex", q_len=3)
 _FLEX_SHOWN = replace(_FLEX, mask="window")
 _FLEX_FILLED = replace(_FLEX, fill="not_first_query")
 
+_PAGED = Paged("paged")
+_PAGED_INT8 = Paged("paged_int8", format=torch.int8, dtype=torch.float16)
 _TOKENS = Dequantised("tokens")
 _HEADS = Dequantised(
     "heads", key_scale="1.H.1.1", keys=dequantised.HEAD, value_scale="1.1.1.1", values=dequantised.TENSOR
@@ -73,6 +90,11 @@ _NIBBLES = Dequantised(
     value_exponent=-2,
 )  # fmt: skip
 _E4M3 = Dequantised("e4m3", format=dequantised.E4M3)
+_TREE = Tree("tree", q_len=4)
+_FLAT = Flat("flat", kv_heads=2)
+
+_PARTIAL = Partial("partial", merge=partial.evenly)
+_MERGED_FLEX = Partial("merged_flex", **partial.FLEX)
 
 MUTATIONS = [
     _mutation("scale", _GROUPED, blindness.to_scale, scale=0.9),
@@ -116,6 +138,14 @@ MUTATIONS = [
     _mutation("product_sink", _BY_PRODUCTS, blindness.to_sink, sink="plain"),
     _mutation("product_which_sink", _BY_PRODUCTS, blindness.to_which_sink, sink="less_maximum"),
     _mutation("product_two_masks", _BY_PRODUCTS, blindness.to_composed_mask, mask="both-B.1.q.S"),
+    _mutation("flat_scale", _FLAT, blindness.to_scale, scale=0.9),
+    _mutation("flat_causality", _FLAT, blindness.to_causality, is_causal=True),
+    _mutation("tree_shape", _TREE, blindness.to_mask_rows, seed=1),
+    _mutation("trees_of_sequences", _TREE, blindness.to_mask_of_sequences, trees=2),
+    _mutation("product_off_by_one", _BY_PRODUCTS, blindness.to_other_terms, softmax="off_by_one"),
+    _mutation("partial_lse", _PARTIAL, blindness.to_lse, merge=partial.by_log_add),
+    _mutation("partial_sink", _MERGED_FLEX, blindness.to_lse_units, sink=True),
+    _mutation("partial_prefix", replace(_PARTIAL, merge=partial.by_log_add), blindness.to_packing, shared=True),
     _mutation("flex_scale", _FLEX, blindness.to_scale_of_flex, scale=0.9),
     _mutation("flex_mask_polarity", replace(_FLEX, mask="hidden"), blindness.to_block_mask_polarity, mask="causal"),
     _mutation("flex_window", _FLEX_SHOWN, blindness.to_block_mask, window=9),
@@ -164,6 +194,13 @@ MUTATIONS = [
         "nibble_order", _NIBBLES, blindness.to_order_of_nibbles, dequantise=dequantised.in_halves_about_8
     ),
     _mutation("nibble_sign", _NIBBLES, blindness.to_sign_of_nibbles, dequantise=dequantised.signed_interleaved),
+    Mutation("lengths_of_heads", evicted.OTHER_LENGTHS, evicted.LENGTHS_OF_HEADS, blindness.to_sequences),
+    Mutation("picked_blocks", evicted.OTHER_BLOCKS, evicted.PICKED_BLOCKS, blindness.to_lists_of_heads),
+    Mutation("scale_of_pruned", evicted.KEPT_SCALE, evicted.PRUNED_CHANNELS, blindness.to_scale),
+    _mutation("page_order", _PAGED, blindness.to_order_of_pages, other_pages=True),
+    _mutation("negative_pages", _PAGED, blindness.to_negative_pages, negative=True),
+    _mutation("value_pages", _PAGED, blindness.to_which_table, values_flipped=True),
+    _mutation("pages_of_scales", _PAGED_INT8, blindness.to_pages_of_scales, other_pages=True),
     _mutation("format", _E4M3, blindness.to_format, format=dequantised.E5M2),
 ]  # fmt: skip
 
@@ -222,8 +259,10 @@ def test_a_pass_blind_to_the_mutation_is_caught(mutation: Mutation, monkeypatch:
     [
         (rewritten_caches.MASK_BETWEEN_LAYERS, blindness.to_which_mask),
         (static_cache.LLAMA, blindness.to_unread_writes),
+        (sliding_window.ROLLING, blindness.to_unread_writes),
+        (_TREE.golden, blindness.to_unread_writes),
     ],
-    ids=["which_mask", "unread_writes"],
+    ids=["which_mask", "unread_writes", "unread_writes_of_windows", "unread_writes_of_trees"],
 )
 def test_a_pass_blind_to_the_graph_is_caught(golden: Golden, blind: Blind, monkeypatch: pytest.MonkeyPatch) -> None:
     _check(golden)

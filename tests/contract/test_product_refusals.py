@@ -92,6 +92,64 @@ def _odd_head_dim(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _scores(q[..., :15], k[..., :15]).softmax(-1) @ v
 
 
+def _exponentials(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    scores = _scores(q, k)
+    maximum = scores.amax(-1, keepdim=True)
+    return torch.exp(scores - maximum), maximum
+
+
+def _maximum_returned(q: Tensor, k: Tensor, v: Tensor) -> Any:
+    powers, maximum = _exponentials(q, k)
+    return (powers / powers.sum(-1, keepdim=True)) @ v, maximum
+
+
+def _exponentials_returned(q: Tensor, k: Tensor, v: Tensor) -> Any:
+    powers, _ = _exponentials(q, k)
+    return (powers / powers.sum(-1, keepdim=True)) @ v, powers
+
+
+def _sum_kept_from_0(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    powers, _ = _exponentials(q, k)
+    return (powers / powers.sum(-1, keepdim=True).clamp(min=1.5)) @ v
+
+
+def _sum_over_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    # Capped, because Inductor (PyTorch 2.13) takes it for a softmax over the keys otherwise.
+    powers = torch.exp(torch.tanh(_scores(q, k)))
+    return (powers / powers.sum(1, keepdim=True)) @ v
+
+
+def _sum_of_others(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    powers, _ = _exponentials(q, k)
+    return (powers / _scores(q, k).exp().sum(-1, keepdim=True)) @ v
+
+
+def _changed_meanwhile(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    powers, _ = _exponentials(q, k)
+    total = powers.sum(-1, keepdim=True)
+    powers.mul_(torch.arange(20, device=q.device))
+    return (powers / total) @ v
+
+
+def _lse_of_shifted(q: Tensor, k: Tensor, v: Tensor) -> Any:
+    powers, _ = _exponentials(q, k)
+    total = powers.sum(-1, keepdim=True)
+    return (powers / total) @ v, total.log()
+
+
+def _values_of_lse(q: Tensor, k: Tensor, v: Tensor) -> Any:
+    scores = _scores(q, k)
+    lse = torch.logsumexp(scores, -1)
+    return scores.softmax(-1) @ (v * lse.mean())
+
+
+def _lse_of_filled(q: Tensor, k: Tensor, v: Tensor) -> Any:
+    scores = _scores(q, k).masked_fill(torch.arange(20, device=q.device) > 7, -1e4)
+    return scores.softmax(-1) @ v, torch.logsumexp(scores, -1)
+
+
+_ELSEWHERE = "what is made of the scores is used elsewhere too"
+
 REFUSED: dict[str, tuple[Program, str]] = {
     "probabilities returned": (_returned, "output_attentions=False"),
     "scores returned": (_kept_scores, "scores are used elsewhere too"),
@@ -105,6 +163,15 @@ REFUSED: dict[str, tuple[Program, str]] = {
     "a sink that depends on the query": (_sink_of_each_query, "not one number per query head"),
     "capped after a bias": (_capped_after_mask, "before soft capping"),
     "two dtypes": (_in_two_dtypes, "mixed dtypes"),
+    "a maximum returned": (_maximum_returned, _ELSEWHERE),
+    "exponentials returned": (_exponentials_returned, _ELSEWHERE),
+    "a sum kept from 0": (_sum_kept_from_0, "not divided by their sum"),
+    "a sum over something else": (_sum_over_heads, "not divided by their sum"),
+    "a sum of others": (_sum_of_others, "not divided by their sum"),
+    "changed in place meanwhile": (_changed_meanwhile, "not made of exponentials"),
+    "a log-sum-exp of shifted scores": (_lse_of_shifted, _ELSEWHERE),
+    "values of the log-sum-exp": (_values_of_lse, "values depend on the log-sum-exp"),
+    "a low fill, and the log-sum-exp": (_lse_of_filled, "fill them with -inf, or with -3.4"),
     "an odd head_dim": (_odd_head_dim, "head_dim is 15"),
 }
 
@@ -149,3 +216,22 @@ def test_a_softmax_that_is_no_attention_is_no_site() -> None:
 
     _, report = _run(route, _operands())
     assert not report.sites
+
+
+def test_what_interleaved_sites_share_comes_before_both() -> None:
+    """Both outputs stand behind both softmaxes, in another order, and between them what needs a log-sum-exp."""
+
+    def interleaved(q: Tensor, k: Tensor, v: Tensor) -> Any:
+        hidden = torch.arange(20, device=q.device) > 12
+        first, second = (_scores(q, keys).masked_fill(hidden, -float("inf")) for keys in (k, 2 * k))
+        lse = torch.logsumexp(first, -1)
+        weights = first.softmax(-1)
+        queries = q * lse[..., None]
+        third = _scores(queries, k).masked_fill(hidden, -float("inf")).softmax(-1) @ v
+        other = second.softmax(-1) @ v
+        return weights @ v, other, third, torch.logaddexp(lse, torch.logsumexp(second, -1))
+
+    operands = _operands()
+    actual, report = _run(interleaved, operands)
+    assert len(report.lowered) == 3, str(report)
+    torch.testing.assert_close(actual, interleaved(*operands))

@@ -14,7 +14,18 @@ from prefetch_compiler.recognize.site import Recogniser, Site
 from prefetch_compiler.report import Verdict
 from prefetch_compiler.spec import AttentionSpec
 
-from .golden import dequantised, flex, hand_written, products
+from .golden import (
+    dequantised,
+    evicted,
+    flex,
+    hand_written,
+    paged,
+    partial,
+    products,
+    sliding_window,
+    speculation,
+    three_dimensional,
+)
 from .golden.catalogue import GOLDEN_GRAPHS
 from .golden.graph import Golden, Inputs
 from .golden.run import assert_follows_eager, run_compiled, run_eagerly
@@ -45,7 +56,10 @@ def test_a_golden_graph_is_recognised_and_follows_eager(golden: Golden) -> None:
     assert_follows_eager(compiled, eager, problems)
 
 
-_WRITTEN_HERE = (*hand_written.GOLDEN, *products.GOLDEN, *flex.GOLDEN, *dequantised.GOLDEN)
+_MODULES_WRITTEN_HERE = (
+    dequantised, evicted, flex, hand_written, paged, partial, products, sliding_window, speculation, three_dimensional,
+)  # fmt: skip
+_WRITTEN_HERE = [golden for module in _MODULES_WRITTEN_HERE for golden in module.GOLDEN]
 _FROM_MODELS = [golden for golden in GOLDEN_GRAPHS if golden not in _WRITTEN_HERE]
 _BY_HAND = [
     golden
@@ -56,17 +70,23 @@ _SOME = ("matmul", "grouped_einsum", "grouped_matmul", "length_first", "bmm", "s
 _PRODUCTS = [golden for golden in products.GOLDEN if golden.name in _SOME]
 
 
+_PARTIAL = [golden for golden in partial.GOLDEN if golden.name == "partial_by_lse"]
 _FLEX = [golden for golden in flex.GOLDEN if golden.name == "flex_small_blocks"]
 
 _DEQUANTISED = [
     golden for golden in dequantised.GOLDEN if golden.name in ("int8_written", "int8_value_channels", "e4m3_products")
 ]
 
+_PAGED = [golden for golden in paged.GOLDEN if golden.name in ("paged_and_written", "paged_int8")]
+
 # Where even the hidden size is a symbol, as in this one, the strides of SDPA's output stay formulas.
 _HIDDEN_SIZE_IS_AN_INPUT = ("whisper",)
 
 
-@pytest.mark.parametrize("golden", [*_FROM_MODELS, *_BY_HAND, *_FLEX, *_DEQUANTISED[:2]], ids=str)
+_ANY_SIZE = [*_DEQUANTISED[:2], *_PAGED, evicted.LENGTHS_OF_HEADS]
+
+
+@pytest.mark.parametrize("golden", [*_FROM_MODELS, *_BY_HAND, *_FLEX, *_ANY_SIZE], ids=str)
 def test_a_golden_graph_with_every_size_dynamic_follows_eager(golden: Golden) -> None:
     eager, problems = run_eagerly(golden)
     with graphs_run_uncompiled():
@@ -98,9 +118,13 @@ def _any_batch_and_length(steps: Sequence[Inputs]) -> Sequence[Inputs]:
     return steps
 
 
-@pytest.mark.parametrize(
-    "golden", [*_FROM_MODELS, *_BY_HAND, *_PRODUCTS, flex.EVERYTHING.golden, *_DEQUANTISED], ids=str
-)
+_GENERATED = [
+    *_FROM_MODELS, *_BY_HAND, *_PRODUCTS, *_PARTIAL, flex.EVERYTHING.golden, *_DEQUANTISED, *_PAGED,
+    evicted.LENGTHS_OF_HEADS,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("golden", _GENERATED, ids=str)
 def test_a_golden_graph_through_inductors_code_follows_eager(golden: Golden) -> None:
     eager, problems = run_eagerly(golden)
     compiled, report = run_compiled(golden, options={"kvprefetch.strict": True})

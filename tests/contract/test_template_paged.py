@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from prefetch_compiler.config import KernelConfig, LoadPath, Merge, OperandOrder, Partition
+from prefetch_compiler.database.key import parse_key
 from prefetch_compiler.device import profile
-from prefetch_compiler.lower.call import AttentionCall, spec_of
+from prefetch_compiler.lower.call import PAGED, AttentionCall, spec_of
 from prefetch_compiler.lower.launch import launch_decode
 from prefetch_compiler.select.admissible import why_inadmissible
 from prefetch_compiler.spec import AttentionSpec, Storage
+from prefetch_compiler.tuning.inputs import mask_of, operands
 
 from .cases import DEVICE
 from .error_bounds import assert_within_bound
@@ -46,7 +48,7 @@ def paged_spec(problem: PagedProblem) -> AttentionSpec:
     return spec_of(
         AttentionCall(
             p.q, p.key_pages, p.value_pages, p.key_scale, p.value_scale, None, None, p.lengths, p.table, p.sink,
-            p.causal, p.scale, p.softcap, p.key_zero, p.value_zero, p.packing,
+            p.causal, p.scale, p.softcap, PAGED, p.key_zero, p.value_zero, p.packing,
         )
     )  # fmt: skip
 
@@ -187,6 +189,46 @@ def test_lengths_of_a_cache_in_one_piece(extra: dict[str, Any], partition: Parti
             lengths=problem.lengths, softcap=problem.softcap, sink=problem.sink,
         )  # fmt: skip
     assert_within_bound(out, problem)
+
+
+@pytest.mark.parametrize(
+    ("page_size", "mask", "kv_dtype"),
+    [
+        (1, "bool", ""),
+        (16, "bool_rows", ""),
+        (128, "additive-float32", ""),
+        (16, "none", ""),
+        (128, "bool", "/int8"),
+        (1, "bool_rows", "/int8"),
+        (16, "additive-float32", "/int8"),
+    ],
+)
+def test_a_mask_over_pages(kv_dtype: str, mask: str, page_size: int) -> None:
+    """Left padding that ends inside a page, holes, nothing at all; NaN and table entries that lead nowhere outside."""
+    dtype, features = ("float16/int8", "key_token_scales ") if kv_dtype else ("float32", "")
+    key = parse_key(f"{dtype} 4q/2kv d16 q2 b4 s256 bshd-tma {mask} {features}page{page_size}")
+    position = torch.arange(256, device=DEVICE)
+    visible = torch.stack([position < 200, (position >= 37) & (position < 181), position % 3 == 1, position < 0])
+    spec = key.spec()
+    given = operands(spec, mask_of(spec, visible), torch.Generator(DEVICE).manual_seed(page_size))
+    for config in (
+        replace(QUANTISED if kv_dtype else PLAIN, block_kv=32, num_splits=3),
+        replace(QUANTISED if kv_dtype else PLAIN, block_kv=64, num_splits=2, partition=Partition.BALANCED),
+    ):
+        assert why_inadmissible(spec, config, profile(DEVICE)) is None
+        rows = None if given.mask is None else given.mask.expand(4, 4, 2, 256)
+        with uninitialised_is_nan():
+            out = launch_decode(
+                given.q, given.stale_k, given.stale_v, rows, given.bounds, is_causal=False, scale=spec.scale,
+                heads_first=True, config=config, k_scale=given.k_scale, v_scale=given.v_scale, table=given.table,
+            )  # fmt: skip
+        assert_within_bound(out, given)
+
+
+def test_tma_is_not_for_tiles_that_begin_where_a_mask_does() -> None:
+    spec = parse_key("float16 4q/2kv d64 q1 b4 s256 bshd-tma bool page64").spec()
+    assert "begin with a page" in str(why_inadmissible(spec, replace(PLAIN, load_path=LoadPath.TMA), profile(DEVICE)))
+    assert why_inadmissible(spec, PLAIN, profile(DEVICE)) is None
 
 
 def test_sequences_may_share_pages() -> None:

@@ -136,7 +136,7 @@ def test_hashes_are_of_the_keys_features() -> None:
     assert len({*hashes, *(hash_for(SPLIT_KV, key) for key in extras)}) == 5
     assert hashes == [present_hash(SPLIT_KV.name, key) for key in (plain, bool_mask, causal)]
     assert present_hash("gone", KEY) is None
-    common = {"mask", "lengths", "causal", "causal_tail", "softcap", "sink", "paged"}
+    common = {"mask", "lengths", "causal", "causal_tail", "softcap", "sink", "lse", "paged"}
     assert whole_hashes() == {
         SPLIT_KV.name: template_hash(SPLIT_KV, frozenset(common)),
         QUANTISED.name: template_hash(QUANTISED, frozenset({*common, *OF_QUANTISED})),

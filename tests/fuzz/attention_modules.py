@@ -10,10 +10,15 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ..contract.golden import hand_masks, products, spellings
+from ..contract.golden import hand_masks, partial, products, spellings
+from ..contract.golden.dequantised import Dequantised
 from ..contract.golden.graph import Draw
 from ..contract.golden.hand_written import HandWritten
+from ..contract.golden.paged import Paged
+from ..contract.golden.partial import Partial
 from ..contract.golden.products import Products
+from ..contract.golden.three_dimensional import HEADS, Flat
+from .stored_caches import dequantised_caches, paged_caches
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -27,7 +32,7 @@ class Module:
         merged: it returns (batch, q, heads * dim).
     """
 
-    attention: Products | HandWritten
+    attention: Products | HandWritten | Partial | Flat | Dequantised | Paged
     written: bool = False
     merged: bool = False
 
@@ -39,7 +44,7 @@ class Module:
         inputs = dict(step)
         if self.written:
             draw = Draw(77, self.attention.dtype)
-            at = self._length_dim
+            at = self.attention.length_dim
             for name in ("keys", "values"):
                 shape = list(inputs[name].shape)
                 shape[at] = 1
@@ -48,11 +53,11 @@ class Module:
         return inputs
 
     @property
-    def _length_dim(self) -> int:
-        return 1 if self.attention.length_first else 2
+    def sites(self) -> int:
+        return 2 if isinstance(self.attention, Partial) else 1
 
     def program(self) -> Callable[..., Tensor]:
-        attend, written, merged, at = self.attention.program(), self.written, self.merged, self._length_dim
+        attend, written, merged, at = self.attention.program(), self.written, self.merged, self.attention.length_dim
 
         def run(inputs: dict[str, Any]) -> Tensor:
             given = dict(inputs)
@@ -69,12 +74,7 @@ class Module:
         """(batch, heads, q, dim), whatever the module returns."""
         if not self.merged:
             return out
-        heads = self.attention.heads if isinstance(self.attention, Products) else self._heads()
-        return out.view(out.shape[0], out.shape[1], heads, -1).transpose(1, 2)
-
-    def _heads(self) -> int:
-        assert isinstance(self.attention, HandWritten)
-        return self.attention.kv_heads * self.attention.group
+        return out.view(out.shape[0], out.shape[1], self.attention.heads, -1).transpose(1, 2)
 
 
 def together(modules: Sequence[Module]) -> Callable[[list[dict[str, Any]]], tuple[Tensor, ...]]:
@@ -94,6 +94,7 @@ _FOUR_DIMENSIONAL = (
 _SHAPES = ("1.1.1.S", "B.1.1.S", "1.H.1.S", "1.1.q.S", "B.1.q.S", "B.H.q.S")
 _FILLS = ("inf", "where_inf", "min", "thousands", "taken", "both", "uniform")
 _BIASES = ("add", "bias", "alibi")
+WRITTEN = tuple(name for name in products.WRITTEN if name != "off_by_one")
 
 
 @st.composite
@@ -121,7 +122,7 @@ def by_products(draw: st.DrawFn) -> Products:
         scale_is=scale_is,
         softcap=None if scale_is == "after_mask" else draw(st.none() | st.sampled_from((0.8, 20.0))),
         sink="none" if grouped else sink,
-        softmax=draw(st.sampled_from(("float32", "method", "module"))),
+        softmax=draw(st.sampled_from(("float32", "method", "module", *WRITTEN))),
         length_first=spelling is products.length_first_einsum,
     )
 
@@ -155,8 +156,50 @@ def by_sdpa(draw: st.DrawFn) -> HandWritten:
     )
 
 
-def modules() -> st.SearchStrategy[Module]:
-    return st.builds(Module, by_products() | by_sdpa(), st.booleans(), st.booleans())
+_PARTS = (partial.by_softmax, partial.by_exponentials, partial.by_lse, partial.by_groups)
+
+
+def in_parts() -> st.SearchStrategy[Partial]:
+    """Two parts of a cache, merged by their log-sum-exps."""
+    return st.builds(
+        Partial,
+        st.just("fuzzed"),
+        part=st.sampled_from(_PARTS),
+        merge=st.sampled_from((partial.by_log_add, partial.by_shares)),
+        q_len=st.sampled_from((1, 1, 2, 5)),
+        shared=st.booleans(),
+        masked=st.booleans(),
+        sink=st.booleans(),
+    )
+
+
+@st.composite
+def by_flat_sdpa(draw: st.DrawFn) -> Flat:
+    """SDPA of three dimensions."""
+    shapes = [shape for shape in hand_masks.SHAPES if "B" not in shape and shape.count(".") < 3]
+    mask = draw(st.none() | st.tuples(st.sampled_from(hand_masks.KINDS), st.sampled_from(shapes)))
+    kv_heads = draw(st.sampled_from((1, 2, 3, HEADS)))
+    return Flat(
+        "fuzzed",
+        kv_heads=kv_heads,
+        q_len=draw(st.sampled_from((1, 1, 2, 5))),
+        mask=None if mask is None else "-".join(mask),
+        is_causal=mask is None and draw(st.booleans()),
+        scale=draw(st.none() | st.sampled_from((0.3, -0.5))),
+        enable_gqa=draw(st.booleans()),
+        dtype=draw(st.sampled_from(DTYPES)),
+    )
+
+
+@st.composite
+def modules(draw: st.DrawFn) -> Module:
+    # More of what has more variants.
+    kind = draw(st.integers(0, 7))
+    if kind == 6:
+        # These write to their caches themselves.
+        return Module(draw(dequantised_caches() | paged_caches()), False, draw(st.booleans()))
+    attention = draw(in_parts() | by_flat_sdpa() if kind == 7 else by_products() | by_sdpa())
+    return Module(attention, draw(st.booleans()), draw(st.booleans()))
 
 
 __all__ = ["Module", "modules", "together"]

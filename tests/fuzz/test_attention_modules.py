@@ -19,8 +19,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prefetch_compiler.lower import ops
-from prefetch_compiler.reference import same_dtype_attention
+from prefetch_compiler.paging import in_one_piece
+from prefetch_compiler.quantisation import dequantise, granularity_of
+from prefetch_compiler.reference import same_dtype_attention, same_dtype_lse
 from prefetch_compiler.report import collect_reports
+from prefetch_compiler.spec import ScaleGranularity
 
 from ..contract import blindness
 from ..contract.error_bounds import assert_within_bound
@@ -49,8 +52,18 @@ def _afresh() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+def _in_one_piece(cache: Tensor, q: Tensor, scale: Tensor | None, table: Tensor | None) -> Tensor:
+    """(batch, kv_heads, keys, dim) in the dtype of the queries."""
+    if table is not None:
+        cache = in_one_piece(cache, table)
+        if granularity_of(scale, paged=True) is ScaleGranularity.TOKEN and scale is not None:
+            scale = in_one_piece(scale, table)
+    return cache if cache.dtype == q.dtype else dequantise(cache, scale, q.dtype)
+
+
 def _by_pytorch(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bounds: Tensor | None, **given: Any) -> Tensor:
     """In place of the kernels: keys outside the bounds are not read."""
+    k, v = _in_one_piece(k, q, given["k_scale"], given["table"]), _in_one_piece(v, q, given["v_scale"], given["table"])
     if bounds is not None:
         keys = torch.arange(k.shape[2], device=k.device)
         outside = ((keys < bounds[:, :1]) | (keys >= bounds[:, 1:2]))[:, None, :, None]
@@ -60,8 +73,10 @@ def _by_pytorch(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bounds: Te
             mask = mask & ~hidden
         elif mask is not None:
             mask = mask.masked_fill(hidden, float("-inf"))
-    wanted = ("is_causal", "scale", "softcap", "sink")
-    return same_dtype_attention(q, k, v, mask, **{name: given[name] for name in wanted})
+    options = {name: given[name] for name in ("is_causal", "scale", "softcap", "sink")}
+    if given["lse"] is not None:
+        given["lse"].copy_(same_dtype_lse(q, k, mask, **options))
+    return same_dtype_attention(q, k, v, mask, **options)
 
 
 def _run_eagerly(found: list[Module]) -> tuple[list[dict[str, Any]], list[Attention]]:
@@ -82,7 +97,7 @@ def _check(found: list[Module]) -> None:
         torch._dynamo.reset()
         with graphs_run_uncompiled(), collect_reports() as report:
             outputs = torch.compile(together(found), backend="kvprefetch", fullgraph=True)(inputs)
-    assert len(report.lowered) == len(report.sites) == len(found), str(report)
+    assert len(report.lowered) == len(report.sites) == sum(module.sites for module in found), str(report)
     for module, output, problem in zip(found, outputs, problems, strict=True):
         assert_within_bound(module.heads_apart(output), problem)
     for have, want in zip(inputs, left, strict=True):

@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parents[2]
 EXAMPLE = re.compile(r"<!-- run -->\n```python\n(.*?)```", re.DOTALL)
 EXAMPLES = [
     pytest.param(code, id=f"{document}-{number}")
-    for document in ("README.md", "docs/paged.md", "docs/quantised.md")
+    for document in ("README.md", "docs/forms.md", "docs/paged.md", "docs/quantised.md")
     if (REPOSITORY / document).exists()
     for number, code in enumerate(EXAMPLE.findall((REPOSITORY / document).read_text()))
 ]

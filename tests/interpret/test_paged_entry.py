@@ -135,7 +135,10 @@ def test_operator_is_well_formed() -> None:
     key_pages, value_pages = PROBLEM.key_pages.nan_to_num(), PROBLEM.value_pages.nan_to_num()
     tensors = (PROBLEM.q, key_pages, value_pages, None, None, None, None, PROBLEM.lengths, PROBLEM.table)
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    given = (*tensors, torch.randn(PROBLEM.q.shape[1]), True, 0.2, 30.0, None, None, "", False, False, False, [])
+    given = (
+        *tensors, torch.randn(PROBLEM.q.shape[1]), True, 0.2, 30.0, "paged_decode_attention", None, None, "",
+        *(False,) * 3, [],
+    )  # fmt: skip
     torch.library.opcheck(call_op.CALLED_ATTENTION, given, test_utils=checks)
 
 

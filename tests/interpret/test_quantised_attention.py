@@ -91,7 +91,24 @@ def test_the_operator_keeps_its_promises() -> None:
     operands = tuple(given[name] for name in ("query", "key", "value", "key_scale", "value_scale", "attn_mask"))
     torch.library.opcheck(
         call_op.CALLED_ATTENTION,
-        (*operands, bounds, None, None, None, False, DIM**-0.5, None, None, None, "", False, False, False, []),
+        (
+            *operands,
+            bounds,
+            None,
+            None,
+            None,
+            False,
+            DIM**-0.5,
+            None,
+            "quantised_decode_attention",
+            None,
+            None,
+            "",
+            False,
+            False,
+            False,
+            [],
+        ),
         test_utils=("test_schema", "test_faketensor"),
     )
 

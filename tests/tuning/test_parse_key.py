@@ -79,7 +79,7 @@ def test_sizes_go_to_their_buckets() -> None:
         ("bfloat16 32q/8kv d128 q1 b16 s4096 bhsd-tma bool shrinking", "shrinking"),
         ("bfloat16 32q/8kv d128 q1 b16 s4096 bhsd-tma lengths page48", "page48"),
         ("bfloat16 32q/8kv d128 q1 b16 s4096 bhsd-tma lengths page16 page64", "pages of one size"),
-        ("bfloat16 32q/8kv d128 q1 b16 s4096 bhsd-tma bool page16", "lengths for a mask"),
+        ("bfloat16 32q/8kv d128 q1 b16 s4096 bhsd-tma causal page16", "causality of lengths"),
         ("bfloat16 32q/8kv d128 q1 b16 s4096 bhsd-rows lengths page16", "pages lie apart"),
     ],
 )

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from . import cross_attention, dequantised, dynamic_cache, flex, hand_written, products, rewritten_caches, static_cache
+from . import (
+    cross_attention,
+    dequantised,
+    dynamic_cache,
+    evicted,
+    flex,
+    hand_written,
+    paged,
+    partial,
+    products,
+    rewritten_caches,
+    sliding_window,
+    speculation,
+    static_cache,
+    three_dimensional,
+)
 from .graph import Golden
 
 GOLDEN_GRAPHS: tuple[Golden, ...] = (
@@ -14,4 +29,10 @@ GOLDEN_GRAPHS: tuple[Golden, ...] = (
     *products.GOLDEN,
     *flex.GOLDEN,
     *dequantised.GOLDEN,
+    *paged.GOLDEN,
+    *evicted.GOLDEN,
+    *partial.GOLDEN,
+    *three_dimensional.GOLDEN,
+    *sliding_window.GOLDEN,
+    *speculation.GOLDEN,
 )

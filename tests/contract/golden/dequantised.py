@@ -192,6 +192,14 @@ class Dequantised:
     value_exponent: int = -6
 
     @property
+    def heads(self) -> int:
+        return KV_HEADS * 2
+
+    @property
+    def length_dim(self) -> int:
+        return 1 if self.length_first else 2
+
+    @property
     def golden(self) -> Golden:
         recogniser = "recognise_softmax_chain" if self.by_products else "recognise_marked_sdpa"
         return Golden(self.name, self.program(), self.steps, (self.spec(),), recogniser)

@@ -14,7 +14,7 @@ from torch.nn.attention import flex_attention as flex
 
 from prefetch_compiler.spec import AttentionSpec, MaskKind
 
-from .graph import DEVICE, Draw, Golden, Inputs, heads_first, note, repeat_kv
+from .graph import DEVICE, Draw, Golden, Inputs, each_head_by_itself, heads_first, note, repeat_kv
 
 BATCH, KV_HEADS, GROUP, KV_LEN, DIM = 3, 2, 2, 20, 16
 HEADS = KV_HEADS * GROUP
@@ -199,7 +199,7 @@ class Flex:
         kind = MaskKind.ADDITIVE if added else MaskKind.BOOL if shown else MaskKind.NONE
         by_head = "heads" in self.mask or self.bias in ("alibi", "table")
         by_query = {self.mask, self.bias, self.fill} - {"none", "heads", "other_heads"} != set()
-        return AttentionSpec(
+        spec = AttentionSpec(
             batch=BATCH,
             query_heads=HEADS,
             kv_heads=KV_HEADS,
@@ -216,6 +216,8 @@ class Flex:
             mask_per_row=by_head or (by_query and self.q_len > 1),
             softcap=self.softcap,
         )
+        # Blocks of a list of each sequence and head make a mask of each.
+        return each_head_by_itself(spec) if kind is MaskKind.BOOL and by_head and self.blocks else spec
 
 
 EVERYTHING = Flex(

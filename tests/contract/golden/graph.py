@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -94,6 +94,18 @@ def repeat_kv(x: Tensor, times: int) -> Tensor:
         return x
     x = x[:, :, None, :, :].expand(batch, heads, times, length, dim)
     return x.reshape(batch, heads * times, length, dim)
+
+
+def each_head_by_itself(spec: AttentionSpec) -> AttentionSpec:
+    """``spec`` of caches heads first, whose KV heads are sequences with bounds of their own."""
+    return replace(
+        spec,
+        batch=spec.batch * spec.kv_heads,
+        query_heads=spec.group,
+        kv_heads=1,
+        key_layout=replace(spec.key_layout, batch_stride=spec.key_layout.head_stride),
+        value_layout=replace(spec.value_layout, batch_stride=spec.value_layout.head_stride),
+    )
 
 
 def heads_first(heads: int, length: int, dim: int) -> TensorLayout:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from prefetch_compiler.spec import AttentionSpec, MaskKind, TensorLayout
 
 from . import spellings
-from .graph import Draw, Golden, Inputs, heads_first, length_first
+from .graph import Draw, Golden, Inputs, each_head_by_itself, heads_first, length_first
 from .hand_masks import KINDS, SHAPES, build_mask
 from .spellings import Spelling
 
@@ -47,6 +47,15 @@ class HandWritten:
     @property
     def golden(self) -> Golden:
         return Golden(self.name, self.program(), self.steps, (self.spec(),))
+
+    @property
+    def heads(self) -> int:
+        return self.kv_heads * self.group
+
+    @property
+    def length_dim(self) -> int:
+        """Of keys and values."""
+        return 1 if self.length_first else 2
 
     def program(self) -> Callable[..., Tensor]:
         key_spelling, value_spelling = self.spelling, self.value_spelling or self.spelling
@@ -81,7 +90,7 @@ class HandWritten:
         if self.mask is not None and self.mask.startswith("bool"):
             kind = MaskKind.BOOL
         mask_dtypes = {MaskKind.NONE: None, MaskKind.BOOL: torch.bool, MaskKind.ADDITIVE: self.dtype}
-        return AttentionSpec(
+        spec = AttentionSpec(
             batch=self.batch,
             query_heads=self.kv_heads * self.group,
             kv_heads=seen_heads,
@@ -98,6 +107,8 @@ class HandWritten:
             mask_per_row=bool(("H" in rows and self.kv_heads * self.group > 1) or ("q" in rows and self.q_len > 1)),
             is_causal=self.is_causal,
         )
+        by_head = kind is MaskKind.BOOL and rows[:2] == ["B", "H"] and seen_heads > 1 and not self.length_first
+        return each_head_by_itself(spec) if by_head else spec
 
     def _layout(self, heads: int, dim: int) -> TensorLayout:
         return (length_first if self.length_first else heads_first)(heads, self.kv_len, dim)

@@ -120,6 +120,11 @@ class Products:
         return KV_HEADS * self.group
 
     @property
+    def length_dim(self) -> int:
+        """Of keys and values."""
+        return 1 if self.length_first else 2
+
+    @property
     def golden(self) -> Golden:
         return Golden(self.name, self.program(), self.steps, (self.spec(),), "recognise_softmax_chain")
 
@@ -141,7 +146,9 @@ class Products:
 
             stored = [x.transpose(1, 2) if given.length_first else x for x in (keys, values)]
             added = None if mask is None else _as_added(given.mask, mask, q.dtype)
-            note(q, *stored, added, given.scale, given.softcap, sink)
+            # One more in the sum of exponentials is a sink of 0.
+            noted_sink = q.new_zeros(given.heads) if given.softmax == "off_by_one" else sink
+            note(q, *stored, added, given.scale, given.softcap, noted_sink)
             return given.spelling(q, keys, values, given.group, weigh)
 
         return attend
@@ -258,6 +265,38 @@ def _as_added(name: str, mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(mask.shape, dtype=wide, device=mask.device).masked_fill(~mask, torch.finfo(wide).min)
 
 
+def _quotient(scores: Tensor) -> Tensor:
+    powers = torch.exp(scores - scores.amax(-1, keepdim=True).detach())
+    return powers / powers.sum(-1, keepdim=True)
+
+
+def _quotient_of_unshifted(scores: Tensor) -> Tensor:
+    powers = scores.exp()
+    return powers.div(torch.sum(powers, dim=-1).unsqueeze(-1))
+
+
+def _less_lse(scores: Tensor) -> Tensor:
+    return torch.exp(scores - torch.logsumexp(scores, dim=-1, keepdim=True))
+
+
+def _less_log_of_sum(scores: Tensor) -> Tensor:
+    maximum = scores.max(-1, keepdim=True)[0]
+    return (scores - (maximum + (scores - maximum).exp().sum(-1, keepdim=True).log())).exp()
+
+
+def _power_of_log_softmax(scores: Tensor) -> Tensor:
+    return torch.nn.functional.log_softmax(scores, dim=-1).exp()
+
+
+# A softmax written out.
+WRITTEN: dict[str, Callable[[Tensor], Tensor]] = {
+    "quotient": _quotient, "unshifted": _quotient_of_unshifted, "less_lse": _less_lse,
+    "less_log_of_sum": _less_log_of_sum, "log_softmax": _power_of_log_softmax,
+    # Which is no softmax: something more is in the sum.
+    "off_by_one": lambda scores: scores.exp() / (scores.exp().sum(-1, keepdim=True) + 1.0),
+}  # fmt: skip
+
+
 def _softmax(scores: Tensor, sink: Tensor | None, how: str, softmax: str) -> Tensor:
     dtype = scores.dtype
     if sink is not None:
@@ -266,6 +305,8 @@ def _softmax(scores: Tensor, sink: Tensor | None, how: str, softmax: str) -> Ten
             scores = scores - scores.max(dim=-1, keepdim=True).values
     if softmax == "method":
         weights = scores.softmax(-1)
+    elif softmax in WRITTEN:
+        weights = WRITTEN[softmax](scores.to(torch.float32)).to(dtype)
     elif softmax == "module":
         weights = torch.nn.Softmax(dim=scores.ndim - 1)(scores)
     else:
@@ -305,6 +346,15 @@ _SCORES = [
     Products("ten_thousand", mask="thousands-B.1.1.S"),
     Products("taken_off", mask="taken-B.1.1.S"),
 ]
+_WRITTEN = [
+    Products("quotient", softmax="quotient", mask="inf-B.1.q.S", q_len=2),
+    Products("quotient_of_groups", grouped_einsum, softmax="quotient", mask="add-B.H.q.S"),
+    Products("quotient_with_sink", softmax="quotient", sink="plain", softcap=3.0, dtype=torch.bfloat16),
+    Products("quotient_of_unshifted", with_bmm, softmax="unshifted", mask="min-B.1.1.S"),
+    Products("less_lse", softmax="less_lse", mask="add-B.1.q.S", q_len=2),
+    Products("less_log_of_sum", length_first_einsum, softmax="less_log_of_sum", length_first=True),
+    Products("power_of_log_softmax", softmax="log_softmax", mask="alibi-1.H.1.S"),
+]
 _DTYPES = [
     Products(f"{name}_{mask}", dtype=dtype, mask=f"{mask}-B.1.1.S", softcap=softcap)
     for name, dtype in (("bfloat16", torch.bfloat16), ("float16", torch.float16))
@@ -312,5 +362,5 @@ _DTYPES = [
 ]
 _DTYPES += [replace(_DTYPES[0], name="bfloat16_widened", spelling=widened)]
 
-PRODUCTS: tuple[Products, ...] = (*_SPELLINGS, *_SCORES, *_DTYPES)
+PRODUCTS: tuple[Products, ...] = (*_SPELLINGS, *_SCORES, *_WRITTEN, *_DTYPES)
 GOLDEN = tuple(products.golden for products in PRODUCTS)

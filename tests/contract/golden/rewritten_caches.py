@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prefetch_compiler.spec import AttentionSpec, MaskKind, TensorLayout
+from prefetch_compiler.spec import AttentionSpec, MaskKind
 
 from .graph import Draw, Golden, Inputs, heads_first, repeat_kv
 
@@ -106,7 +106,6 @@ _SPEC = AttentionSpec(
     key_layout=heads_first(KV_HEADS, CAPACITY, DIM),
     value_layout=heads_first(KV_HEADS, CAPACITY, DIM),
 )
-_SHARED_LAYOUT = TensorLayout(0, CAPACITY * DIM, DIM)
 _MASKED = replace(_SPEC, mask=MaskKind.BOOL, mask_dtype=torch.bool)
 MASK_BETWEEN_LAYERS = Golden("mask_between_layers", mask_between_layers, _steps, (_MASKED,) * 2)
 
@@ -122,6 +121,7 @@ GOLDEN = (
         "shared_by_the_batch",
         shared_by_the_batch,
         _shared_steps,
-        (replace(_SPEC, key_layout=_SHARED_LAYOUT, value_layout=_SHARED_LAYOUT),),
+        # The queries of all sequences are one group.
+        (replace(_SPEC, batch=1, query_heads=BATCH * HEADS),),
     ),
 )

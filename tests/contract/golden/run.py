@@ -40,7 +40,10 @@ def recorded_attention() -> Iterator[list[Attention]]:
     ) -> Tensor:  # fmt: skip
         mask = None if attn_mask is None else attn_mask.clone()
         exact_scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
-        calls.append(Attention(query.clone(), key.clone(), value.clone(), mask, is_causal, exact_scale))
+        operands = [query.clone(), key.clone(), value.clone()]
+        if query.ndim == 3:  # heads, of one sequence
+            operands = [operand.unsqueeze(0) for operand in operands]
+        calls.append(Attention(*operands, mask, is_causal, exact_scale))
         return sdpa(
             query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale,
             enable_gqa=enable_gqa,
