@@ -99,7 +99,9 @@ def test_layers_share_the_entries_of_one_table() -> None:
     assert_follows_eager(compiled, eager, problems)
 
 
-@pytest.mark.parametrize("form", [Paged("failing"), Paged("failing", format=torch.int8, dtype=torch.float16)], ids=str)
+@pytest.mark.parametrize(
+    "form", [Paged("failing"), Paged("failing", format=torch.int8, dtype=torch.float16)], ids=["plain", "int8"]
+)
 def test_what_fails_to_launch_is_gathered_for_pytorch(form: Paged, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object, **__: object) -> Tensor:
         raise RuntimeError("no such device")
