@@ -21,6 +21,7 @@ from ..errors import InvalidKeyNameError
 from ..spec import (
     PAGE_SIZES,
     QUANTISED_FORMATS,
+    ROPE_DIMS,
     AttentionSpec,
     MaskKind,
     QuantisedCache,
@@ -71,7 +72,8 @@ class MaskClass(str, Enum):
 class Feature(str, Enum):
     """What else decides: ``growing`` lengths are symbolic, and planned for as PLANNED_SYMBOLIC_KV_LEN at least; a
     quantised cache may have a scale for each token of K or of V; ``page16`` and the like are paged caches, by the keys
-    of a page; ``sink`` and ``softcap`` as in AttentionSpec."""
+    of a page; ``rope64`` and the like are latent caches, by the columns of their rotary keys; ``sink`` and ``softcap``
+    as in AttentionSpec."""
 
     GROWING = "growing"
     KEY_TOKEN_SCALES = "key_token_scales"
@@ -84,6 +86,10 @@ class Feature(str, Enum):
     PAGE64 = "page64"
     PAGE128 = "page128"
     PAGE256 = "page256"
+    ROPE16 = "rope16"
+    ROPE32 = "rope32"
+    ROPE64 = "rope64"
+    ROPE128 = "rope128"
     SINK = "sink"
     SOFTCAP = "softcap"
     VALUE_TOKEN_SCALES = "value_token_scales"
@@ -93,8 +99,14 @@ class Feature(str, Enum):
         """Keys of a page; 0 for what says nothing of pages."""
         return _PAGE_SIZES.get(self, 0)
 
+    @property
+    def rope_dim(self) -> int:
+        """Columns of rotary keys; 0 for what says nothing of a latent cache."""
+        return _ROPE_DIMS.get(self, 0)
+
 
 _PAGE_SIZES = {Feature(f"page{size}"): size for size in PAGE_SIZES}
+_ROPE_DIMS = {Feature(f"rope{dim}"): dim for dim in ROPE_DIMS}
 
 
 def bucket(size: int) -> int:
@@ -143,6 +155,11 @@ class TuningKey:
         return max((feature.page_size for feature in self.features), default=0)
 
     @property
+    def rope_dim(self) -> int:
+        """Columns of a latent cache's rotary keys; 0 for a cache of K and V."""
+        return max((feature.rope_dim for feature in self.features), default=0)
+
+    @property
     def bounded(self) -> bool:
         """Whether what sequences hold is known on the device only, from a mask or from lengths."""
         return self.mask not in (MaskClass.NONE, MaskClass.CAUSAL)
@@ -179,6 +196,8 @@ class TuningKey:
             symbolic=frozenset({"kv_len"} if Feature.GROWING in self.features else ()),
             cache=self._cache(),
             page_size=page_size,
+            rope_dim=self.rope_dim,
+            rope_layout=self._tensor_layout(self.rope_dim) if self.rope_dim else None,
         )
 
     def _cache(self) -> QuantisedCache | None:
@@ -254,6 +273,8 @@ def _features_of(spec: AttentionSpec) -> Iterator[Feature]:
         yield Feature.GROWING
     if spec.page_size:
         yield Feature(f"page{spec.page_size}")
+    if spec.rope_dim:
+        yield Feature(f"rope{spec.rope_dim}")
     if spec.sink:
         yield Feature.SINK
     if spec.softcap is not None:
@@ -283,12 +304,24 @@ def page_problem(key: TuningKey) -> str | None:
     return None
 
 
+def latent_problem(key: TuningKey) -> str | None:
+    """Why there is no latent cache like that of ``key``, or None."""
+    ropes = [feature.value for feature in key.features if feature.rope_dim]
+    if not ropes:
+        return None
+    if len(ropes) > 1 or key.kv_heads != 1 or key.head_dim != key.value_dim:
+        return f"{' '.join(ropes)}: a latent cache has one KV head, values as wide as its keys, and one rotary key"
+    if key.page_size or is_quantised(key):
+        return f"{ropes[0]}: latent caches are in one piece, and in the dtype of the queries"
+    return None
+
+
 def _layout_of(spec: AttentionSpec) -> Layout:
-    keys, values = spec.key_layout, spec.value_layout
-    if (keys.row_stride, values.row_stride) == (spec.head_dim, spec.value_dim):
+    keys, values = spec.stored_layouts
+    if (keys.row_stride, values.row_stride) == spec.stored_dims:
         return Layout.BHSD
     # A lone head has no neighbour: whatever its stride says, its rows lie apart.
-    if spec.kv_heads > 1 and (keys.head_stride, values.head_stride) == (spec.head_dim, spec.value_dim):
+    if spec.kv_heads > 1 and (keys.head_stride, values.head_stride) == spec.stored_dims:
         return Layout.BSHD
     return Layout.STRIDED
 
@@ -359,7 +392,7 @@ def _key_from(match: re.Match[str]) -> TuningKey:
         mask_dtype=match["mask_dtype"] or "",
         features=features,
     )
-    problem = page_problem(key)
+    problem = page_problem(key) or latent_problem(key)
     if problem is not None:
         raise ValueError(problem)
     return key

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from datetime import datetime
 
-from .key import Feature, MaskClass, TuningKey, is_quantised, page_problem
+from .key import Feature, MaskClass, TuningKey, is_quantised, latent_problem, page_problem
 from .record import Evidence, Measurement, Timing, TuningRecord
 
 _ADDITIVE = (MaskClass.ADDITIVE, MaskClass.ADDITIVE_ROWS)
@@ -33,9 +33,9 @@ def _key_problems(key: TuningKey) -> Iterator[str]:
         yield f"mask_dtype {key.mask_dtype!r} with a mask of class {key.mask.value}: additive masks have one, no other"
     if {Feature.KEY_TOKEN_SCALES, Feature.VALUE_TOKEN_SCALES} & set(key.features) and not is_quantised(key):
         yield f"scales of tokens, and a cache of {key.kv_dtype}, which has no scales"
-    pages = page_problem(key)
-    if pages is not None:
-        yield pages
+    for problem in (page_problem(key), latent_problem(key)):
+        if problem is not None:
+            yield problem
     if list(key.features) != sorted(set(key.features)):
         yield f"features {[feature.value for feature in key.features]} are not sorted and distinct"
 

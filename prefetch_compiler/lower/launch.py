@@ -7,6 +7,7 @@ import torch
 from ..config import KernelConfig, Merge
 from ..device import DeviceProfile, profile
 from ..spec import QUANTISED_FORMATS
+from .latent_call import latent_call
 from .quantised_call import quantised_call
 from .specialise import DecodeTensors, KernelCall, decode_call, merge_call, scratch_shapes
 
@@ -33,6 +34,7 @@ def allocate(
     lengths: torch.Tensor | None = None,
     table: torch.Tensor | None = None,
     sink: torch.Tensor | None = None,
+    rope: torch.Tensor | None = None,
 ) -> DecodeTensors:
     """Operands plus freshly allocated output and scratch. CUDA-graph safe: all memory comes from torch's allocator."""
     batch, query_heads, q_len, _ = q.shape
@@ -46,7 +48,9 @@ def allocate(
         if config.merge is Merge.INPLACE:
             arrivals = torch.zeros(shapes[2], dtype=torch.int32, device=q.device)
     k_scale, v_scale = expanded_scale(k_scale, k), expanded_scale(v_scale, k)
-    return DecodeTensors(q, k, v, mask, bounds, out, partial, stats, arrivals, k_scale, v_scale, lengths, table, sink)
+    return DecodeTensors(
+        q, k, v, mask, bounds, out, partial, stats, arrivals, k_scale, v_scale, lengths, table, sink, rope
+    )
 
 
 def expanded_scale(scale: torch.Tensor | None, cache: torch.Tensor) -> torch.Tensor | None:
@@ -71,6 +75,7 @@ def launch_decode(
     table: torch.Tensor | None = None,
     softcap: float | None = None,
     sink: torch.Tensor | None = None,
+    rope: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """softmax(cap(q k^T * scale) + mask) v, reading only the keys inside ``bounds``, or the first ``lengths``.
 
@@ -86,13 +91,14 @@ def launch_decode(
             then. Entries of pages beyond a length may be anything.
         softcap: cap(x) is softcap * tanh(x / softcap), or x where it is None.
         sink: (query_heads,) adjacent logits of a key without a value, or None.
+        rope: rotary keys of a latent cache, whose ``k`` and ``v`` are both its latents; or None.
 
     Returns:
         (batch, query_heads, q_len, value_dim) in q's dtype.
     """
     tensors = allocate(
         q, k, v, mask, bounds, heads_first, config, k_scale=k_scale, v_scale=v_scale, lengths=lengths, table=table,
-        sink=sink,
+        sink=sink, rope=rope,
     )  # fmt: skip
     if tensors.out.numel() > 0:
         launch_kernels(tensors, is_causal=is_causal, scale=scale, softcap=softcap, config=config)
@@ -118,7 +124,9 @@ def calls_of(
 ) -> list[KernelCall]:
     """Every kernel that one launch runs, in order. ``device`` is what the kernels are for, where that is not what the
     tensors are on."""
-    if tensors.k.dtype in QUANTISED_FORMATS:
+    if tensors.rope is not None:
+        decode = latent_call(tensors, tensors.rope, is_causal=is_causal, scale=scale, softcap=softcap, config=config)
+    elif tensors.k.dtype in QUANTISED_FORMATS:
         device = profile(tensors.q.device) if device is None else device
         decode = quantised_call(
             tensors, is_causal=is_causal, scale=scale, softcap=softcap, config=config, device=device

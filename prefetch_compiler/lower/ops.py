@@ -27,7 +27,7 @@ log = logging.getLogger("prefetch_compiler")
 library.define(
     "decode_attention(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? bounds, bool is_causal, float scale,"
     " bool heads_first, str config, int site, bool strict, Tensor? sink=None, float? softcap=None,"
-    " Tensor? k_scale=None, Tensor? v_scale=None, Tensor? table=None) -> Tensor",
+    " Tensor? k_scale=None, Tensor? v_scale=None, Tensor? table=None, Tensor? rope=None) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
 )
 
@@ -78,6 +78,7 @@ def _decode_attention(
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
     table: torch.Tensor | None = None,
+    rope: torch.Tensor | None = None,
 ) -> torch.Tensor:
     batch, query_heads, q_len, _ = q.shape
     if v.shape[2] != k.shape[2]:
@@ -88,11 +89,12 @@ def _decode_attention(
     if mask is not None:
         mask = mask.expand(batch, query_heads, q_len, kv_len)
     if config not in _failed_configs:
-        chosen = for_these_addresses(KernelConfig.decode(config), k, v)
+        chosen = for_these_addresses(KernelConfig.decode(config), k, v if rope is None else rope)
         try:
             return launch_decode(
                 q, k, v, mask, bounds, is_causal=is_causal, scale=scale, heads_first=heads_first, config=chosen,
                 softcap=softcap, sink=sink, k_scale=k_scale, v_scale=v_scale, table=table,
+                rope=rope,
             )  # fmt: skip
         except Exception as error:
             if strict:
@@ -101,6 +103,8 @@ def _decode_attention(
             log.warning(
                 "kernel %s failed to launch, PyTorch serves from now on: %s: %s", config, type(error).__name__, error
             )
+    if rope is not None:
+        k = torch.cat([k, rope.expand(*k.shape[:3], -1)], -1)
     if table is not None:
         k, v = in_one_piece(k, table), in_one_piece(v, table)
         k_scale, v_scale = _scale_in_one_piece(k_scale, table), _scale_in_one_piece(v_scale, table)
@@ -140,5 +144,6 @@ def _fake(
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
     table: torch.Tensor | None = None,
+    rope: torch.Tensor | None = None,
 ) -> torch.Tensor:
     return fake_output(q, v.shape[3], heads_first)

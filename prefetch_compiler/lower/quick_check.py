@@ -40,8 +40,9 @@ _SEED = 20_240_601
 @dataclass(frozen=True)
 class _Problem:
     """Operands as in AttentionSpec; the mask is expanded to four dimensions. ``k`` and ``v`` are the numbers of
-    ``stored_k`` and ``stored_v``, which differ from them where the cache is quantised or paged. Where there are
-    ``lengths``, ``mask`` says what they and the spec's ``is_causal`` say to a kernel."""
+    ``stored_k`` and ``stored_v``, which differ from them where the cache is quantised or paged; those of a latent cache
+    are both its latents, and ``k`` has ``rope`` beside them. Where there are ``lengths``, ``mask`` says what they and the
+    spec's ``is_causal`` say to a kernel."""
 
     q: Tensor
     k: Tensor
@@ -57,6 +58,7 @@ class _Problem:
     table: Tensor | None
     softcap: float | None
     sink: Tensor | None
+    rope: Tensor | None
 
 
 @lru_cache(maxsize=64)
@@ -100,7 +102,7 @@ def _error_share(spec: AttentionSpec, config: KernelConfig, device: torch.device
         problem.q, problem.stored_k, problem.stored_v, mask, bounds,
         is_causal=spec.is_causal, scale=spec.scale, heads_first=spec.out_heads_first, config=config,
         k_scale=problem.k_scale, v_scale=problem.v_scale, lengths=problem.lengths, table=problem.table,
-        softcap=problem.softcap, sink=problem.sink,
+        softcap=problem.softcap, sink=problem.sink, rope=problem.rope,
     )  # fmt: skip
     return yardstick(problem).share(result)
 
@@ -123,13 +125,16 @@ def _problem(spec: AttentionSpec, device: torch.device) -> _Problem:
         empty[: shape[0]].copy_(numbers)
         return empty, None if scale is None else scale.to(device)
 
-    q = normal(spec.batch, spec.query_heads, spec.q_len, spec.head_dim).to(device, spec.dtype)
+    q = normal(spec.batch, spec.query_heads, spec.q_len, spec.query_dim).to(device, spec.dtype)
     granularities = (ScaleGranularity.NONE,) * 2
     if spec.cache is not None:
         granularities = (spec.cache.key_scales, spec.cache.value_scales)
     stored_k, k_scale = cache(spec.head_dim, spec.key_layout, granularities[0])
     stored_v, v_scale = cache(spec.value_dim, spec.value_layout, granularities[1])
-    k, v = stored_k, stored_v
+    k, v, rope = stored_k, stored_v, None
+    if spec.rope_layout is not None:
+        rope, _ = cache(spec.rope_dim, spec.rope_layout, ScaleGranularity.NONE)
+        k, v, stored_v = torch.cat([stored_k, rope], -1), stored_k, stored_k
     if spec.cache is not None:
         k, v = dequantise(k, k_scale, torch.float64), dequantise(v, v_scale, torch.float64)
     lengths, table = _lengths_and_table(spec, generator, device)
@@ -139,8 +144,9 @@ def _problem(spec: AttentionSpec, device: torch.device) -> _Problem:
     is_causal = spec.is_causal and lengths is None
     sink = normal(spec.query_heads).to(device, spec.dtype) if spec.sink else None
     return _Problem(
-        q, k, v, mask, is_causal, spec.scale, stored_k, stored_v, k_scale, v_scale, lengths, table, spec.softcap, sink
-    )
+        q, k, v, mask, is_causal, spec.scale, stored_k, stored_v, k_scale, v_scale, lengths, table, spec.softcap, sink,
+        rope,
+    )  # fmt: skip
 
 
 def _lengths_and_table(

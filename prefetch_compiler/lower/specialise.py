@@ -59,6 +59,7 @@ class DecodeTensors:
     ``k_scale`` and ``v_scale`` are those of a quantised cache, expanded to (batch, kv_heads, kv_len) with a stride of 0
     where one scale is shared; None where there is none. ``lengths`` (batch,) are in place of ``mask`` and ``bounds``.
     With a page ``table``, which needs them, K and V are page pools, and scales are expanded to their first three sizes.
+    Of a latent cache, ``k`` and ``v`` are both its latents, and ``rope`` its rotary keys.
     """
 
     q: torch.Tensor
@@ -75,6 +76,7 @@ class DecodeTensors:
     lengths: torch.Tensor | None = None
     table: torch.Tensor | None = None
     sink: torch.Tensor | None = None
+    rope: torch.Tensor | None = None
 
     @property
     def page_size(self) -> int:

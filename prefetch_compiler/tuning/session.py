@@ -158,6 +158,7 @@ class Session:
                 query, cache.k, cache.v, self.expanded, self.bounds, is_causal=spec.is_causal, scale=spec.scale,
                 heads_first=spec.out_heads_first, config=config, k_scale=cache.k_scale, v_scale=cache.v_scale,
                 lengths=self.lengths, table=self.table, softcap=spec.softcap, sink=self.attention_sink,
+                rope=cache.rope,
             )  # fmt: skip
 
     def _graph(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:

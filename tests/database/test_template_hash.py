@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-from prefetch_compiler.templates.manifest import QUANTISED, SPLIT_KV, TEMPLATES, OptionalFeature, Template
+from prefetch_compiler.templates.manifest import LATENT, QUANTISED, SPLIT_KV, TEMPLATES, OptionalFeature, Template
 
 from prefetch_compiler.config import KernelConfig, Merge
 from prefetch_compiler.database.kernel_source.modules import PACKAGE, Sources
@@ -42,10 +42,16 @@ PAGED = [
 CAPPED = [replace(KEY, mask=MaskClass.LENGTHS, features=(Feature.PAGE64, Feature.SINK, Feature.SOFTCAP))]
 PLAIN_KEYS = [*MASKED, *PAGED, *CAPPED]
 QUANTISED_KEYS = [quantised_key(key, "int8", scales) for key in PLAIN_KEYS for scales in ("head", "token")]
-KEYS = [*PLAIN_KEYS, *QUANTISED_KEYS]
+LATENT_KEYS = [
+    replace(key, kv_heads=1, value_dim=key.head_dim, features=(Feature.ROPE64, *key.features))
+    for key in (*MASKED, replace(KEY, features=(Feature.SINK, Feature.SOFTCAP)))
+]
+KEYS = [*PLAIN_KEYS, *QUANTISED_KEYS, *LATENT_KEYS]
 
 
 def template_of(key: TuningKey) -> Template:
+    if key.rope_dim:
+        return LATENT
     return QUANTISED if is_quantised(key) else SPLIT_KV
 
 
@@ -123,6 +129,7 @@ def test_hashes_are_of_the_keys_features() -> None:
     assert whole_hashes() == {
         SPLIT_KV.name: template_hash(SPLIT_KV, frozenset(common)),
         QUANTISED.name: template_hash(QUANTISED, frozenset({*common, "key_token_scales", "value_token_scales"})),
+        LATENT.name: template_hash(LATENT, frozenset(common - {"paged"})),
     }
     assert all(re.fullmatch("[0-9a-f]{64}", one) for one in (*hashes, *whole_hashes().values()))
 
