@@ -41,8 +41,8 @@ _SEED = 20_240_601
 class _Problem:
     """Operands as in AttentionSpec; the mask is expanded to four dimensions. ``k`` and ``v`` are the numbers of
     ``stored_k`` and ``stored_v``, which differ from them where the cache is quantised or paged; those of a latent cache
-    are both its latents, and ``k`` has ``rope`` beside them. Where there are ``lengths``, ``mask`` says what they and the
-    spec's ``is_causal`` say to a kernel."""
+    are both its latents, and ``k`` has ``rope`` beside them. Where there are ``lengths``, ``mask`` says what they and
+    the spec's ``is_causal`` say to a kernel."""
 
     q: Tensor
     k: Tensor

@@ -50,6 +50,7 @@ class Site:
         key_scale, value_scale: (1|batch, 1|kv_heads, 1|kv_len), of a quantised cache; of tokens of a paged one (pages,
             1|kv_heads, page_size).
         pages: of a paged cache, whose ``key`` and ``value`` are (pages, kv_heads, page_size, dim).
+        rope: the rotary keys of a latent cache, whose ``key`` and ``value`` are both its latents.
         restore: adds views that make (batch, query_heads, q_len, value_dim) what the anchor is.
     """
 
@@ -68,6 +69,7 @@ class Site:
     key_scale: Node | None = None
     value_scale: Node | None = None
     pages: Pages | None = None
+    rope: StoredKV | None = None
     restore: Callable[[Node], Node] = _as_it_is
 
     @property
@@ -114,6 +116,7 @@ def describe_site(
     has_sink: bool = False,
     cache: QuantisedCache | None = None,
     pages: Pages | None = None,
+    rope: StoredKV | None = None,
 ) -> AttentionSpec:
     """The spec of a site's operands.
 
@@ -121,12 +124,16 @@ def describe_site(
         Refused: the stored heads do not divide the query heads, or a stored row is not contiguous.
     """
     q_value: torch.Tensor = q.meta["val"]
-    batch, query_heads, q_len, head_dim = q_value.shape
+    batch, query_heads, q_len, query_dim = q_value.shape
     k_shape, key_layout = _layout(key, batch, pages is not None)
     v_shape, value_layout = _layout(value, batch, pages is not None)
     kv_len = k_shape[2] if pages is None else pages.kv_len
-    for name, stored in (("key", key), ("value", value)):
-        if not same(stored.base.meta["val"].stride(stored.order[3]), 1):
+    rope_dim, rope_layout = 0, None
+    if rope is not None:
+        rope_shape, rope_layout = _layout(rope, batch, False)
+        rope_dim = int(rope_shape[3])
+    for name, stored in (("key", key), ("value", value), ("rotary key", rope)):
+        if stored is not None and not same(stored.base.meta["val"].stride(stored.order[3]), 1):
             raise Refused(f"{name} rows are not contiguous along head_dim: store the cache with head_dim last")
     kv_heads = int(k_shape[1])
     if int(query_heads) % kv_heads:
@@ -142,10 +149,10 @@ def describe_site(
         kv_heads=kv_heads,
         q_len=hint(q_len, 1),
         kv_len=hint(kv_len, UNKNOWN_KV_LEN),
-        head_dim=int(head_dim),
+        head_dim=int(query_dim) - rope_dim,
         value_dim=int(v_shape[3]),
         dtype=q_value.dtype,
-        scale=1 / math.sqrt(int(head_dim)) if scale is None else scale,
+        scale=1 / math.sqrt(int(query_dim)) if scale is None else scale,
         key_layout=key_layout,
         value_layout=value_layout,
         mask=kind,
@@ -158,4 +165,6 @@ def describe_site(
         symbolic=frozenset(name for name, size in symbolic.items() if is_symbolic(size)),
         cache=cache,
         page_size=0 if pages is None else pages.page_size,
+        rope_dim=rope_dim,
+        rope_layout=rope_layout,
     )
