@@ -165,18 +165,18 @@ def _slice_start(node: Node, at: int) -> int | None:
     if node.target is aten.slice.Tensor and _dim_argument(node, 1) == at:
         start, _, step = _slice_bounds(node.args[2:], int(shape_of(node.args[0])[at]))
         return start if step == 1 else None
-    if node.target is not operator.getitem or node.args[0].target not in _SPLITS:  # type: ignore[union-attr]
+    if node.target is not operator.getitem:
         return None
     split: Any = node.args[0]
     number: Any = node.args[1]
-    if _dim_argument(split, 2) != at:
+    if split.target not in _SPLITS or _dim_argument(split, 2) != at:
         return None
     sizes = split.args[1]
     return int(number) * int(sizes) if isinstance(sizes, int) else int(sum(sizes[:number]))
 
 
 def _slice_bounds(arguments: Sequence[Any], size: int) -> tuple[int, int, int]:
-    start, end, step = (*arguments, *(None, None, None)[len(arguments) :])
+    start, end, step = [*arguments, None, None, None][:3]
     if not all(value is None or isinstance(value, int) for value in (start, end, step)):
         return 0, 0, 0  # no step that anything takes
     begin, stop, _ = slice(start, end).indices(size)
@@ -222,6 +222,9 @@ def _above(made: Made) -> Made | None:
         swapped = list(dims)
         swapped[first], swapped[second] = dims[second], dims[first]
         return Made(source, swapped)
+    if node.target is aten.select.int:
+        at = _dim_argument(node, 1)
+        return Made(source, [*dims[:at], [], *dims[at:]]) if same(shape_of(source)[at], 1) else None
     if node.target is aten.expand.default:
         return _broadcast(source, made)
     if node.target is aten.copy.default:
@@ -237,10 +240,7 @@ def _broadcast(source: Any, made: Made) -> Made | None:
         return None
     shape, whole = shape_of(source), shape_of(made.node)
     added = len(whole) - len(shape)
-    dims = [
-        [] if same(size, 1) else group
-        for size, group in zip(shape, made.dims[added:], strict=True)
-    ]
+    dims = [[] if same(size, 1) else group for size, group in zip(shape, made.dims[added:], strict=True)]
     return Made(source, dims)
 
 

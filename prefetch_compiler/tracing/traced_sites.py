@@ -50,8 +50,8 @@ def _recognise_into(reports: dict[int, SiteReport], graph: Graph) -> None:
         if site is not None:
             site = _most_direct(site)
             report = reports.setdefault(site.index, SiteReport(site.index, 0, layer_of(node), site.form))
-            refusal = why_not_covered(site.spec)
-            report.spec, report.reason = (site.spec, "") if refusal is None else (None, refusal)
+            why_not = why_not_covered(site.spec)
+            report.spec, report.reason = (site.spec, "") if why_not is None else (None, why_not)
 
 
 def _most_direct(site: Site) -> Site:

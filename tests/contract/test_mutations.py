@@ -17,11 +17,12 @@ from prefetch_compiler.recognize import sdpa
 from . import blindness
 from .blindness import Blind
 from .error_bounds import assert_within_bound
-from .golden import dequantised, evicted, rewritten_caches, spellings, static_cache
+from .golden import dequantised, evicted, latent, rewritten_caches, spellings, static_cache
 from .golden.dequantised import Dequantised
 from .golden.flex import Flex
 from .golden.graph import Golden
 from .golden.hand_written import HandWritten
+from .golden.latent import Latent
 from .golden.paged import Paged
 from .golden.products import Products, grouped_einsum
 from .golden.run import assert_follows_eager, run_compiled, run_eagerly
@@ -41,7 +42,7 @@ class Mutation:
 
 
 def _mutation(
-    name: str, original: HandWritten | Products | Flex | Dequantised | Paged, blind: Blind, **changes: object
+    name: str, original: HandWritten | Products | Flex | Dequantised | Paged | Latent, blind: Blind, **changes: object
 ) -> Mutation:
     mutant = replace(original, name=f"{original.name}_{name}", **changes)  # type: ignore[arg-type]
     return Mutation(name, original.golden, mutant.golden, blind)
@@ -70,6 +71,9 @@ _HEADS = Dequantised(
     "heads", key_scale="1.H.1.1", keys=dequantised.HEAD, value_scale="1.1.1.1", values=dequantised.TENSOR
 )
 _E4M3 = Dequantised("e4m3", format=dequantised.E4M3)
+
+_LATENT = Latent("latent")
+_ABSORBED = Latent("absorbed", absorbed=True)
 
 MUTATIONS = [
     _mutation("scale", _GROUPED, blindness.to_scale, scale=0.9),
@@ -155,6 +159,14 @@ MUTATIONS = [
     _mutation("negative_pages", _PAGED, blindness.to_negative_pages, negative=True),
     _mutation("value_pages", _PAGED, blindness.to_which_table, values_flipped=True),
     _mutation("pages_of_scales", _PAGED_INT8, blindness.to_pages_of_scales, other_pages=True),
+    _mutation("latent_scale", _LATENT, blindness.to_scale, scale=0.5),
+    _mutation("rotary_keys", replace(_LATENT, rope_factor=0.0), blindness.to_rotary_keys, rope_factor=1.0),
+    _mutation("weights_of_heads", _LATENT, blindness.to_flips, expand=latent.weights_of_other_heads),
+    _mutation("latents_of_values", _LATENT, blindness.to_whose_latents, expand=latent.values_of_others),
+    _mutation("latents_of_sequences", _LATENT, blindness.to_flips, expand=latent.values_of_other_sequences),
+    _mutation("rotary_first", _LATENT, blindness.to_order_of_columns, expand=latent.rope_first),
+    _mutation("absorbed_rotary_first", _ABSORBED, blindness.to_order_of_columns, rope_leads=True),
+    _mutation("columns_of_weights", _LATENT, blindness.to_which_columns, expand=latent.values_of_first_columns),
     _mutation("format", _E4M3, blindness.to_format, format=dequantised.E5M2),
 ]  # fmt: skip
 

@@ -14,7 +14,7 @@ from prefetch_compiler.recognize.site import Recogniser, Site
 from prefetch_compiler.report import Verdict
 from prefetch_compiler.spec import AttentionSpec
 
-from .golden import dequantised, evicted, flex, hand_written, paged, products
+from .golden import dequantised, evicted, flex, hand_written, latent, paged, products
 from .golden.catalogue import GOLDEN_GRAPHS
 from .golden.graph import Golden, Inputs
 from .golden.run import assert_follows_eager, run_compiled, run_eagerly
@@ -52,6 +52,7 @@ _WRITTEN_HERE = (
     *dequantised.GOLDEN,
     *paged.GOLDEN,
     *evicted.GOLDEN,
+    *latent.GOLDEN,
 )
 _FROM_MODELS = [golden for golden in GOLDEN_GRAPHS if golden not in _WRITTEN_HERE]
 _BY_HAND = [
@@ -70,6 +71,8 @@ _DEQUANTISED = [
 ]
 
 _PAGED = [golden for golden in paged.GOLDEN if golden.name in ("paged_and_written", "paged_int8")]
+
+_LATENT = [golden for golden in latent.GOLDEN if golden.name in ("latent_by_writes", "latent_absorbed_in_one")]
 
 # Where even the hidden size is a symbol, as in this one, the strides of SDPA's output stay formulas.
 _HIDDEN_SIZE_IS_AN_INPUT = ("whisper",)
@@ -111,7 +114,16 @@ def _any_batch_and_length(steps: Sequence[Inputs]) -> Sequence[Inputs]:
 
 @pytest.mark.parametrize(
     "golden",
-    [*_FROM_MODELS, *_BY_HAND, *_PRODUCTS, flex.EVERYTHING.golden, *_DEQUANTISED, *_PAGED, evicted.LENGTHS_OF_HEADS],
+    [
+        *_FROM_MODELS,
+        *_BY_HAND,
+        *_PRODUCTS,
+        flex.EVERYTHING.golden,
+        *_DEQUANTISED,
+        *_PAGED,
+        *_LATENT,
+        evicted.LENGTHS_OF_HEADS,
+    ],
     ids=str,
 )
 def test_a_golden_graph_through_inductors_code_follows_eager(golden: Golden) -> None:

@@ -94,6 +94,17 @@ _FALCON = transformers.FalconConfig(
     eos_token_id=2,
 )
 _MIXTRAL = transformers.MixtralConfig(**_COMMON, num_hidden_layers=1, num_local_experts=4, num_experts_per_tok=2)
+# Its first layers have no experts, and it has no others.
+_DEEPSEEK = transformers.DeepseekV3Config(
+    **_COMMON | {"num_key_value_heads": 4},
+    num_hidden_layers=1,
+    first_k_dense_replace=1,
+    kv_lora_rank=32,
+    q_lora_rank=32,
+    qk_rope_head_dim=16,
+    qk_nope_head_dim=24,
+    v_head_dim=16,
+)
 
 ZOO = (
     ZooModel(
@@ -106,6 +117,7 @@ ZOO = (
     ZooModel("mixtral", _causal(_MIXTRAL), sites=1),
     ZooModel("gpt2", _causal(_GPT2), sites=1),
     ZooModel("falcon", _causal(_FALCON), sites=1),
+    ZooModel("deepseek_v3", _causal(_DEEPSEEK), sites=1),
     ZooModel("gemma3", _gemma3, sites=2),
     ZooModel("whisper", _whisper, sites=2),
 )

@@ -9,6 +9,7 @@ from . import (
     evicted,
     flex,
     hand_written,
+    latent,
     paged,
     products,
     rewritten_caches,
@@ -27,4 +28,5 @@ GOLDEN_GRAPHS: tuple[Golden, ...] = (
     *dequantised.GOLDEN,
     *paged.GOLDEN,
     *evicted.GOLDEN,
+    *latent.GOLDEN,
 )

@@ -14,7 +14,7 @@ from prefetch_compiler.spec import AttentionSpec, MaskKind, TensorLayout
 
 from .graph import DEVICE, Draw, Golden, Inputs, heads_first, note
 
-BATCH, HEADS, KV_LEN = 2, 4, 24
+BATCH, HEADS, KV_LEN = 2, 4, 21
 LATENT, ROPE, NOPE, VALUE = 32, 16, 24, 40
 SCALE = 0.2
 
@@ -90,6 +90,13 @@ def weights_of_other_heads(latent: Tensor, rope: Tensor, weight: Tensor) -> tupl
     return by_cat(latent, rope, weight.view(HEADS, -1, LATENT).flip(0).flatten(0, 1))
 
 
+def values_of_first_columns(latent: Tensor, rope: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """K and V in each other's columns of the weight."""
+    both = functional.linear(latent[:, 0], weight).unflatten(-1, (-1, NOPE + VALUE)).transpose(1, 2)
+    value, nope = both[..., :VALUE], both[..., VALUE:]
+    return torch.cat([nope, rope.expand(*nope.shape[:-1], ROPE)], -1), value
+
+
 def gap_in_keys(latent: Tensor, rope: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Some columns of K are neither latents' nor rotary."""
     key, value = by_cat(latent, rope, weight)
@@ -114,7 +121,7 @@ class Latent:
     rope_factor: float = 1.0
     dtype: torch.dtype = torch.float32
     latent_dim: int = LATENT
-    read: bool = True
+    rope_leads: bool = False
 
     @property
     def golden(self) -> Golden:
@@ -136,13 +143,16 @@ class Latent:
                 latent[:, :, held] = new
                 rope[:, :, held] = new_rope
             if given.absorbed:
-                k, v = torch.cat([latent, rope], -1), latent
+                k = torch.cat([rope, latent] if given.rope_leads else [latent, rope], -1)
+                v = latent
                 if given.by_products:
                     k, v = (x.expand(-1, HEADS, -1, -1) for x in (k, v))
             else:
                 k, v = given.expand(latent, rope * given.rope_factor if given.rope_factor != 1 else rope, weight)
             if not given.by_products:
-                return functional.scaled_dot_product_attention(q, k, v, mask, scale=given.scale, enable_gqa=given.absorbed)
+                return functional.scaled_dot_product_attention(
+                    q, k, v, mask, scale=given.scale, enable_gqa=given.absorbed
+                )
             added = None if mask is None else torch.where(mask, 0.0, float("-inf"))
             note(q, k, v, added, given.scale, None, None)
             scores = q @ k.mT * given.scale
