@@ -112,12 +112,8 @@ def latent(spec: AttentionSpec, rope_dim: int = 64) -> AttentionSpec:
 
 LATENT_SPECS: dict[str, AttentionSpec] = {
     "DeepSeek-V3": latent(site(128, 1, 512, kv_len=8192)),
-    "DeepSeek-V3 batch 64, eager": latent(site(128, 1, 512, batch=64, mask=ADDITIVE)),
     "DeepSeek-V3, 3 drafted tokens": latent(site(128, 1, 512, batch=16, q_len=4, mask_per_row=True)),
     "DeepSeek-V3, a share of 16 heads": latent(site(16, 1, 512, batch=16)),
-    "DeepSeek-V2-Lite, growing cache": latent(site(16, 1, 512, mask=NONE)),
-    "MiniCPM3": latent(site(40, 1, 256, batch=16), 32),
-    "DeepSeek-V2-Lite, float32": latent(site(16, 1, 512, dtype=SINGLE)),
 }
 
 QUANTISED_SPECS: dict[str, AttentionSpec] = {

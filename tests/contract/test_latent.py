@@ -62,7 +62,7 @@ def test_nothing_of_the_length_of_the_cache_is_made(expand: Expand) -> None:
 
 @pytest.mark.parametrize(
     "form",
-    [Latent("writes", latent.by_writes), Latent("products", by_products=True), Latent("one", in_one=True)],
+    [Latent("writes", latent.by_writes), Latent("products", by_products=True)],
     ids=lambda form: form.name,
 )
 def test_latents_of_any_batch_and_length_are_read(form: Latent) -> None:

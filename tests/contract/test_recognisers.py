@@ -72,7 +72,7 @@ _DEQUANTISED = [
 
 _PAGED = [golden for golden in paged.GOLDEN if golden.name in ("paged_and_written", "paged_int8")]
 
-_LATENT = [golden for golden in latent.GOLDEN if golden.name in ("latent_by_writes", "latent_absorbed_in_one")]
+_LATENT = [golden for golden in latent.GOLDEN if golden.name == "latent_by_writes"]
 
 # Where even the hidden size is a symbol, as in this one, the strides of SDPA's output stay formulas.
 _HIDDEN_SIZE_IS_AN_INPUT = ("whisper",)

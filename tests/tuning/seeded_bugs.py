@@ -77,7 +77,6 @@ RIGHT = {
     "capped, with sinks, in place": (CAPPED, IN_PLACE),
     "quantised, split, capped, with sinks": (QUANTISED_CAPPED, QUANTISED_SPLIT),
     "quantised pages by TMA": (QUANTISED_PAGE64, QUANTISED_TMA),
-    "latent, split": (LATENT_BOOL, SPLIT),
     "latent by TMA, keys first, rows": (LATENT_ROWS, LATENT_TMA),
 }  # fmt: skip
 
@@ -298,7 +297,6 @@ SEEDED_BUGS: dict[str, SeededBug] = {
     "dropped mask by row over a latent cache": latent(
         LATENT_ROWS, ONE_SPLIT, "mask_rows = tl.where(row_valid, mask_rows, -1)", "mask_rows = mask_rows * 0 - 1"
     ),
-    "tail of a latent cache too long by one": latent(LATENT_BOOL, ONE_SPLIT, "keys < end", "keys <= end"),
     "NaN of a latent cache let in by TMA": latent(
         LATENT_BOOL, KEYS_FIRST_TMA, "tile = tl.where((keys < end)[:, None], tile, 0.0)", "tile = tile"
     ),
