@@ -21,6 +21,13 @@ from stored numbers before they are scaled, or (a minimum) added to scaled ones.
 1|kv_heads, rows, columns), where ``rows`` divides kv_len and ``columns`` the head's dim: each is shared by a group of
 adjacent tokens and columns.
 
+A latent cache (multi-head latent attention, absorbed) holds a latent and a rotary key for each position, which all
+query heads share. K is the two side by side, V is the latent again::
+
+    q       (batch, query_heads, q_len, head_dim + rope_dim)
+    k = v   (batch, 1, kv_len, head_dim)    the latents, once; head_dim is value_dim
+    rope    (batch, 1, kv_len, rope_dim)
+
 ``group`` is query_heads // kv_heads: query head ``h`` reads KV head ``h // group``. Strides are in elements.
 A size that torch.compile keeps symbolic is stored by its hint and named in ``symbolic``.
 """
@@ -36,6 +43,9 @@ MAX_Q_LEN = 16
 MAX_HEAD_DIM = 256
 HEAD_DIM_MULTIPLE = 8
 PAGE_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+# Columns of a latent cache's rotary keys, and the most that its latents may have.
+ROPE_DIMS = (16, 32, 64, 128)
+MAX_LATENT_DIM = 512
 SUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # What a quantised cache may hold, by the names that kernels know them by.
 QUANTISED_FORMATS = {
@@ -228,6 +238,9 @@ class AttentionSpec:
     one more logit, which takes its share of the softmax and no value. ``lse`` says that the natural log-sum-exp of each
     row's scores, its sink among them, is returned too: float32 (batch, query_heads, q_len), -inf where there is neither
     a key to see nor a sink.
+
+    ``rope_dim`` is not 0 for a latent cache, whose rotary keys lie in ``rope_layout``; ``key_layout`` and
+    ``value_layout`` are both that of its latents.
     """
 
     batch: int
@@ -252,6 +265,8 @@ class AttentionSpec:
     cache: QuantisedCache | None = None
     page_size: int = 0
     lse: bool = False
+    rope_dim: int = 0
+    rope_layout: TensorLayout | None = None
 
     @property
     def masked(self) -> bool:
@@ -269,6 +284,21 @@ class AttentionSpec:
         return self.group * self.q_len
 
     @property
+    def query_dim(self) -> int:
+        """Columns of a query."""
+        return self.head_dim + self.rope_dim
+
+    @property
+    def stored_dims(self) -> tuple[int, int]:
+        """Columns of the two tensors that are read: K and V, or a latent cache's latents and rotary keys."""
+        return (self.head_dim, self.rope_dim) if self.rope_dim else (self.head_dim, self.value_dim)
+
+    @property
+    def stored_layouts(self) -> tuple[TensorLayout, TensorLayout]:
+        """Those of the two tensors that are read."""
+        return self.key_layout, self.value_layout if self.rope_layout is None else self.rope_layout
+
+    @property
     def element_bytes(self) -> int:
         return self.dtype.itemsize
 
@@ -283,9 +313,10 @@ class AttentionSpec:
 
     @property
     def kv_bytes_per_key(self) -> int:
-        """Bytes of K and V, and of scales per token, that one key position holds, over batch and heads."""
+        """Bytes of K and V, and of scales per token, that one key position holds, over batch and heads. A latent counts
+        once."""
         scales = 0 if self.cache is None else self.cache.scale_bytes_per_row
-        row = self.stored_elements(self.head_dim + self.value_dim) * self.kv_dtype.itemsize + scales
+        row = self.stored_elements(sum(self.stored_dims)) * self.kv_dtype.itemsize + scales
         return self.batch * self.kv_heads * row
 
     @property
@@ -303,12 +334,12 @@ class AttentionSpec:
     @property
     def rows_aligned(self) -> bool:
         """Whether every row of K and V starts at a multiple of 16 bytes."""
-        return all(layout.rows_aligned(self.kv_dtype.itemsize) for layout in (self.key_layout, self.value_layout))
+        return all(layout.rows_aligned(self.kv_dtype.itemsize) for layout in self.stored_layouts)
 
     @property
     def tma_loadable(self) -> bool:
         """Whether K and V meet TMA's stride rules (16-byte multiples, none of them 0)."""
-        return all(layout.aligned(self.kv_dtype.itemsize) for layout in (self.key_layout, self.value_layout))
+        return all(layout.aligned(self.kv_dtype.itemsize) for layout in self.stored_layouts)
 
     def describe(self) -> str:
         """One line for people: ``32q/8kv d128 q1 S4096 b16 bfloat16 mask=bool``."""
@@ -317,6 +348,8 @@ class AttentionSpec:
             return f"{value}?" if name in self.symbolic else str(value)
 
         dims = f"d{self.head_dim}" if self.head_dim == self.value_dim else f"d{self.head_dim}/{self.value_dim}"
+        if self.rope_dim:
+            dims = f"latent {self.head_dim}+{self.rope_dim}"
         kinds = [self.mask.value] if self.mask is not MaskKind.NONE or not self.is_causal else []
         mask = "/".join([*kinds, *(["causal"] if self.is_causal else [])])
         pages = f" page={self.page_size}" if self.page_size else ""

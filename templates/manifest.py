@@ -78,6 +78,10 @@ def _mask_refusal(spec: AttentionSpec) -> str | None:
 def _split_kv_refusal(spec: AttentionSpec) -> str | None:
     if spec.cache is not None:
         return "a quantised cache"
+    if spec.rope_dim:
+        return "a latent cache"
+    if max(spec.head_dim, spec.value_dim) > 256:
+        return f"head dims {spec.head_dim} and {spec.value_dim}: they must be 256 at most"
     return _mask_refusal(spec)
 
 
@@ -94,6 +98,20 @@ def _quantised_refusal(spec: AttentionSpec) -> str | None:
         return "a paged cache with scales or zeros of groups of columns or runs of tokens"
     if any(stride % 2 for layout in (spec.key_layout, spec.value_layout) for stride in layout.strides):
         return "K or V with an odd stride: columns are read in pairs"
+    return _mask_refusal(spec)
+
+
+def _latent_refusal(spec: AttentionSpec) -> str | None:
+    if not spec.rope_dim:
+        return "a cache of K and V, and not of latents"
+    if spec.cache is not None or spec.page_size:
+        return "latents that are quantised or in pages"
+    if spec.kv_heads != 1 or spec.head_dim != spec.value_dim or spec.key_layout != spec.value_layout:
+        return "latents that are not K's first columns and V, for all heads alike"
+    if spec.head_dim % 8 or spec.head_dim > 512:
+        return f"latents of {spec.head_dim} columns: they must be a multiple of 8 up to 512"
+    if spec.rope_dim not in (16, 32, 64, 128):
+        return f"rotary keys of {spec.rope_dim} columns: they must be a power of two from 16 to 128"
     return _mask_refusal(spec)
 
 
@@ -219,4 +237,11 @@ QUANTISED = Template(
     ),
 )
 
-TEMPLATES: tuple[Template, ...] = (SPLIT_KV, QUANTISED)
+LATENT = Template(
+    name="latent_decode",
+    entries=("latent_decode.latent_decode", "merge_splits.merge_splits"),
+    refusal=_latent_refusal,
+    features=_FEATURES,
+)
+
+TEMPLATES: tuple[Template, ...] = (SPLIT_KV, QUANTISED, LATENT)

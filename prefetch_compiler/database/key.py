@@ -25,6 +25,7 @@ from ..spec import (
     PACKED_FORMATS,
     PAGE_SIZES,
     QUANTISED_FORMATS,
+    ROPE_DIMS,
     AttentionSpec,
     MaskKind,
     QuantisedCache,
@@ -80,7 +81,8 @@ class Feature(str, Enum):
     """What else decides: ``growing`` lengths are symbolic, and planned for as PLANNED_SYMBOLIC_KV_LEN at least; a
     quantised cache may have a scale for each token of K or of V, and zero points (``zeros``) or minima, or scales or
     zeros that ``groups`` of a token's columns share, or ``runs`` of tokens, column by column or in groups; ``page16``
-    and the like are paged caches, by the keys of a page; ``sink`` and ``softcap`` as in AttentionSpec."""
+    and the like are paged caches, by the keys of a page; ``rope64`` and the like are latent caches, by the columns of
+    their rotary keys; ``sink`` and ``softcap`` as in AttentionSpec."""
 
     GROWING = "growing"
     KEY_GROUPS = "key_groups"
@@ -97,6 +99,10 @@ class Feature(str, Enum):
     PAGE64 = "page64"
     PAGE128 = "page128"
     PAGE256 = "page256"
+    ROPE16 = "rope16"
+    ROPE32 = "rope32"
+    ROPE64 = "rope64"
+    ROPE128 = "rope128"
     SINK = "sink"
     SOFTCAP = "softcap"
     VALUE_GROUPS = "value_groups"
@@ -110,12 +116,18 @@ class Feature(str, Enum):
         """Keys of a page; 0 for what says nothing of pages."""
         return _PAGE_SIZES.get(self, 0)
 
+    @property
+    def rope_dim(self) -> int:
+        """Columns of rotary keys; 0 for what says nothing of a latent cache."""
+        return _ROPE_DIMS.get(self, 0)
+
 
 ZERO_FEATURES = frozenset({Feature.KEY_MINIMA, Feature.KEY_ZEROS, Feature.VALUE_MINIMA, Feature.VALUE_ZEROS})
 # What only a quantised cache has.
 GROUP_FEATURES = frozenset({Feature.KEY_GROUPS, Feature.KEY_RUNS, Feature.VALUE_GROUPS, Feature.VALUE_RUNS})
 QUANTISED_FEATURES = ZERO_FEATURES | GROUP_FEATURES | {Feature.KEY_TOKEN_SCALES, Feature.VALUE_TOKEN_SCALES}
 _PAGE_SIZES = {Feature(f"page{size}"): size for size in PAGE_SIZES}
+_ROPE_DIMS = {Feature(f"rope{dim}"): dim for dim in ROPE_DIMS}
 
 
 def bucket(size: int) -> int:
@@ -164,6 +176,11 @@ class TuningKey:
         return max((feature.page_size for feature in self.features), default=0)
 
     @property
+    def rope_dim(self) -> int:
+        """Columns of a latent cache's rotary keys; 0 for a cache of K and V."""
+        return max((feature.rope_dim for feature in self.features), default=0)
+
+    @property
     def bounded(self) -> bool:
         """Whether what sequences hold is known on the device only, from a mask or from lengths."""
         return self.mask not in (MaskClass.NONE, MaskClass.CAUSAL)
@@ -200,6 +217,8 @@ class TuningKey:
             symbolic=frozenset({"kv_len"} if Feature.GROWING in self.features else ()),
             cache=self._cache(),
             page_size=page_size,
+            rope_dim=self.rope_dim,
+            rope_layout=self._tensor_layout(self.rope_dim) if self.rope_dim else None,
         )
 
     def _cache(self) -> QuantisedCache | None:
@@ -300,6 +319,8 @@ def _features_of(spec: AttentionSpec) -> Iterator[Feature]:
         yield Feature.GROWING
     if spec.page_size:
         yield Feature(f"page{spec.page_size}")
+    if spec.rope_dim:
+        yield Feature(f"rope{spec.rope_dim}")
     if spec.sink:
         yield Feature.SINK
     if spec.softcap is not None:
@@ -369,9 +390,21 @@ def page_problem(key: TuningKey) -> str | None:
     return None
 
 
+def latent_problem(key: TuningKey) -> str | None:
+    """Why there is no latent cache like that of ``key``, or None."""
+    ropes = [feature.value for feature in key.features if feature.rope_dim]
+    if not ropes:
+        return None
+    if len(ropes) > 1 or key.kv_heads != 1 or key.head_dim != key.value_dim:
+        return f"{' '.join(ropes)}: a latent cache has one KV head, values as wide as its keys, and one rotary key"
+    if key.page_size or is_quantised(key):
+        return f"{ropes[0]}: latent caches are in one piece, and in the dtype of the queries"
+    return None
+
+
 def _layout_of(spec: AttentionSpec) -> Layout:
-    keys, values = spec.key_layout, spec.value_layout
-    rows = spec.stored_elements(spec.head_dim), spec.stored_elements(spec.value_dim)
+    keys, values = spec.stored_layouts
+    rows = tuple(spec.stored_elements(dim) for dim in spec.stored_dims)
     if (keys.row_stride, values.row_stride) == rows:
         return Layout.BHSD
     # A lone head has no neighbour: whatever its stride says, its rows lie apart.
@@ -444,7 +477,7 @@ def _key_from(match: re.Match[str]) -> TuningKey:
         mask_dtype=match["mask_dtype"] or "",
         features=features,
     )
-    problem = cache_problem(key) or page_problem(key)
+    problem = cache_problem(key) or page_problem(key) or latent_problem(key)
     if problem is not None:
         raise ValueError(problem)
     return key

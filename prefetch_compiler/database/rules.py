@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from datetime import datetime
 
-from .key import MaskClass, TuningKey, cache_problem, page_problem
+from .key import MaskClass, TuningKey, cache_problem, latent_problem, page_problem
 from .record import Evidence, Measurement, Timing, TuningRecord
 
 _ADDITIVE = (MaskClass.ADDITIVE, MaskClass.ADDITIVE_ROWS)
@@ -31,12 +31,9 @@ def _key_problems(key: TuningKey) -> Iterator[str]:
             yield f"{name} {size} is no power of two"
     if bool(key.mask_dtype) != (key.mask in _ADDITIVE):
         yield f"mask_dtype {key.mask_dtype!r} with a mask of class {key.mask.value}: additive masks have one, no other"
-    cache = cache_problem(key)
-    if cache is not None:
-        yield cache
-    pages = page_problem(key)
-    if pages is not None:
-        yield pages
+    for problem in (cache_problem(key), page_problem(key), latent_problem(key)):
+        if problem is not None:
+            yield problem
     if list(key.features) != sorted(set(key.features)):
         yield f"features {[feature.value for feature in key.features]} are not sorted and distinct"
 

@@ -44,7 +44,7 @@ def embeddable(config: KernelConfig) -> KernelConfig:
 
 def is_embeddable(spec: AttentionSpec) -> bool:
     """Whether launches can be emitted: over plain caches, for the output alone."""
-    return spec.cache is None and not spec.page_size and not spec.lse
+    return spec.cache is None and not spec.page_size and not spec.rope_dim and not spec.lse
 
 
 def require_embeddable(operands: Sequence[Node]) -> None:

@@ -7,6 +7,7 @@ import torch
 from ..config import KernelConfig, Merge
 from ..device import DeviceProfile, profile
 from ..spec import AS_THE_DTYPE_SAYS, QUANTISED_FORMATS, Storage
+from .latent_call import latent_call
 from .quantised_call import quantised_call
 from .specialise import DecodeTensors, KernelCall, decode_call, merge_call, scratch_shapes
 
@@ -42,6 +43,7 @@ def allocate(
     k_zero: torch.Tensor | None = None,
     v_zero: torch.Tensor | None = None,
     storage: Storage = AS_THE_DTYPE_SAYS,
+    rope: torch.Tensor | None = None,
 ) -> DecodeTensors:
     """Operands plus freshly allocated output and scratch. CUDA-graph safe: all memory comes from torch's allocator."""
     batch, query_heads, q_len, _ = q.shape
@@ -58,7 +60,7 @@ def allocate(
     v_scale, v_zero = expanded_scales(v_scale, v_zero, k)
     return DecodeTensors(
         q, k, v, mask, bounds, out, partial, stats, arrivals, k_scale, v_scale, lengths, table, sink, lse, k_zero,
-        v_zero, storage,
+        v_zero, storage, rope,
     )  # fmt: skip
 
 
@@ -98,6 +100,7 @@ def launch_decode(
     k_zero: torch.Tensor | None = None,
     v_zero: torch.Tensor | None = None,
     storage: Storage = AS_THE_DTYPE_SAYS,
+    rope: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """softmax(cap(q k^T * scale) + mask) v, reading only the keys inside ``bounds``, or the first ``lengths``.
 
@@ -115,13 +118,14 @@ def launch_decode(
         sink: (query_heads,) adjacent logits of a key without a value, or None.
         lse: as ``empty_lse`` makes it, to be written too, or None.
         k_zero, v_zero: of a quantised cache, as in AttentionSpec, or None; ``storage`` says which way they count.
+        rope: rotary keys of a latent cache, whose ``k`` and ``v`` are both its latents; or None.
 
     Returns:
         (batch, query_heads, q_len, value_dim) in q's dtype.
     """
     tensors = allocate(
         q, k, v, mask, bounds, heads_first, config, k_scale=k_scale, v_scale=v_scale, lengths=lengths, table=table,
-        sink=sink, lse=lse, k_zero=k_zero, v_zero=v_zero, storage=storage,
+        sink=sink, lse=lse, k_zero=k_zero, v_zero=v_zero, storage=storage, rope=rope,
     )  # fmt: skip
     if tensors.out.numel() > 0:
         launch_kernels(tensors, is_causal=is_causal, scale=scale, softcap=softcap, config=config)
@@ -147,7 +151,9 @@ def calls_of(
 ) -> list[KernelCall]:
     """Every kernel that one launch runs, in order. ``device`` is what the kernels are for, where that is not what the
     tensors are on."""
-    if tensors.k.dtype in QUANTISED_FORMATS:
+    if tensors.rope is not None:
+        decode = latent_call(tensors, tensors.rope, is_causal=is_causal, scale=scale, softcap=softcap, config=config)
+    elif tensors.k.dtype in QUANTISED_FORMATS:
         device = profile(tensors.q.device) if device is None else device
         decode = quantised_call(
             tensors, is_causal=is_causal, scale=scale, softcap=softcap, config=config, device=device

@@ -27,7 +27,8 @@ log = logging.getLogger("prefetch_compiler")
 _OPERANDS = (
     "(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? bounds, bool is_causal, float scale, bool heads_first,"
     " str config, int site, bool strict, Tensor? sink=None, float? softcap=None, Tensor? k_scale=None,"
-    " Tensor? v_scale=None, Tensor? table=None, Tensor? k_zero=None, Tensor? v_zero=None, str storage='')"
+    " Tensor? v_scale=None, Tensor? table=None, Tensor? k_zero=None, Tensor? v_zero=None, str storage='',"
+    " Tensor? rope=None)"
 )
 for _name, _result in (("decode_attention", "Tensor"), ("decode_attention_lse", "(Tensor, Tensor)")):
     library.define(
@@ -87,6 +88,7 @@ def _attend(
     k_zero: torch.Tensor | None,
     v_zero: torch.Tensor | None,
     storage: str,
+    rope: torch.Tensor | None,
     lse: torch.Tensor | None,
 ) -> torch.Tensor:
     """The output. ``lse`` is written where it is given."""
@@ -100,12 +102,12 @@ def _attend(
     if mask is not None:
         mask = mask.expand(batch, query_heads, q_len, kv_len)
     if config not in _failed_configs and readable(k, v):
-        chosen = for_these_addresses(KernelConfig.decode(config), k, v)
+        chosen = for_these_addresses(KernelConfig.decode(config), k, v if rope is None else rope)
         try:
             return launch_decode(
                 q, k, v, mask, bounds, is_causal=is_causal, scale=scale, heads_first=heads_first, config=chosen,
                 softcap=softcap, sink=sink, lse=lse, k_scale=k_scale, v_scale=v_scale, table=table,
-                k_zero=k_zero, v_zero=v_zero, storage=stored_as,
+                k_zero=k_zero, v_zero=v_zero, storage=stored_as, rope=rope,
             )  # fmt: skip
         except Exception as error:
             if strict:
@@ -114,6 +116,8 @@ def _attend(
             log.warning(
                 "kernel %s failed to launch, PyTorch serves from now on: %s: %s", config, type(error).__name__, error
             )
+    if rope is not None:
+        k = torch.cat([k, rope.expand(*k.shape[:3], -1)], -1)
     if table is not None:
         k, v = in_one_piece(k, table), in_one_piece(v, table)
         k_scale, v_scale, k_zero, v_zero = (
@@ -150,10 +154,11 @@ def _decode_attention(
     k_zero: torch.Tensor | None = None,
     v_zero: torch.Tensor | None = None,
     storage: str = "",
+    rope: torch.Tensor | None = None,
 ) -> torch.Tensor:
     return _attend(
         q, k, v, mask, bounds, is_causal, scale, heads_first, config, site, strict, sink, softcap, k_scale, v_scale,
-        table, k_zero, v_zero, storage, None,
+        table, k_zero, v_zero, storage, rope, None,
     )  # fmt: skip
 
 
@@ -177,11 +182,12 @@ def _decode_attention_lse(
     k_zero: torch.Tensor | None = None,
     v_zero: torch.Tensor | None = None,
     storage: str = "",
+    rope: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     lse = empty_lse(q)
     out = _attend(
         q, k, v, mask, bounds, is_causal, scale, heads_first, config, site, strict, sink, softcap, k_scale, v_scale,
-        table, k_zero, v_zero, storage, lse,
+        table, k_zero, v_zero, storage, rope, lse,
     )  # fmt: skip
     return out, lse
 
@@ -218,6 +224,7 @@ def _fake(
     k_zero: torch.Tensor | None = None,
     v_zero: torch.Tensor | None = None,
     storage: str = "",
+    rope: torch.Tensor | None = None,
 ) -> torch.Tensor:
     return fake_output(q, Storage.decode(storage).columns(v.shape[3]), heads_first)
 
@@ -243,5 +250,6 @@ def _fake_lse(
     k_zero: torch.Tensor | None = None,
     v_zero: torch.Tensor | None = None,
     storage: str = "",
+    rope: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return fake_output(q, Storage.decode(storage).columns(v.shape[3]), heads_first), empty_lse(q)

@@ -65,9 +65,12 @@ def example_tensors(spec: AttentionSpec, config: KernelConfig, device: torch.dev
         strides = (layout.batch_stride, layout.head_stride, layout.row_stride, 1)
         return torch.empty_strided(shape, strides, dtype=spec.kv_dtype, device=device)
 
-    q = torch.empty((spec.batch, spec.query_heads, spec.q_len, spec.head_dim), dtype=spec.dtype, device=device)
+    q = torch.empty((spec.batch, spec.query_heads, spec.q_len, spec.query_dim), dtype=spec.dtype, device=device)
     k = strided((*spec.cache_shape, spec.stored_elements(spec.head_dim)), spec.key_layout)
     v = strided((*spec.cache_shape, spec.stored_elements(spec.value_dim)), spec.value_layout)
+    rope = None
+    if spec.rope_layout is not None:
+        v, rope = k, strided((*spec.cache_shape, spec.rope_dim), spec.rope_layout)
     mask = bounds = lengths = table = None
     if spec.mask is MaskKind.LENGTHS:
         lengths = torch.empty((spec.batch,), dtype=torch.int32, device=device)
@@ -81,7 +84,7 @@ def example_tensors(spec: AttentionSpec, config: KernelConfig, device: torch.dev
     scales = _example_scales(spec, device)
     sink = torch.empty(spec.query_heads, dtype=spec.dtype, device=device) if spec.sink else None
     return allocate(
-        q, k, v, mask, bounds, spec.out_heads_first, config, lengths=lengths, table=table, sink=sink,
+        q, k, v, mask, bounds, spec.out_heads_first, config, lengths=lengths, table=table, sink=sink, rope=rope,
         lse=empty_lse(q) if spec.lse else None,
         storage=AS_THE_DTYPE_SAYS if spec.cache is None else spec.cache.storage, **scales,
     )  # fmt: skip

@@ -40,8 +40,9 @@ _SEED = 20_240_601
 @dataclass(frozen=True)
 class _Problem:
     """Operands as in AttentionSpec; the mask is expanded to four dimensions. ``k`` and ``v`` are the numbers of
-    ``stored_k`` and ``stored_v``, which differ from them where the cache is quantised or paged. Where there are
-    ``lengths``, ``mask`` says what they and the spec's ``is_causal`` say to a kernel."""
+    ``stored_k`` and ``stored_v``, which differ from them where the cache is quantised or paged; those of a latent cache
+    are both its latents, and ``k`` has ``rope`` beside them. Where there are ``lengths``, ``mask`` says what they and
+    the spec's ``is_causal`` say to a kernel."""
 
     q: Tensor
     k: Tensor
@@ -59,6 +60,7 @@ class _Problem:
     sink: Tensor | None
     k_zero: Tensor | None = None
     v_zero: Tensor | None = None
+    rope: Tensor | None = None
 
 
 @lru_cache(maxsize=64)
@@ -103,7 +105,7 @@ def _error_share(spec: AttentionSpec, config: KernelConfig, device: torch.device
         is_causal=spec.is_causal, scale=spec.scale, heads_first=spec.out_heads_first, config=config,
         k_scale=problem.k_scale, v_scale=problem.v_scale, lengths=problem.lengths, table=problem.table,
         softcap=problem.softcap, sink=problem.sink, k_zero=problem.k_zero, v_zero=problem.v_zero,
-        storage=AS_THE_DTYPE_SAYS if spec.cache is None else spec.cache.storage,
+        storage=AS_THE_DTYPE_SAYS if spec.cache is None else spec.cache.storage, rope=problem.rope,
     )  # fmt: skip
     return yardstick(problem).share(result)
 
@@ -122,7 +124,7 @@ def _problem(spec: AttentionSpec, device: torch.device) -> _Problem:
         empty = torch.empty_strided(shape, (*layout.strides, 1), dtype=spec.kv_dtype, device=device)
         return drawn, empty
 
-    q = normal(spec.batch, spec.query_heads, spec.q_len, spec.head_dim).to(device, spec.dtype)
+    q = normal(spec.batch, spec.query_heads, spec.q_len, spec.query_dim).to(device, spec.dtype)
     stored, exact, scales, zeros = [], [], [], []
     for side, dim, layout in (("key", spec.head_dim, spec.key_layout), ("value", spec.value_dim, spec.value_layout)):
         numbers, empty = cache(dim, layout)
@@ -132,7 +134,11 @@ def _problem(spec: AttentionSpec, device: torch.device) -> _Problem:
         exact.append(empty if given is None else given.dequantised(empty))
         scales.append(None if given is None else given.scale)
         zeros.append(None if given is None else given.zero)
-    k, v = exact
+    (k, v), rope = exact, None
+    if spec.rope_layout is not None:
+        numbers, rope = cache(spec.rope_dim, spec.rope_layout)
+        rope[: numbers.shape[0]].copy_(numbers)
+        k, v, stored = torch.cat([stored[0], rope], -1), stored[0], [stored[0], stored[0]]
     lengths, table = _lengths_and_table(spec, generator, device)
     if table is not None:
         k, v = in_one_piece(k, table), in_one_piece(v, table)
@@ -141,7 +147,7 @@ def _problem(spec: AttentionSpec, device: torch.device) -> _Problem:
     sink = normal(spec.query_heads).to(device, spec.dtype) if spec.sink else None
     return _Problem(
         q, k, v, mask, is_causal, spec.scale, stored[0], stored[1], scales[0], scales[1], lengths, table, spec.softcap,
-        sink, zeros[0], zeros[1],
+        sink, zeros[0], zeros[1], rope,
     )  # fmt: skip
 
 

@@ -222,8 +222,10 @@ class Lowering:
         bounds = None if site.mask is None else self._bounds_of(site, site.mask)
         with graph.inserting_before(site.anchor):
             key, value = _arrange(graph, site.key), _arrange(graph, site.value)
+            rope = None if site.rope is None else _arrange(graph, site.rope)
             if site.pages is None:
                 key, value = _for_batch(graph, key, site.q), _for_batch(graph, value, site.q)
+                rope = None if rope is None else _for_batch(graph, rope, site.q)
             mask = None if site.mask is None else _four_dimensional(graph, site.mask)
             q = _contiguous_rows(graph, site.q)
             if self.embed:
@@ -239,6 +241,7 @@ class Lowering:
                 site.is_causal, site.scale, site.heads_first, config.encode(), site.index, self.strict, site.sink,
                 site.spec.softcap, site.key_scale, site.value_scale, self._table_of(site),
                 site.key_zero, site.value_zero, "" if site.spec.cache is None else site.spec.cache.storage.encode(),
+                rope,
             )  # fmt: skip
 
     def _bounds_of(self, site: Site, mask: Node) -> Node:

@@ -61,7 +61,8 @@ class DecodeTensors:
     where one scale is shared, or as ``expanded_scales`` has those of groups; None where there is none. ``k_zero`` and
     ``v_zero`` are likewise, and ``storage`` says what they are.
     ``lengths`` (batch,) are in place of ``mask`` and ``bounds``. With a page ``table``, which needs them, K and V are
-    page pools, and scales are expanded to their first three sizes.
+    page pools, and scales are expanded to their first three sizes. Of a latent cache, ``k`` and ``v`` are both its
+    latents, and ``rope`` its rotary keys.
     """
 
     q: torch.Tensor
@@ -82,6 +83,7 @@ class DecodeTensors:
     k_zero: torch.Tensor | None = None
     v_zero: torch.Tensor | None = None
     storage: Storage = AS_THE_DTYPE_SAYS
+    rope: torch.Tensor | None = None
 
     @property
     def page_size(self) -> int:

@@ -1,5 +1,5 @@
-"""The ways to read a site's K and V, the most direct first: as numbers of a quantised cache, in pages, or both; once
-for all sequences that share them; each head as far as it is seen."""
+"""The ways to read a site's K and V, the most direct first: as latents that all heads share; as numbers of a quantised
+cache, in pages, or both; once for all sequences that share them; each head as far as it is seen."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from ..errors import Refused
 from .block_lists import read_by_lists
 from .by_head import read_by_head
 from .dequantised import read_as_stored
+from .latent import read_as_latent
 from .pack import read_packed
 from .paged import read_as_paged
 from .site import Site
@@ -17,6 +18,7 @@ from .site import Site
 def readings(site: Site, *, pack: bool) -> Iterator[Site]:
     """Sites that are the same attention, over what K and V are made of; each may be refused by selection. ``pack``
     allows that sequences share a read."""
+    yield from _found(read_as_latent, site)
     numbers = _or_none(read_as_stored, site)
     for read in (numbers, site):
         if read is None:

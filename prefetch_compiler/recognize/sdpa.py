@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from ..device import interpreting
 from ..errors import Refused
-from ..spec import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM, MAX_Q_LEN, SUPPORTED_DTYPES
+from ..spec import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM, MAX_LATENT_DIM, MAX_Q_LEN, ROPE_DIMS, SUPPORTED_DTYPES
 from .captured import captured_value
 from .sizes import Size, fixed, hint, holds, is_symbolic, same
 
@@ -187,12 +187,20 @@ def _require_shapes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, enable_gq
 
 def require_head_dims(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     """Head dims that kernels are compiled for, or Refused."""
+    if _may_be_latents(k, v) and q.shape[3] == k.shape[3]:
+        return
     for name, dim in (("head_dim", q.shape[3]), ("key head_dim", k.shape[3]), ("value head_dim", v.shape[3])):
         if dim % HEAD_DIM_MULTIPLE or not 0 < dim <= MAX_HEAD_DIM:
             raise Refused(
                 f"{name} is {dim}; supported are multiples of {HEAD_DIM_MULTIPLE} up to {MAX_HEAD_DIM}: "
                 "pad narrower heads with zeros to such a size, and leave wider ones to Inductor"
             )
+
+
+def _may_be_latents(k: torch.Tensor, v: torch.Tensor) -> bool:
+    """Whether keys may be latents with rotary keys beside them, and values the latents: wider than other heads."""
+    latent_dim, rope_dim = int(v.shape[3]), int(k.shape[3]) - int(v.shape[3])
+    return latent_dim % HEAD_DIM_MULTIPLE == 0 and latent_dim <= MAX_LATENT_DIM and rope_dim in ROPE_DIMS
 
 
 def _require_head_ratio(query_heads: int, kv_heads: int, enable_gqa: Any) -> None:

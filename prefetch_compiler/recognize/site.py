@@ -64,6 +64,7 @@ class Site:
             1|kv_heads, page_size).
         key_zero, value_zero: likewise; what they are, the spec's cache says.
         pages: of a paged cache, whose ``key`` and ``value`` are (pages, kv_heads, page_size, dim).
+        rope: the rotary keys of a latent cache, whose ``key`` and ``value`` are both its latents.
         restore: adds views that make (batch, query_heads, q_len, value_dim) what the anchor is.
         log_sum_exps: of scores; nodes that use them may stand before the anchor, but the anchor depends on none.
         marker: where the site is met, if that is before its anchor. What sites share is put there: the next one that is
@@ -87,6 +88,7 @@ class Site:
     key_zero: Node | None = None
     value_zero: Node | None = None
     pages: Pages | None = None
+    rope: StoredKV | None = None
     restore: Callable[[Node], Node] = _as_it_is
     log_sum_exps: tuple[LogSumExp, ...] = ()
     marker: Node | None = None
@@ -141,6 +143,7 @@ def describe_site(
     cache: QuantisedCache | None = None,
     pages: Pages | None = None,
     has_lse: bool = False,
+    rope: StoredKV | None = None,
 ) -> AttentionSpec:
     """The spec of a site's operands.
 
@@ -148,15 +151,19 @@ def describe_site(
         Refused: the stored heads do not divide the query heads, or a stored row is not contiguous.
     """
     q_value: torch.Tensor = q.meta["val"]
-    batch, query_heads, q_len, head_dim = q_value.shape
+    batch, query_heads, q_len, query_dim = q_value.shape
     k_shape, key_layout = _layout(key, batch, pages is not None)
     v_shape, value_layout = _layout(value, batch, pages is not None)
     kv_len = k_shape[2] if pages is None else pages.kv_len
-    for name, stored in (("key", key), ("value", value)):
-        if not same(stored.base.meta["val"].stride(stored.order[3]), 1):
+    rope_dim, rope_layout = 0, None
+    if rope is not None:
+        rope_shape, rope_layout = _layout(rope, batch, False)
+        rope_dim = int(rope_shape[3])
+    for name, stored in (("key", key), ("value", value), ("rotary key", rope)):
+        if stored is not None and not same(stored.base.meta["val"].stride(stored.order[3]), 1):
             raise Refused(f"{name} rows are not contiguous along head_dim: store the cache with head_dim last")
     query_heads, kv_heads = (fixed(size, "the number of heads") for size in (query_heads, k_shape[1]))
-    head_dim, value_dim = (fixed(size, "head_dim") for size in (head_dim, v_shape[3]))
+    query_dim, value_dim = (fixed(size, "head_dim") for size in (query_dim, v_shape[3]))
     if query_heads % kv_heads:
         raise Refused(
             f"{query_heads} query heads do not share {kv_heads} KV heads evenly: use a number of query heads that is a "
@@ -170,10 +177,10 @@ def describe_site(
         kv_heads=kv_heads,
         q_len=hint(q_len, 1),
         kv_len=hint(kv_len, UNKNOWN_KV_LEN),
-        head_dim=head_dim,
+        head_dim=query_dim - rope_dim,
         value_dim=value_dim if cache is None else cache.storage.columns(value_dim),
         dtype=q_value.dtype,
-        scale=1 / math.sqrt(head_dim) if scale is None else scale,
+        scale=1 / math.sqrt(query_dim) if scale is None else scale,
         key_layout=key_layout,
         value_layout=value_layout,
         mask=kind,
@@ -187,4 +194,6 @@ def describe_site(
         symbolic=frozenset(name for name, size in symbolic.items() if is_symbolic(size)),
         cache=cache,
         page_size=0 if pages is None else pages.page_size,
+        rope_dim=rope_dim,
+        rope_layout=rope_layout,
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch.fx import Graph, Node
+from torch.utils._pytree import tree_leaves
 
 
 def inline(graph: Graph, before: Node, function: Callable[..., torch.Tensor], operands: Sequence[Node]) -> Node:
@@ -45,7 +46,7 @@ def insert_call(graph: Graph, target: torch._ops.OpOverload, *arguments: object)
     node = graph.call_function(target, arguments)  # type: ignore[arg-type]
     given: Any = arguments
     values: Any = torch.fx.node.map_arg(given, lambda operand: operand.meta["val"])
-    fake_mode = next(v.fake_mode for v in values if hasattr(v, "fake_mode"))
+    fake_mode = next(v.fake_mode for v in tree_leaves(values) if hasattr(v, "fake_mode"))
     with fake_mode:
         node.meta["val"] = target(*values)
     return node

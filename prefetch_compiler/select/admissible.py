@@ -28,11 +28,10 @@ def why_inadmissible(spec: AttentionSpec, config: KernelConfig, profile: DeviceP
             return f"TMA loads need pages of whole tiles, and {spec.page_size} keys of a page are no {config.block_kv}"
     if spec.page_size and config.prologue_prefetch:
         return "a prologue prefetch of a paged cache would read its table before it is known to be written"
-    if spec.cache is not None:
-        refusal = _why_not_quantised(spec, config, profile)
-        if refusal is not None:
-            return refusal
-    elif config.operand_order is OperandOrder.KQ and profile.has_warpgroup_products:
+    refusal = _why_not_in_template(spec, config, profile)
+    if refusal is not None:
+        return refusal
+    if spec.cache is None and config.operand_order is OperandOrder.KQ and profile.has_warpgroup_products:
         # Seen on an H200 with Triton 3.6: wrong results and stray addresses, unless K and V reach shared memory by
         # asynchronous copies, which a pipelined loop and 16-byte aligned rows give.
         if config.num_stages == 1:
@@ -51,6 +50,25 @@ def why_inadmissible(spec: AttentionSpec, config: KernelConfig, profile: DeviceP
     needed = shared_memory_estimate_bytes(spec, config)
     if needed > profile.shared_memory_bytes:
         return f"about {needed} bytes of shared memory are needed and {profile.name} has {profile.shared_memory_bytes}"
+    return None
+
+
+def _why_not_in_template(spec: AttentionSpec, config: KernelConfig, profile: DeviceProfile) -> str | None:
+    """What only the template that serves ``spec`` asks for."""
+    if spec.rope_dim:
+        return _why_not_latent(config, profile)
+    return None if spec.cache is None else _why_not_quantised(spec, config, profile)
+
+
+def _why_not_latent(config: KernelConfig, profile: DeviceProfile) -> str | None:
+    """What only the template of latent caches asks for."""
+    if config.merge is not Merge.SEPARATE:
+        return "splits of a latent cache are merged by a second kernel"
+    if config.prologue_prefetch:
+        return "a latent cache is not prefetched before its bounds are known"
+    if config.load_path is LoadPath.TMA and profile.backend == "cuda" and profile.arch >= 100:
+        # Seen with Triton 3.6: products of tensor memory pass their accumulators through shared memory.
+        return f"tiles of latents by TMA do not fit the shared memory of {profile.name}"
     return None
 
 

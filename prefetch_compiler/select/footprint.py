@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from ..config import KernelConfig, OperandOrder
+from ..config import KernelConfig, LoadPath, OperandOrder
 from ..spec import AttentionSpec
 
 MAX_ROW_TILE = 128
 MIN_DOT_ROWS = 16
 WARPGROUP_ROWS = 64
 MIN_QUANTISED_ROWS, MAX_QUANTISED_ROWS = 8, 16
+MAX_LATENT_ROWS = {LoadPath.POINTER: 32, LoadPath.TMA: 64}
 BARRIERS_BYTES = 256
 
 
@@ -28,7 +29,9 @@ def row_tiles(rows: int) -> int:
 
 
 def row_tile_of(spec: AttentionSpec) -> int:
-    """Query rows of one program of the template that serves ``spec``."""
+    """Query rows of one program of the template that serves ``spec``; of a latent cache, by pointers."""
+    if spec.rope_dim:
+        return latent_row_tile(spec.rows, LoadPath.POINTER)
     if spec.cache is None:
         return row_tile(spec.rows)
     return quantised_row_tile(spec.rows)
@@ -52,8 +55,16 @@ def quantised_row_tile(rows: int) -> int:
     return min(MAX_QUANTISED_ROWS, max(MIN_QUANTISED_ROWS, 1 << (rows - 1).bit_length()))
 
 
+def latent_row_tile(rows: int, load_path: LoadPath) -> int:
+    """Query rows of one program over a latent cache: a power of two from 16. The accumulator is as wide as the latents:
+    that of 64 rows takes half of the registers of eight warps, and leaves none for pointers to tiles of 576 columns."""
+    return min(MAX_LATENT_ROWS[load_path], padded_dim(rows))
+
+
 def kv_tile_bytes(spec: AttentionSpec, block_kv: int) -> int:
-    """Shared memory of one K tile and one V tile."""
+    """Shared memory of one tile of K and one of V, or of latents and rotary keys."""
+    if spec.rope_dim:
+        return block_kv * (padded_dim(spec.head_dim) + spec.rope_dim) * spec.element_bytes
     if spec.cache is not None:
         packed = bool(spec.cache.storage.packing)
         return block_kv * (padded_units(spec.head_dim, packed) + padded_units(spec.value_dim, packed)) * 2
@@ -77,6 +88,8 @@ def shared_memory_estimate_bytes(spec: AttentionSpec, config: KernelConfig) -> i
     so that all stages are in use at a time; others load their operands into registers, which frees a stage early. So
     do all of those over a quantised cache, which is taken apart there.
     """
+    if spec.rope_dim:
+        return _latent_shared_memory_bytes(spec, config)
     rows = row_tile_of(spec)
     keys_first = config.operand_order is OperandOrder.KQ
     from_shared = spec.cache is None and (rows >= WARPGROUP_ROWS or keys_first or spec.element_bytes > 2)
@@ -85,3 +98,16 @@ def shared_memory_estimate_bytes(spec: AttentionSpec, config: KernelConfig) -> i
     scores_bytes = rows * config.block_kv * 4 if config.num_stages > 1 else 0
     tiles_bytes = stages * kv_tile_bytes(spec, config.block_kv) + _rearranged_bytes(spec, config.block_kv)
     return tiles_bytes + rows * padded_dim(spec.head_dim) * spec.element_bytes + scores_bytes + BARRIERS_BYTES
+
+
+def _latent_shared_memory_bytes(spec: AttentionSpec, config: KernelConfig) -> int:
+    """The same over a latent cache, whose rows are multiplied twice: no stage is free before the second product, unless
+    that of 16-bit numbers has its operands in registers."""
+    rows = latent_row_tile(spec.rows, config.load_path)
+    keys_first = config.operand_order is OperandOrder.KQ
+    by_warpgroups = rows >= WARPGROUP_ROWS
+    from_shared = by_warpgroups or keys_first or spec.element_bytes > 2
+    stages = config.num_stages if from_shared else max(1, config.num_stages - 1)
+    scores_bytes = 0 if by_warpgroups and not keys_first else rows * config.block_kv * 4
+    queries_bytes = rows * (padded_dim(spec.head_dim) + spec.rope_dim) * spec.element_bytes
+    return stages * kv_tile_bytes(spec, config.block_kv) + queries_bytes + scores_bytes + BARRIERS_BYTES

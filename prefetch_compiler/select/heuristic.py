@@ -26,7 +26,16 @@ from ..device import DeviceProfile
 from ..errors import InadmissibleConfigError
 from ..spec import AttentionSpec
 from .admissible import why_inadmissible
-from .footprint import kv_tile_bytes, padded_dim, row_tile, row_tile_of, row_tiles_of
+from .footprint import (
+    MAX_LATENT_ROWS,
+    MIN_DOT_ROWS,
+    kv_tile_bytes,
+    latent_row_tile,
+    padded_dim,
+    row_tile,
+    row_tile_of,
+    row_tiles_of,
+)
 
 # A symbolic length grows without recompiling, so its hint says little: plan for a cache worth splitting.
 PLANNED_SYMBOLIC_KV_LEN = 8192
@@ -44,6 +53,8 @@ MAX_TILE_REGISTERS = 150
 MAX_QUANTISED_SCORES = 1024
 # Of a tile that is dequantised in registers, a warp: with more, sm_80 to sm_100 spill.
 MAX_GROUPED_NUMBERS = 2048
+# Compute capability of the GPUs whose tensor cores multiply 64 rows at a time from shared memory into registers.
+WARPGROUP_ARCH = 90
 
 
 @dataclass(frozen=True)
@@ -185,6 +196,8 @@ def choose(spec: AttentionSpec, profile: DeviceProfile) -> KernelConfig:
         InadmissibleConfigError: not even the most cautious configuration fits the device.
     """
     programs = max(1, spec.batch * spec.kv_heads * row_tiles_of(spec))
+    if spec.rope_dim:
+        return _choose_latent(spec, profile)
     if spec.cache is not None:
         return _choose_quantised(spec, programs, profile)
     regime = _regime(family_of(profile), programs, spec, profile)
@@ -235,6 +248,31 @@ def _choose_quantised(spec: AttentionSpec, programs: int, profile: DeviceProfile
         num_stages=regime.stages,
         load_path=LoadPath.TMA if use_tma else LoadPath.POINTER,
         operand_order=OperandOrder.KQ,
+        launch_overlap=profile.has_launch_overlap,
+        partition=Partition.STRIDED if splits > 1 else Partition.EVEN,
+    )
+    return _shrink_to_fit(spec, config, profile)
+
+
+def _choose_latent(spec: AttentionSpec, profile: DeviceProfile) -> KernelConfig:
+    """One program an SM, whose accumulator fills its registers. More than 32 query rows are multiplied by warpgroups
+    where there are any, from tiles that come by TMA; fewer, or where there are none, from tiles by pointers. Not
+    measured: these compile with hardly a spill for sm_80 to sm_120 (Triton 3.6)."""
+    emulated = profile.backend == "interpreter"
+    by_warpgroups = profile.arch == WARPGROUP_ARCH and spec.rows > MAX_LATENT_ROWS[LoadPath.POINTER]
+    use_tma = by_warpgroups and spec.tma_loadable and spec.element_bytes == 2 and not spec.mask_per_row
+    load_path = LoadPath.TMA if use_tma else LoadPath.POINTER
+    rows = latent_row_tile(spec.rows, load_path)
+    crowded = spec.element_bytes > 2 or (spec.mask_per_row and rows > MIN_DOT_ROWS)
+    block_kv = 64 if use_tma or emulated else 16 if crowded else 32
+    regime = Regime(0, 4 if rows == MIN_DOT_ROWS else 8, 2 if use_tma else 3, load_path, 1)
+    splits = _splits(regime, spec.batch * -(-spec.rows // rows), spec, profile, block_kv)
+    config = KernelConfig(
+        block_kv=block_kv,
+        num_splits=splits,
+        num_warps=regime.warps,
+        num_stages=regime.stages,
+        load_path=load_path,
         launch_overlap=profile.has_launch_overlap,
         partition=Partition.STRIDED if splits > 1 else Partition.EVEN,
     )

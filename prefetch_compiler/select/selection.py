@@ -56,10 +56,8 @@ def select(
         Refused: no template covers the spec.
         InadmissibleConfigError: the device cannot run any config of it.
     """
-    refusals = []
     for template in TEMPLATES:
-        refusal = template.refusal(spec)
-        if refusal is None:
+        if template.refusal(spec) is None:
             if deterministic:
                 reason = f"the same for every batch (deterministic), heuristic for {profile.name}"
                 return Selection(template, choose_for_any_batch(spec, profile), Verdict.HEURISTIC, reason)
@@ -71,13 +69,15 @@ def select(
             chosen = choose(spec, profile)
             log.debug("no record for %s: heuristic for %s, %s", spec.describe(), profile.name, chosen.encode())
             return Selection(template, chosen, Verdict.HEURISTIC, _heuristic_reason(profile, found))
-        refusals.append(f"{template.name}: {refusal}")
-    raise Refused("; ".join(refusals))
+    raise Refused(why_not_covered(spec) or "")
 
 
-def is_covered(spec: AttentionSpec) -> bool:
-    """Whether some template serves it, on some device."""
-    return any(template.refusal(spec) is None for template in TEMPLATES)
+def why_not_covered(spec: AttentionSpec) -> str | None:
+    """Why no template serves it on any device, or None."""
+    refusals = {template.name: template.refusal(spec) for template in TEMPLATES}
+    if None in refusals.values():
+        return None
+    return "; ".join(f"{name}: {refusal}" for name, refusal in refusals.items())
 
 
 def _heuristic_reason(profile: DeviceProfile, missed: Missed) -> str:

@@ -18,7 +18,7 @@ from ..recognize.readings import readings
 from ..recognize.registry import recognise
 from ..recognize.site import Site
 from ..report import SiteReport
-from ..select.selection import is_covered
+from ..select.selection import why_not_covered
 
 
 class SiteTracer:
@@ -50,12 +50,13 @@ def _recognise_into(reports: dict[int, SiteReport], graph: Graph) -> None:
         if site is not None:
             site = _most_direct(site)
             report = reports.setdefault(site.index, SiteReport(site.index, 0, layer_of(node), site.form))
-            report.spec, report.reason = site.spec, ""
+            why_not = why_not_covered(site.spec)
+            report.spec, report.reason = (site.spec, "") if why_not is None else (None, why_not)
 
 
 def _most_direct(site: Site) -> Site:
     """As the pass would read it on a device that runs all kernels."""
-    return next((read for read in readings(site, pack=True) if is_covered(read.spec)), site)
+    return next((read for read in readings(site, pack=True) if why_not_covered(read.spec) is None), site)
 
 
 def _trace(module: GraphModule, example_inputs: Sequence[Any], look: Callable[[Graph], None]) -> Callable[..., Any]:

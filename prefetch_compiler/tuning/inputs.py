@@ -20,6 +20,8 @@ BAND_ROWS = 256
 BAND_ALIGNMENT = 256
 # What stands for NaN in a quantised cache: NaN in e4m3 and in e5m2. int8 has none.
 NAN_BYTE = 0x7F
+# The last columns of a latent cache's latents, in which queries are 0: values may be large there, and scores are not.
+WEIGHTED_COLUMNS = 8
 # Scales per token differ by as many octaves, as those of tokens with outliers do.
 SCALE_OCTAVES = 4
 
@@ -31,8 +33,9 @@ class Operands:
     ``k`` and ``v`` are finite throughout; of a quantised cache they are the dequantised numbers, exactly, in float64.
     In ``stale_k`` and ``stale_v``, which a kernel is given, every key outside the range that some query of the sequence
     sees holds NaN, and so do its scales: it must not be let in. Of a paged cache these two are pools, with a ``table``
-    whose stale entries lead nowhere. Where there are ``lengths``, ``mask`` says to others what they and ``is_causal``
-    say to a kernel.
+    whose stale entries lead nowhere. Of a latent cache these two are its latents, and ``rope`` its rotary keys, alike
+    poisoned, which ``k`` has beside them. Where there are ``lengths``, ``mask`` says to others what they and
+    ``is_causal`` say to a kernel.
     """
 
     spec: AttentionSpec
@@ -50,6 +53,7 @@ class Operands:
     sink: Tensor | None = None
     k_zero: Tensor | None = None
     v_zero: Tensor | None = None
+    rope: Tensor | None = None
 
     @property
     def is_causal(self) -> bool:
@@ -72,7 +76,8 @@ class Operands:
 
 
 class Cache(NamedTuple):
-    """K and V as they are stored, and the scales and zeros of a quantised cache, as the launch takes them."""
+    """K and V as they are stored, the scales and zeros of a quantised cache, and the rotary keys of a latent one, as
+    the launch takes them."""
 
     k: Tensor
     v: Tensor
@@ -80,11 +85,17 @@ class Cache(NamedTuple):
     v_scale: Tensor | None = None
     k_zero: Tensor | None = None
     v_zero: Tensor | None = None
+    rope: Tensor | None = None
 
 
 def random_cache(spec: AttentionSpec, generator: torch.Generator, value_weights: Tensor | None = None) -> Cache:
     """Normal K and V, or pools of them, in the layouts of ``spec``. ``value_weights`` (batch, keys), not of pools,
-    multiply the values."""
+    multiply the values, those of a latent cache in its WEIGHTED_COLUMNS."""
+    if spec.rope_layout is not None:
+        latents = _strided(spec, spec.head_dim, spec.key_layout, generator)
+        if value_weights is not None:
+            latents[..., -WEIGHTED_COLUMNS:].mul_(value_weights[:, None, :, None])
+        return Cache(latents, latents, rope=_strided(spec, spec.rope_dim, spec.rope_layout, generator))
     if spec.cache is not None:
         return _quantised_cache(spec, spec.cache, generator, value_weights)
     k = _strided(spec, spec.head_dim, spec.key_layout, generator)
@@ -135,7 +146,7 @@ def shuffled_table(spec: AttentionSpec, device: torch.device, seed: int = 0) -> 
 
 
 def random_queries(spec: AttentionSpec, generator: torch.Generator) -> Tensor:
-    shape = (spec.batch, spec.query_heads, spec.q_len, spec.head_dim)
+    shape = (spec.batch, spec.query_heads, spec.q_len, spec.query_dim)
     return torch.empty(shape, dtype=spec.dtype, device=generator.device).normal_(generator=generator)
 
 
@@ -196,6 +207,9 @@ def operands(
     cache = random_cache(one_piece, generator, weights)
     queries = random_queries(spec, generator)
     k, v = cache.k, cache.v
+    if cache.rope is not None:
+        queries[..., spec.head_dim - WEIGHTED_COLUMNS : spec.head_dim] = 0
+        k = torch.cat([cache.k, cache.rope], -1)
     if spec.cache is not None:
         how = spec.cache.storage
         k = dequantise(k, cache.k_scale, torch.float64, cache.k_zero, minima=how.key_minima, packing=how.packing)
@@ -209,7 +223,7 @@ def operands(
     sink = random_sink(spec, generator)
     return Operands(
         spec, queries, k, v, given.k, given.v, mask, bounds, given.k_scale, given.v_scale, lengths, table, sink,
-        given.k_zero, given.v_zero,
+        given.k_zero, given.v_zero, given.rope,
     )  # fmt: skip
 
 
@@ -237,8 +251,11 @@ def _in_one_piece(spec: AttentionSpec) -> AttentionSpec:
 
 
 def _poisoned_cache(cache: Cache, stale: Tensor) -> Cache:
-    scales = (_poisoned_scale(scale, stale) for scale in cache[2:])
-    return Cache(_poisoned(cache.k, stale), _poisoned(cache.v, stale), *scales)
+    k = _poisoned(cache.k, stale)
+    if cache.rope is not None:
+        return Cache(k, k, rope=_poisoned(cache.rope, stale))
+    scales = (_poisoned_scale(scale, stale) for scale in (cache.k_scale, cache.v_scale, cache.k_zero, cache.v_zero))
+    return Cache(k, _poisoned(cache.v, stale), *scales)
 
 
 def _poisoned_pools(spec: AttentionSpec, cache: Cache, stale: Tensor, table: Tensor) -> Cache:

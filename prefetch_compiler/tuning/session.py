@@ -158,7 +158,7 @@ class Session:
                 query, cache.k, cache.v, self.expanded, self.bounds, is_causal=spec.is_causal, scale=spec.scale,
                 heads_first=spec.out_heads_first, config=config, k_scale=cache.k_scale, v_scale=cache.v_scale,
                 lengths=self.lengths, table=self.table, softcap=spec.softcap, sink=self.attention_sink,
-                k_zero=cache.k_zero, v_zero=cache.v_zero,
+                k_zero=cache.k_zero, v_zero=cache.v_zero, rope=cache.rope,
                 storage=AS_THE_DTYPE_SAYS if spec.cache is None else spec.cache.storage,
             )  # fmt: skip
 

@@ -240,7 +240,7 @@ def _guarded_tensors(check: Check, config: KernelConfig, garbage: float) -> tupl
     plain = allocate(
         given.q, given.stale_k, given.stale_v, given.expanded_mask(), given.bounds, given.spec.out_heads_first, config,
         k_scale=given.k_scale, v_scale=given.v_scale, lengths=given.lengths, table=given.table, sink=given.sink,
-        k_zero=given.k_zero, v_zero=given.v_zero, storage=storage,
+        k_zero=given.k_zero, v_zero=given.v_zero, storage=storage, rope=given.rope,
     )  # fmt: skip
     guards: list[Tensor] = []
 

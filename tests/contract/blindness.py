@@ -18,9 +18,11 @@ from prefetch_compiler.recognize import (
     bounds,
     chain,
     changes,
+    columns,
     compose,
     dequantised,
     flex,
+    latent,
     log_space,
     marked,
     pack,
@@ -477,3 +479,48 @@ def to_other_terms(monkeypatch: pytest.MonkeyPatch) -> None:
 def to_packing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Packed queries stay in the order of sequences."""
     monkeypatch.setattr(pack, "permute", lambda graph, tensor, order: tensor)
+
+
+def to_rotary_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores are those of the latents alone."""
+    over = latent._over
+
+    def without(site: Site, q: Node, latents: Node, rope: Node) -> Site:
+        with site.anchor.graph.inserting_before(site.anchor):
+            nothing = insert_call(site.anchor.graph, views.aten.sub.Tensor, rope, rope)
+        return over(site, q, latents, nothing)
+
+    monkeypatch.setattr(latent, "_over", without)
+
+
+def to_flips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights, and latents, whose heads or columns stand in another order are taken for those in the plain one."""
+    above = columns._above
+
+    def through(made: columns.Made) -> columns.Made | None:
+        source: Any = made.node.args[0] if made.node.args else None
+        flips = made.node.target in (views.aten.flip.default, torch.ops.prims.rev.default)
+        return columns.Made(source, made.dims) if flips else above(made)
+
+    monkeypatch.setattr(columns, "_above", through)
+
+
+def to_whose_latents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """V is taken to be made of K's latents."""
+    monkeypatch.setattr(latent, "_same_tensors", lambda *given: True)
+
+
+def to_order_of_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last columns of K are taken for the rotary ones."""
+    split = latent._split_queries
+
+    def in_plain_order(graph: Graph, q: Node, parts: Any, at: int) -> tuple[Node, Node]:
+        return split(graph, q, parts if at == 0 else parts[::-1], 0)
+
+    monkeypatch.setattr(latent, "_split_queries", in_plain_order)
+
+
+def to_which_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns are taken to be a tensor's first."""
+    as_dims = columns.Columns.as_dims
+    monkeypatch.setattr(columns.Columns, "as_dims", lambda given, *rest: as_dims(replace(given, first=0), *rest))

@@ -132,6 +132,18 @@ def kivi(spec: AttentionSpec, dtype: torch.dtype = UINT8, tokens: int = 32, colu
     return replace(spec, cache=cache)
 
 
+def latent(spec: AttentionSpec, rope_dim: int = 64) -> AttentionSpec:
+    """``spec``, whose KV head's keys are latents, with rotary keys beside them in a tensor of their own."""
+    own = TensorLayout(spec.kv_len * rope_dim, spec.kv_len * rope_dim, rope_dim)
+    return replace(spec, rope_dim=rope_dim, rope_layout=own, scale=(128 + rope_dim) ** -0.5)
+
+
+LATENT_SPECS: dict[str, AttentionSpec] = {
+    "DeepSeek-V3": latent(site(128, 1, 512, kv_len=8192)),
+    "DeepSeek-V3, 3 drafted tokens": latent(site(128, 1, 512, batch=16, q_len=4, mask_per_row=True)),
+    "DeepSeek-V3, a share of 16 heads": latent(site(16, 1, 512, batch=16)),
+}
+
 QUANTISED_SPECS: dict[str, AttentionSpec] = {
     "Llama-8B e4m3": quantised(SPECS["Llama-8B"]),
     "Llama-8B batch 64 e4m3": quantised(SPECS["Llama-8B batch 64"]),

@@ -17,7 +17,7 @@ from prefetch_compiler.select.heuristic import choose
 from prefetch_compiler.spec import AttentionSpec
 
 from .compile_worker import Result, compile_elsewhere
-from .representative_specs import E4M3, E5M2, INT8, QUANTISED_SPECS, SPECS, quantised, site
+from .representative_specs import E4M3, E5M2, INT8, LATENT_SPECS, QUANTISED_SPECS, SPECS, latent, quantised, site
 
 SPILL_LIMIT_BYTES = 128
 # 128 query rows of head_dim 256: their accumulator and queries alone take 192 of each thread's 255 registers with the
@@ -49,6 +49,12 @@ QUANTISED_SITES: dict[int, list[str]] = {
     ],
     100: FEW_QUANTISED,
     120: FEW_QUANTISED,
+}
+# Each takes many seconds to compile.
+LATENT_SITES: dict[int, list[str]] = {
+    80: ["DeepSeek-V3, 3 drafted tokens"],
+    90: ["DeepSeek-V3"],
+    100: ["DeepSeek-V3, a share of 16 heads"],
 }
 
 
@@ -89,6 +95,26 @@ def test_the_choice_for_a_quantised_cache_compiles_fits_and_hardly_spills() -> N
         for (device, name), result in zip(sites, compile_elsewhere(jobs), strict=True)
     ]
     assert [c for c in complaints if c is not None] == []
+
+
+def test_the_choice_for_a_latent_cache_compiles_fits_and_hardly_spills() -> None:
+    sites = [(REFERENCE_DEVICES[arch], name) for arch, names in LATENT_SITES.items() for name in names]
+    jobs = [(LATENT_SPECS[name], choose(LATENT_SPECS[name], device), device) for device, name in sites]
+    complaints = [
+        complaint(f"{name} on {device.name}", result, device)
+        for (device, name), result in zip(sites, compile_elsewhere(jobs), strict=True)
+    ]
+    assert [c for c in complaints if c is not None] == []
+
+
+@pytest.mark.parametrize("arch", REFERENCE_DEVICES, ids=lambda arch: f"sm_{arch}")
+def test_there_is_an_admissible_choice_for_every_latent_cache(arch: int) -> None:
+    device = REFERENCE_DEVICES[arch]
+    for heads in (1, 16, 40, 128):
+        for latent_dim, rope_dim in ((128, 16), (256, 32), (512, 64), (512, 128)):
+            for q_len, batch in ((1, 1), (1, 64), (4, 16), (16, 1)):
+                spec = latent(site(heads, 1, latent_dim, q_len=q_len, batch=batch, mask_per_row=q_len > 1), rope_dim)
+                assert why_inadmissible(spec, choose(spec, device), device) is None
 
 
 @pytest.mark.parametrize("kv_dtype", [E4M3, E5M2, INT8], ids=str)

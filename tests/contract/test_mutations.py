@@ -20,6 +20,7 @@ from .error_bounds import assert_within_bound
 from .golden import (
     dequantised,
     evicted,
+    latent,
     partial,
     rewritten_caches,
     sliding_window,
@@ -30,6 +31,7 @@ from .golden.dequantised import Dequantised
 from .golden.flex import Flex
 from .golden.graph import Golden
 from .golden.hand_written import HandWritten
+from .golden.latent import Latent
 from .golden.paged import Paged
 from .golden.partial import Partial
 from .golden.products import Products, grouped_einsum
@@ -53,7 +55,7 @@ class Mutation:
 
 def _mutation(
     name: str,
-    original: HandWritten | Products | Flex | Dequantised | Paged | Partial | Flat | Tree,
+    original: HandWritten | Products | Flex | Dequantised | Paged | Latent | Partial | Flat | Tree,
     blind: Blind,
     **changes: object,
 ) -> Mutation:
@@ -95,6 +97,9 @@ _FLAT = Flat("flat", kv_heads=2)
 
 _PARTIAL = Partial("partial", merge=partial.evenly)
 _MERGED_FLEX = Partial("merged_flex", **partial.FLEX)
+
+_LATENT = Latent("latent")
+_ABSORBED = Latent("absorbed", absorbed=True)
 
 MUTATIONS = [
     _mutation("scale", _GROUPED, blindness.to_scale, scale=0.9),
@@ -201,6 +206,14 @@ MUTATIONS = [
     _mutation("negative_pages", _PAGED, blindness.to_negative_pages, negative=True),
     _mutation("value_pages", _PAGED, blindness.to_which_table, values_flipped=True),
     _mutation("pages_of_scales", _PAGED_INT8, blindness.to_pages_of_scales, other_pages=True),
+    _mutation("latent_scale", _LATENT, blindness.to_scale, scale=0.5),
+    _mutation("rotary_keys", replace(_LATENT, rope_factor=0.0), blindness.to_rotary_keys, rope_factor=1.0),
+    _mutation("weights_of_heads", _LATENT, blindness.to_flips, expand=latent.weights_of_other_heads),
+    _mutation("latents_of_values", _LATENT, blindness.to_whose_latents, expand=latent.values_of_others),
+    _mutation("latents_of_sequences", _LATENT, blindness.to_flips, expand=latent.values_of_other_sequences),
+    _mutation("rotary_first", _LATENT, blindness.to_order_of_columns, expand=latent.rope_first),
+    _mutation("absorbed_rotary_first", _ABSORBED, blindness.to_order_of_columns, rope_leads=True),
+    _mutation("columns_of_weights", _LATENT, blindness.to_which_columns, expand=latent.values_of_first_columns),
     _mutation("format", _E4M3, blindness.to_format, format=dequantised.E5M2),
 ]  # fmt: skip
 

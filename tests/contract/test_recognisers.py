@@ -19,6 +19,7 @@ from .golden import (
     evicted,
     flex,
     hand_written,
+    latent,
     paged,
     partial,
     products,
@@ -57,7 +58,8 @@ def test_a_golden_graph_is_recognised_and_follows_eager(golden: Golden) -> None:
 
 
 _MODULES_WRITTEN_HERE = (
-    dequantised, evicted, flex, hand_written, paged, partial, products, sliding_window, speculation, three_dimensional,
+    dequantised, evicted, flex, hand_written, latent, paged, partial, products, sliding_window, speculation,
+    three_dimensional,
 )  # fmt: skip
 _WRITTEN_HERE = [golden for module in _MODULES_WRITTEN_HERE for golden in module.GOLDEN]
 _FROM_MODELS = [golden for golden in GOLDEN_GRAPHS if golden not in _WRITTEN_HERE]
@@ -78,6 +80,8 @@ _DEQUANTISED = [
 ]
 
 _PAGED = [golden for golden in paged.GOLDEN if golden.name in ("paged_and_written", "paged_int8")]
+
+_LATENT = [golden for golden in latent.GOLDEN if golden.name == "latent_by_writes"]
 
 # Where even the hidden size is a symbol, as in this one, the strides of SDPA's output stay formulas.
 _HIDDEN_SIZE_IS_AN_INPUT = ("whisper",)
@@ -119,7 +123,7 @@ def _any_batch_and_length(steps: Sequence[Inputs]) -> Sequence[Inputs]:
 
 
 _GENERATED = [
-    *_FROM_MODELS, *_BY_HAND, *_PRODUCTS, *_PARTIAL, flex.EVERYTHING.golden, *_DEQUANTISED, *_PAGED,
+    *_FROM_MODELS, *_BY_HAND, *_PRODUCTS, *_PARTIAL, flex.EVERYTHING.golden, *_DEQUANTISED, *_PAGED, *_LATENT,
     evicted.LENGTHS_OF_HEADS,
 ]  # fmt: skip
 

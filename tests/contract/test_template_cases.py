@@ -15,7 +15,7 @@ from .error_bounds import assert_within_bound
 # How to run each template; one that is missing here fails test_every_template_is_under_contract.
 RUNNERS: dict[str, Callable[[Case, Operands], Tensor]] = {"split_kv_decode": solve}
 # Templates over other operands, and the suites that have cases for them.
-OTHER_SUITES = {"quantised_decode": "test_quantised_cases.py"}
+OTHER_SUITES = {"quantised_decode": "test_quantised_cases.py", "latent_decode": "test_latent_cases.py"}
 
 
 def test_every_template_is_under_contract() -> None:

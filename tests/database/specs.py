@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from hypothesis import strategies as st
 
 from prefetch_compiler.spec import (
     HEAD_DIM_MULTIPLE,
     MAX_HEAD_DIM,
+    MAX_LATENT_DIM,
     MAX_Q_LEN,
     PAGE_SIZES,
+    ROPE_DIMS,
     AttentionSpec,
     MaskKind,
     TensorLayout,
@@ -82,3 +86,19 @@ def specs(draw: st.DrawFn) -> AttentionSpec:
         softcap=draw(st.sampled_from((None, 30.0))),
         sink=draw(st.booleans()),
     )
+
+
+@st.composite
+def latent_specs(draw: st.DrawFn) -> AttentionSpec:
+    """Any spec of a latent cache, in two tensors or in one."""
+    spec = draw(specs().filter(lambda spec: not spec.page_size))
+    latent_dim = HEAD_DIM_MULTIPLE * draw(st.integers(1, MAX_LATENT_DIM // HEAD_DIM_MULTIPLE))
+    rope_dim = draw(st.sampled_from(ROPE_DIMS))
+    one, other = (draw(layouts(1, spec.kv_len, dim)) for dim in (latent_dim, rope_dim))
+    row = latent_dim + rope_dim
+    joint = TensorLayout(spec.kv_len * row, spec.kv_len * row, row)
+    latents, rope = draw(st.sampled_from(((one, other), (joint, joint))))
+    return replace(
+        spec, kv_heads=1, head_dim=latent_dim, value_dim=latent_dim, key_layout=latents, value_layout=latents,
+        rope_dim=rope_dim, rope_layout=rope,
+    )  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prefetch_compiler.templates.manifest import SPLIT_KV
+from prefetch_compiler.templates.manifest import LATENT, SPLIT_KV
 
 from prefetch_compiler.config import KernelConfig, LoadPath, OperandOrder, PrefetchKind
 from prefetch_compiler.database.key import PLANNED_SYMBOLIC_KV_LEN, Alignment, Layout, TuningKey, bucket, key_of
@@ -17,7 +17,7 @@ from prefetch_compiler.device import INTERPRETER, REFERENCE_DEVICES, DeviceProfi
 from prefetch_compiler.select.admissible import why_inadmissible
 from prefetch_compiler.spec import AttentionSpec, TensorLayout
 
-from .specs import specs
+from .specs import latent_specs, specs
 
 HIP = DeviceProfile("AMD Instinct MI300X", "hip", 0, 304, 4 << 20, 65_536)
 ALL_THAT_ADMISSIBILITY_TELLS_APART = [
@@ -32,15 +32,16 @@ many = settings(max_examples=1000, deadline=None)
 
 
 @many
-@given(specs())
+@given(specs() | latent_specs())
 def test_a_key_is_the_key_of_its_corner(spec: AttentionSpec) -> None:
-    assert SPLIT_KV.refusal(spec) is None
+    template = LATENT if spec.rope_dim else SPLIT_KV
+    assert template.refusal(spec) is None
     key = key_of(spec)
     assert key_of(key.spec()) == key
 
 
 @settings(max_examples=200, deadline=None)
-@given(specs(), profiles)
+@given(specs() | latent_specs(), profiles)
 def test_what_is_admissible_at_the_corner_is_admissible_in_the_whole_bucket(
     spec: AttentionSpec, profile: DeviceProfile
 ) -> None:
@@ -51,7 +52,7 @@ def test_what_is_admissible_at_the_corner_is_admissible_in_the_whole_bucket(
 
 
 @many
-@given(specs(), st.data())
+@given(specs() | latent_specs(), st.data())
 def test_specs_of_one_bucket_have_one_key(spec: AttentionSpec, data: st.DataObject) -> None:
     """Sizes move inside their buckets; scale and memory order of the output do not matter."""
     corner = key_of(spec).spec()

@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-from prefetch_compiler.templates.manifest import QUANTISED, SPLIT_KV, TEMPLATES, OptionalFeature, Template
+from prefetch_compiler.templates.manifest import LATENT, QUANTISED, SPLIT_KV, TEMPLATES, OptionalFeature, Template
 
 from prefetch_compiler.config import KernelConfig, Merge
 from prefetch_compiler.database.kernel_source.modules import PACKAGE, Sources
@@ -52,10 +52,16 @@ ZERO_KEYS = [
     quantised_key(MASKED[0], "uint4_halves", "group"),
     quantised_key(MASKED[0], "int4_interleaved", "token"),
 ]
-KEYS = [*PLAIN_KEYS, *QUANTISED_KEYS, *ZERO_KEYS]
+LATENT_KEYS = [
+    replace(key, kv_heads=1, value_dim=key.head_dim, features=(Feature.ROPE64, *key.features))
+    for key in (*MASKED, replace(KEY, features=(Feature.SINK, Feature.SOFTCAP)))
+]
+KEYS = [*PLAIN_KEYS, *QUANTISED_KEYS, *ZERO_KEYS, *LATENT_KEYS]
 
 
 def template_of(key: TuningKey) -> Template:
+    if key.rope_dim:
+        return LATENT
     return QUANTISED if is_quantised(key) else SPLIT_KV
 
 
@@ -140,6 +146,7 @@ def test_hashes_are_of_the_keys_features() -> None:
     assert whole_hashes() == {
         SPLIT_KV.name: template_hash(SPLIT_KV, frozenset(common)),
         QUANTISED.name: template_hash(QUANTISED, frozenset({*common, *OF_QUANTISED})),
+        LATENT.name: template_hash(LATENT, frozenset(common - {"paged"})),
     }
     assert all(re.fullmatch("[0-9a-f]{64}", one) for one in (*hashes, *whole_hashes().values()))
 

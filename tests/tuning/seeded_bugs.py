@@ -53,6 +53,9 @@ QUANTISED_PAGE64 = replace(quantised_key(PAGE64, "e4m3", "token"), value_dim=32,
 QUANTISED_SPLIT = replace(SPLIT, num_splits=2, num_warps=2, operand_order=OperandOrder.KQ)
 QUANTISED_ONE = replace(QUANTISED_SPLIT, num_splits=1)
 QUANTISED_TMA = replace(QUANTISED_ONE, load_path=LoadPath.TMA)
+LATENT_BOOL = replace(BOOL, kv_heads=1, head_dim=32, value_dim=32, features=(Feature.ROPE16,))
+LATENT_ROWS = replace(LATENT_BOOL, mask=MaskClass.BOOL_ROWS, q_len_bucket=2, layout=Layout.STRIDED)
+LATENT_TMA = replace(KEYS_FIRST_TMA, partition=Partition.STRIDED)
 RIGHT = {
     "bool, one split": (BOOL, ONE_SPLIT),
     "bool, split": (BOOL, SPLIT),
@@ -74,6 +77,7 @@ RIGHT = {
     "capped, with sinks, in place": (CAPPED, IN_PLACE),
     "quantised, split, capped, with sinks": (QUANTISED_CAPPED, QUANTISED_SPLIT),
     "quantised pages by TMA": (QUANTISED_PAGE64, QUANTISED_TMA),
+    "latent by TMA, keys first, rows": (LATENT_ROWS, LATENT_TMA),
 }  # fmt: skip
 
 
@@ -94,6 +98,10 @@ def merge(key: TuningKey, config: KernelConfig, old: str, new: str) -> SeededBug
 
 def quantised(key: TuningKey, config: KernelConfig, old: str, new: str) -> SeededBug:
     return SeededBug(key, config, (Bug("quantised_decode", old, new),))
+
+
+def latent(key: TuningKey, config: KernelConfig, old: str, new: str) -> SeededBug:
+    return SeededBug(key, config, (Bug("latent_decode", old, new),))
 
 
 def masking(key: TuningKey, config: KernelConfig, old: str, new: str) -> SeededBug:
@@ -274,6 +282,25 @@ SEEDED_BUGS: dict[str, SeededBug] = {
     "partial results of a quantised cache in one place": quantised(
         QUANTISED_BOOL, QUANTISED_SPLIT, "slot = (sequence.to(tl.int64) * kv_heads + kv_head) * num_splits + split",
         "slot = (sequence.to(tl.int64) * kv_heads + kv_head) * num_splits",
+    ),
+    "dropped rotary keys": latent(
+        LATENT_BOOL, ONE_SPLIT, "scores = multiply(q_rope, tl.trans(rope), scores, UPCAST)", "pass"
+    ),
+    "rotary columns of the query from its first": latent(
+        LATENT_BOOL, ONE_SPLIT, "rope_columns = LATENT_DIM + tl", "rope_columns = 0 + tl"
+    ),
+    "rotary keys of the first sequence": latent(
+        LATENT_BOOL, ONE_SPLIT, "head_start(rope_ptr, sequence,", "head_start(rope_ptr, sequence * 0,"
+    ),
+    "dropped mask by row over a latent cache": latent(
+        LATENT_ROWS, ONE_SPLIT, "mask_rows = tl.where(row_valid, mask_rows, -1)", "mask_rows = mask_rows * 0 - 1"
+    ),
+    "NaN of a latent cache let in by TMA": latent(
+        LATENT_BOOL, KEYS_FIRST_TMA, "tile = tl.where((keys < end)[:, None], tile, 0.0)", "tile = tile"
+    ),
+    "partial results of a latent cache in one place": latent(
+        LATENT_BOOL, SPLIT, "slot = sequence.to(tl.int64) * num_splits + split",
+        "slot = sequence.to(tl.int64) * num_splits",
     ),
 }  # fmt: skip
 

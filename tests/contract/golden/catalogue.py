@@ -9,6 +9,7 @@ from . import (
     evicted,
     flex,
     hand_written,
+    latent,
     paged,
     partial,
     products,
@@ -35,4 +36,5 @@ GOLDEN_GRAPHS: tuple[Golden, ...] = (
     *three_dimensional.GOLDEN,
     *sliding_window.GOLDEN,
     *speculation.GOLDEN,
+    *latent.GOLDEN,
 )
