@@ -55,6 +55,8 @@ def read_as_paged(site: Site) -> Site | None:
         gathered, pool_key, page_size = key
         if not _same_table(gathered, value[0]) or value[2] != page_size:
             return None
+        if not same(shape_of(gathered.table)[_SEQUENCE], shape_of(site.q)[0]):
+            return None  # one sequence's pages serve all
         scales = [_scale_pool(site, scale, gathered) for scale in (site.key_scale, site.value_scale)]
     except NotRepresentable:
         return None
