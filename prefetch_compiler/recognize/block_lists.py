@@ -52,6 +52,8 @@ def read_by_lists(site: Site) -> Site | None:
         return None
     if not same(shape_of(key.blocks)[_LIST], shape_of(value.blocks)[_LIST]):
         return None
+    if not all(same(shape_of(one.listed)[_BATCH], shape_of(site.q)[0]) for one in (key, value)):
+        return None  # one sequence's blocks serve all
     graph = site.anchor.graph
     table = inline(graph, site.met_at, _table, [key.listed, key.blocks])
     with graph.inserting_before(site.anchor):

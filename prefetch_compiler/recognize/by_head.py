@@ -28,7 +28,7 @@ def read_by_head(site: Site) -> Site | None:
         return None
     if site.spec.kv_heads == 1 or site.sink is not None or site.spec.cache is not None or site.pages is not None:
         return None
-    if "q_len" in site.spec.symbolic or site.spec.lse or not (_folds(site.key) and _folds(site.value)):
+    if "q_len" in site.spec.symbolic or site.spec.lse or not all(_folds(site, one) for one in (site.key, site.value)):
         return None
     graph, kv_heads = site.anchor.graph, site.spec.kv_heads
     with graph.inserting_before(site.anchor):
@@ -49,10 +49,12 @@ def _differs_by_head(site: Site, mask: Node) -> bool:
     return len(shape) == 4 and same(shape[0], queries[0]) and same(shape[1], queries[1]) and not same(shape[1], 1)
 
 
-def _folds(stored: StoredKV) -> bool:
-    """Whether the heads of one sequence end where those of the next begin."""
+def _folds(site: Site, stored: StoredKV) -> bool:
+    """Whether every sequence has heads of its own, and those of one end where those of the next begin."""
     value = stored.base.meta["val"]
     batch, head = stored.order[:2]
+    if not same(value.shape[batch], shape_of(site.q)[0]):
+        return False
     follows = same(value.stride(batch), value.shape[head] * value.stride(head))
     return follows or same(value.shape[batch], 1)
 

@@ -55,6 +55,8 @@ def read_as_paged(site: Site) -> Site | None:
         gathered, pool_key, page_size = key
         if not _same_table(gathered, value[0]) or value[2] != page_size:
             return None
+        if not same(shape_of(gathered.table)[_SEQUENCE], shape_of(site.q)[0]):
+            return None  # one sequence's pages serve all
         key_scale, value_scale, key_zero, value_zero = (
             _scale_pool(site, one, gathered)
             for one in (site.key_scale, site.value_scale, site.key_zero, site.value_zero)

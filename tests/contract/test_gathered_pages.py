@@ -85,6 +85,17 @@ def test_k_and_v_by_two_tables_are_gathered_by_the_graph() -> None:
     assert _spec_of(Paged("two_tables", values_flipped=True).golden).page_size == 0
 
 
+@pytest.mark.parametrize("by_products", [False, True])
+def test_pages_of_one_sequence_that_the_batch_shares_are_gathered_by_the_graph(by_products: bool) -> None:
+    golden = Paged("shared", by_products=by_products).golden
+
+    def steps() -> list[dict[str, Tensor]]:
+        (step,) = golden.steps()
+        return [{**step, "table": step["table"][:1]}]
+
+    assert _spec_of(replace(golden, steps=steps)).page_size == 0
+
+
 def test_layers_share_the_entries_of_one_table() -> None:
     golden = Paged("layers").golden
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from prefetch_compiler.lower.ops import observe_keys_read
 
-from .golden.evicted import BATCH, DIM, KV_LEN, LENGTH_FIRST, LENGTHS_OF_HEADS, PICKED_KEYS
+from .golden.evicted import BATCH, DIM, KV_LEN, LENGTH_FIRST, LENGTHS_OF_HEADS, PICKED_BLOCKS, PICKED_KEYS
+from .golden.graph import Golden
 from .golden.run import assert_follows_eager, run_compiled, run_eagerly
 from .uncompiled import graphs_run_uncompiled
 
@@ -69,6 +71,28 @@ def test_what_is_no_list_of_blocks_is_picked_by_the_graph(pick: Callable[[Tensor
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
 
     golden = replace(PICKED_KEYS, program=program)
+    eager, problems = run_eagerly(golden)
+    with graphs_run_uncompiled():
+        compiled, report = run_compiled(golden)
+    (site,) = report.lowered
+    assert site.spec is not None and site.spec.page_size == 0
+    assert_follows_eager(compiled, eager, problems)
+
+
+def _shared_by_the_batch(golden: Golden) -> Golden:
+    """One sequence's cache serves two, whose heads see different numbers of its keys, or all of one list."""
+
+    def steps() -> list[dict[str, Any]]:
+        (step,) = golden.steps()
+        shared = {name: step[name][:1].clone() for name in ("keys", "values", "picked") if name in step}
+        return [{**step, **shared}]
+
+    return replace(golden, steps=steps)
+
+
+@pytest.mark.parametrize("golden", [LENGTHS_OF_HEADS, PICKED_BLOCKS], ids=str)
+def test_heads_of_a_cache_that_the_batch_shares_stay_together(golden: Golden) -> None:
+    golden = _shared_by_the_batch(golden)
     eager, problems = run_eagerly(golden)
     with graphs_run_uncompiled():
         compiled, report = run_compiled(golden)
