@@ -128,11 +128,22 @@ def _constant(value: Any, kind: type, name: str) -> Any:
     return value
 
 
+def _specialised(scale: Any) -> float | None:
+    """A module's float, which ``dynamic=True`` makes an input of the graph: tracing SDPA has fixed its value already,
+    with a guard. A number that depends on data has none."""
+    value = scale.meta.get("example_value") if isinstance(scale, torch.fx.Node) else None
+    known = value.node.maybe_as_float() if isinstance(value, torch.SymFloat) else None
+    return None if known is None else float(known)
+
+
 def _scale(scale: Any) -> float | None:
     if scale is None:
         return None
     if isinstance(scale, int | float) and not isinstance(scale, bool):
         return float(scale)
+    known = _specialised(scale)
+    if known is not None:
+        return known
     raise Refused("scale is not a constant of the graph: pass a Python float, or multiply the query by the scale")
 
 

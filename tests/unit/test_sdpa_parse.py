@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import sympy
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Node
+from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.nn import functional
 
@@ -212,3 +214,15 @@ def test_a_symbolic_decode_length_is_guarded() -> None:
     node, shape_env = _node_with_symbolic_queries(5)
     parse(node)
     assert any("16" in str(guard.expr) for guard in shape_env.guards)
+
+
+def test_a_symbolic_scale_is_a_constant_only_where_its_value_is_known() -> None:
+    shapes = ShapeEnv()
+    node = sdpa_node()
+    scale = node.graph.placeholder("scale")
+    node.kwargs = {**node.kwargs, "scale": scale}
+    scale.meta["example_value"] = torch.SymFloat(shapes.create_unbacked_symfloat().node)
+    with pytest.raises(Refused, match="scale is not a constant"):
+        parse(node)
+    scale.meta["example_value"] = torch.SymFloat(SymNode(sympy.Float(0.25), shapes, float, 0.25))
+    assert parse(node).scale == 0.25

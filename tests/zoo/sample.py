@@ -22,14 +22,11 @@ PARTICULAR = (
     ("Llama", "sdpa", "static", SINGLE),
     ("Qwen2", "eager", "fp8", CHUNKS),  # keys and values dequantised before they are repeated
     ("Qwen2", "flex_attention", "fp8", PADDED),
-    ("Phi", "sdpa", "static", PADDED),
     ("Phi3", "sdpa", "fp8", SINGLE),  # one projection for queries, keys and values
     ("OLMo", "flex_attention", "dynamic", PADDED),
-    ("GLM4", "eager", "static", SINGLE),  # three query heads to a KV head
-    ("Mistral", "sdpa", "dynamic", SINGLE),  # a window that the cache slides with
+    ("Mistral", "sdpa", "dynamic", CHUNKS),  # a window that the cache slides with
     ("Gemma2", "eager", "dynamic", CHUNKS),  # a soft cap, and windows in every other layer
-    ("Llama4 (text)", "sdpa", "static", CHUNKS),  # chunks instead of windows
-    ("gpt-oss", "eager", "static", SINGLE),  # sinks
+    ("gpt-oss", "eager", "static", CHUNKS),  # sinks
     ("Qwen3-Next", "eager", "static", SINGLE),  # layers with a state and no keys
     ("Mixtral", "sdpa", "static", SINGLE),
     ("DeepSeek-V3", "eager", "static", SINGLE),  # keys wider than values, expanded from what is latent
@@ -37,11 +34,9 @@ PARTICULAR = (
     ("GPT-NeoX", "flex_attention", "static", SINGLE),
     ("GPT-J", "eager", "static", SINGLE),  # widened to float32 for the product alone
     ("GPT-BigCode", "eager", "static", SINGLE),  # one KV head
-    ("CodeGen", "eager", "static", SINGLE),
-    ("BLOOM", "eager", "static", CHUNKS),  # ALiBi in a baddbmm
+    ("BLOOM", "eager", "static", PADDED),  # ALiBi in a baddbmm
     ("MPT", "eager", "static", SINGLE),  # a graph that breaks inside attention
-    ("MPT", "eager", "dynamic", CHUNKS),  # ALiBi added, a mask filled in
-    ("Falcon, ALiBi", "sdpa", "static", SINGLE),
+    ("MPT", "eager", "dynamic", SINGLE),  # ALiBi added, a mask filled in
     ("T5", "eager", "static", SINGLE),  # relative positions
     ("Whisper", "sdpa", "static", SINGLE),
     ("BART", "sdpa", "dynamic", CHUNKS),  # an encoder's output, masked, beside a growing cache

@@ -12,7 +12,7 @@ from .models import FAMILIES, named
 from .outcome import Kind
 from .record import read
 from .sample import Run, all_runs, representative
-from .workload import PADDED, SINGLE
+from .workload import CHUNKS
 
 RECORD = read()
 COMPARABLE = RECORD.is_of_these_versions and DEVICE.type == "cpu"
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 # What users run most: never to be lost, whatever the record is made to say.
 ALWAYS_LOWERED = ("Llama", "Qwen3", "Phi3", "Mixtral", "GPT-2", "Falcon", "Gemma3", "Whisper")
 # Where a cache grows, a guard too many would compile anew at every step.
-COUNTED = [(Cell(named("Qwen3"), cache="dynamic"), PADDED), (Cell(named("Mistral"), cache="dynamic"), SINGLE)]
+COUNTED = [(Cell(named("Mistral"), cache="dynamic"), CHUNKS)]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

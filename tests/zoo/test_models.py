@@ -47,8 +47,8 @@ def _compile(**options: Any) -> Any:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """``compiled_cell``: with a growing cache, where lengths are symbols; test_generate has a static one. Compiling C++
-    takes longer than all else: two layers, both caches and more steps under --whole-zoo."""
+    """``compiled_cell``: with a growing cache, whose second graph has symbolic lengths. Compiling C++ takes longer than
+    all else: two layers and both caches are for --whole-zoo."""
     if "compiled_cell" not in metafunc.fixturenames:
         return
     quick = [(Cell(named("Qwen2"), cache="dynamic"), CHUNKS)]
