@@ -138,6 +138,8 @@ _SOFTCAP = OptionalFeature("softcap", absent={"softcap": None}, present=_has("so
 _SINK = OptionalFeature("sink", absent={"sink_ptr": None}, present=_has("sink"))
 # No part of a key: it takes a store a row, and the configurations that are best without it serve it.
 _LSE = OptionalFeature("lse", absent={"lse_ptr": None}, present=lambda key: False)
+# Of how a kernel is launched, and not of a key.
+_DOUBLE_SCALARS = OptionalFeature("double_scalars", absent={"DOUBLE_SCALARS": False}, present=lambda key: False)
 _CAUSAL = OptionalFeature("causal", absent={"CAUSAL": False}, present=lambda key: key.mask.value == "causal")
 # Among the last keys of a length, and not among the first of a cache.
 _CAUSAL_TAIL = OptionalFeature(
@@ -216,7 +218,7 @@ SPLIT_KV = Template(
     name="split_kv_decode",
     entries=("split_kv_decode.split_kv_decode", "merge_splits.merge_splits"),
     refusal=_split_kv_refusal,
-    features=(*_FEATURES, _PAGED),
+    features=(*_FEATURES, _PAGED, _DOUBLE_SCALARS),
 )
 
 QUANTISED = Template(

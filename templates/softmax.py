@@ -18,8 +18,10 @@ def finite_maximum(maximum):
 
 @triton.jit
 def soft_cap(scores, softcap):
-    """softcap * tanh(scores / softcap), by exp2: 2 / ln(2) of the argument; where it overflows, tanh is 1."""
-    return softcap * (1.0 - 2.0 / (1.0 + tl.exp2(scores / softcap * 2.8853900817779268)))
+    """softcap * tanh(scores / softcap), by exp2: 2 / ln(2) of the argument; where it overflows, tanh is 1. The cap may
+    be an fp64 (DOUBLE_SCALARS)."""
+    cap = tl.cast(softcap, tl.float32)
+    return cap * (1.0 - 2.0 / (1.0 + tl.exp2(scores / cap * 2.8853900817779268)))
 
 
 @triton.jit

@@ -448,6 +448,7 @@ def split_kv_decode(
     PAGED: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     TILES_IN_PAGES: tl.constexpr,
+    DOUBLE_SCALARS: tl.constexpr,
 ):
     """Grid (batch * kv_heads * row_tiles, num_splits); SPLIT says whether num_splits is more than 1.
 
@@ -462,11 +463,15 @@ def split_kv_decode(
     ``lengths``, int32 or int64 (batch,), are in place of a mask and its bounds. With a CAUSAL_TAIL the last q_len keys
     of each are those of the queries: query i sees the first length - q_len + i + 1.
 
+    DOUBLE_SCALARS says that floats come as fp64, which is how AOTInductor passes them.
+
     PAGED caches are pools, k (pages, kv_heads, PAGE_SIZE, HEAD_DIM) and v likewise: their batch strides lead from page
     to page. ``table`` is int32 (batch, kv_len / PAGE_SIZE), its rows ``table_stride`` apart.
     """
     KEYS_AXIS: tl.constexpr = 0 if KEYS_FIRST else 1
     BALANCED: tl.constexpr = PARTITION == "balanced"
+    if DOUBLE_SCALARS:
+        score_scale = tl.cast(score_scale, tl.float32)
     flat = tl.program_id(0)
     split = tl.program_id(1)
     num_splits = tl.num_programs(1)

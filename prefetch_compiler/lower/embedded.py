@@ -112,8 +112,13 @@ def _launch(
     for call in calls_of(tensors, is_causal=is_causal, scale=scale, softcap=softcap, config=config):
         # The strides are the expanded mask's; the tensor is the mask, which Inductor has no reason to expand.
         arguments = {name: mask if value is expanded else value for name, value in call.arguments.items()}
-        _trace(replace(call, arguments=arguments))
+        _trace(replace(call, arguments=arguments, constants=_with_double_scalars(call.constants)))
     return tensors.out
+
+
+def _with_double_scalars(constants: dict[str, Any]) -> dict[str, Any]:
+    """Inductor may hand Python's floats on as what they are, doubles."""
+    return constants | {"DOUBLE_SCALARS": True} if "DOUBLE_SCALARS" in constants else constants
 
 
 def _trace(call: KernelCall) -> None:

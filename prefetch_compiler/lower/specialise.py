@@ -229,6 +229,7 @@ def decode_call(
         "EXP2_SCALE": exp2_scale(t.mask, softcap),
         "UPCAST": emulated,
         **paging_constants(t, is_causal, config),
+        "DOUBLE_SCALARS": False,
     }
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, **overlap_option(config)}
     kernel = SPLIT_KV.load("split_kv_decode").split_kv_decode

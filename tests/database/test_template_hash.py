@@ -144,7 +144,7 @@ def test_hashes_are_of_the_keys_features() -> None:
     assert present_hash("gone", KEY) is None
     common = {"mask", "lengths", "causal", "causal_tail", "softcap", "sink", "lse", "paged"}
     assert whole_hashes() == {
-        SPLIT_KV.name: template_hash(SPLIT_KV, frozenset(common)),
+        SPLIT_KV.name: template_hash(SPLIT_KV, frozenset({*common, "double_scalars"})),
         QUANTISED.name: template_hash(QUANTISED, frozenset({*common, *OF_QUANTISED})),
         LATENT.name: template_hash(LATENT, frozenset(common - {"paged"})),
     }

@@ -31,7 +31,7 @@ from torch.fx import GraphModule, Node
 import prefetch_compiler
 from prefetch_compiler.config import KernelConfig, LoadPath, Merge, PrefetchKind
 from prefetch_compiler.device import REFERENCE_DEVICES
-from prefetch_compiler.lower import rewrite
+from prefetch_compiler.lower import precompile, rewrite
 from prefetch_compiler.lower.precompile import compile_call, target_of
 from prefetch_compiler.lower.specialise import KernelCall
 from prefetch_compiler.recognize import sdpa, softmax
@@ -102,8 +102,19 @@ def launch_of(node: Node, folder: Path) -> dict[str, Any]:
         "written": list(arguments["tensors_to_clone"]),
         "tensors": sorted(tensors),
         "strides kept": sorted(name for name, tensor in tensors.items() if kept[name].stride() == tensor.stride()),
-        "registers": compile_call(call, target_of(H200)).registers,
+        "registers": registers_as_inductor_passes_floats(call),
     }
+
+
+def registers_as_inductor_passes_floats(call: KernelCall) -> int | None:
+    """Of the kernel as AOTInductor compiles it: Python's floats are doubles to it, not singles as in a launch."""
+    type_name = precompile._type_name
+
+    def as_doubles(value: Any) -> str:
+        return "fp64" if isinstance(value, float) else type_name(value)
+
+    with mock.patch.object(precompile, "_type_name", as_doubles):
+        return compile_call(call, target_of(H200)).registers
 
 
 def as_inductor_writes(kernel: Any, path: Path) -> ModuleType:
