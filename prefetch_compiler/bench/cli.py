@@ -14,6 +14,7 @@ import typer
 
 from ..demo.errors import MissingExtraError
 from ..errors import KVPrefetchError
+from .architectures.cli import architectures
 from .cache_cli import cache
 from .case import RANDOM_LLAMA, parse_cases
 from .ceiling_cli import ceiling
@@ -43,6 +44,7 @@ def bench() -> None:
 app.command()(kernel)
 app.command()(ceiling)
 app.command()(cache)
+app.command()(architectures)
 app.command()(search)
 app.command()(selection)
 app.command()(paper)

@@ -44,6 +44,20 @@ class CompileJobError(KVPrefetchError):
         super().__init__(f"exit code {exit_code}: {stderr.strip()[-250:]}")
 
 
+class AttentionNotSetError(KVPrefetchError):
+    """A model whose attention implementation cannot be changed once it is made."""
+
+    def __init__(self, model: str, asked: str, has: str) -> None:
+        super().__init__(f"{model} keeps attn_implementation={has!r}; transformers cannot set {asked!r}.")
+
+
+class UnknownArchitectureError(KVPrefetchError, ValueError):
+    """A name that is not in the catalogue."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        super().__init__(f"no architecture is called {name!r}; there are {', '.join(known)}.")
+
+
 class InvalidTableError(KVPrefetchError, ValueError):
     """A file of recorded tables that is none."""
 

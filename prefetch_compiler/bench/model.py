@@ -11,15 +11,18 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from ..demo import model_source
 from ..demo.model_source import ModelSource
 from .case import RANDOM_LLAMA
+from .state import EAGER_ATTENTION
 
 
 @dataclass(frozen=True)
 class BenchModel:
-    """A model with random weights, or a pretrained one where ``source`` says from where."""
+    """A model with random weights, or a pretrained one where ``source`` says from where. ``attention`` is what the
+    former is made with: not every architecture has SDPA."""
 
     name: str
     config: Any
     source: ModelSource | None = None
+    attention: str = EAGER_ATTENTION
 
     def load(self, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Any:
         """The model in evaluation mode; random weights are drawn on ``device``, not copied there."""
@@ -28,7 +31,7 @@ class BenchModel:
         else:
             torch.manual_seed(seed)
             with torch.device(device):
-                model = AutoModelForCausalLM.from_config(self.config, dtype=dtype, attn_implementation="sdpa")
+                model = AutoModelForCausalLM.from_config(self.config, dtype=dtype, attn_implementation=self.attention)
         return model.eval().requires_grad_(False)
 
     def on_meta(self, dtype: torch.dtype) -> Any:

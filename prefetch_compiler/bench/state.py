@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,12 +23,14 @@ class StepState:
         cache: a StaticCache whose layers hold keys and values (batch, kv_heads, capacity, head_dim).
         token: the input token of each sequence, int64 (batch, 1).
         prompt: real tokens (batch, length) that the cache is filled from; None fills it with random numbers.
+        inputs: what else the model is called with.
     """
 
     model: Any
     cache: StaticCache
     token: torch.Tensor
     prompt: torch.Tensor | None = None
+    inputs: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
     def create(model: Any, batch: int, capacity: int, prompt: torch.Tensor | None = None) -> StepState:
@@ -77,8 +79,12 @@ class StepState:
     def eager_step(self) -> torch.Tensor:
         """One step of the model as it is, not compiled: logits (batch, 1, vocabulary)."""
         with torch.no_grad():
-            logits: torch.Tensor = self.model(self.token, past_key_values=self.cache, use_cache=True).logits
+            logits: torch.Tensor = self.model(**self.step_inputs()).logits
         return logits
+
+    def step_inputs(self) -> dict[str, Any]:
+        """What the model is called with, each step."""
+        return {"input_ids": self.token, "past_key_values": self.cache, "use_cache": True, **self.inputs}
 
     def set_length(self, held: int) -> None:
         """Set every layer's fill level in place, so that captured graphs see it."""

@@ -11,6 +11,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from ..report import Report, collect_reports
+from .errors import AttentionNotSetError
 from .state import StepState
 from .variant import Variant, resolve_backend
 
@@ -35,14 +36,22 @@ class DecodeStep:
         self._compiled: Any = torch.compile(state.model, backend=resolve_backend(variant.backend), mode=mode)
 
     def select(self) -> None:
-        self.state.model.set_attn_implementation(self.variant.attention)
+        """Switch the model to this variant's attention.
+
+        Raises:
+            AttentionNotSetError: transformers warned, and left it as it was.
+        """
+        model = self.state.model
+        model.set_attn_implementation(self.variant.attention)
+        if model.config._attn_implementation != self.variant.attention:
+            raise AttentionNotSetError(
+                type(model).__name__, self.variant.attention, str(model.config._attn_implementation)
+            )
 
     def __call__(self) -> torch.Tensor:
         torch.compiler.cudagraph_mark_step_begin()
         with torch.no_grad():
-            logits: torch.Tensor = self._compiled(
-                self.state.token, past_key_values=self.state.cache, use_cache=True
-            ).logits
+            logits: torch.Tensor = self._compiled(**self.state.step_inputs()).logits
         return logits
 
     def compile(self, held: int) -> None:

@@ -1,0 +1,1 @@
+"""Decode steps of many architectures at their true dimensions, beside Inductor's."""

@@ -1,0 +1,151 @@
+"""One architecture: every variant's decode step over the same state, checked and timed."""
+
+from __future__ import annotations
+
+import copy
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from ..case import Case
+from ..check import Errors, relative_error
+from ..flex_mask import unbroken_block_mask
+from ..floor import step_bytes
+from ..group import compile_facts
+from ..model import BenchModel
+from ..result import CaseResult, VariantResult
+from ..rounds import Rounds
+from ..state import StepState
+from ..step import DecodeStep, fresh_compiler
+from ..timing import time_steps
+from ..variant import BACKEND, FLEX, Variant
+from .catalogue import Architecture
+from .state import WindowedState
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ArchitectureResult:
+    """What the variants took and erred; ``outcome`` has no floor."""
+
+    architecture: Architecture
+    outcome: CaseResult
+
+    def step_us(self, name: str) -> float | None:
+        """Median device time of a variant's step; None if it failed."""
+        for result in self.outcome.variants:
+            if result.variant.name == name:
+                return self.outcome.step_us(result.variant)
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        outcome = self.outcome.to_dict()
+        kept = {name: outcome[name] for name in ("case", "layers", "eager_float64_error", "variants")}
+        return {"architecture": self.architecture.name, "attention": self.architecture.attention, **kept}
+
+
+@dataclass(frozen=True)
+class _Observed:
+    logits: torch.Tensor
+    contents: list[torch.Tensor]
+    lengths: list[int]
+
+
+def variants_of(architecture: Architecture) -> tuple[Variant, ...]:
+    """Inductor with the architecture's attention, Inductor with FlexAttention, ours."""
+    return (
+        Variant("inductor", "inductor", architecture.attention),
+        FLEX,
+        Variant(BACKEND, BACKEND, architecture.attention),
+    )
+
+
+def measure(
+    architecture: Architecture, case: Case, rounds: Rounds, mode: str, device: torch.device, say: Say, seed: int = 0
+) -> ArchitectureResult:
+    """A variant that cannot run is listed with its reason."""
+    random = BenchModel(architecture.name, architecture.config(), attention=architecture.attention)
+    model = random.load(device, torch.bfloat16, seed)
+    with fresh_compiler(), unbroken_block_mask():
+        state = WindowedState.of(architecture, model, case)
+        state.fill(case.held, seed)
+        results = [VariantResult(variant) for variant in variants_of(architecture)]
+        steps = [(result, _compiled(result, state, case, mode, say)) for result in results]
+        compiled = [(result, step) for result, step in steps if step is not None]
+        eager_error = _check(architecture, compiled, state, case, seed, say)
+        _time([(result, step) for result, step in compiled if result.failure is None], case, rounds)
+    layers = len(state.cache.layers)
+    outcome = CaseResult(case, layers, step_bytes(model, case), None, results, eager_error)
+    return ArchitectureResult(architecture, outcome)
+
+
+def _compiled(result: VariantResult, state: StepState, case: Case, mode: str, say: Say) -> DecodeStep | None:
+    say(f"compiling {result.variant.name}")
+    step = DecodeStep(result.variant, state, mode)
+    if not _succeeds(result, lambda: step.compile(case.held), say):
+        return None
+    result.compiled = compile_facts(step)
+    return step
+
+
+def _succeeds(result: VariantResult, work: Callable[[], None], say: Say) -> bool:
+    """Whether ``work`` ran. A peer that cannot is a result, not the end of the run."""
+    try:
+        work()
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        result.failure = f"{type(error).__name__}: {first}"[:300]
+        say(f"{result.variant.name} failed\n{traceback.format_exc()}")
+        return False
+    return True
+
+
+def _check(
+    architecture: Architecture,
+    compiled: Sequence[tuple[VariantResult, DecodeStep]],
+    state: WindowedState,
+    case: Case,
+    seed: int,
+    say: Say,
+) -> float:
+    """Set every result's errors; return eager's own against float64."""
+    state.model.set_attn_implementation(architecture.attention)
+    eager = _observed(state, state.eager_step, case, seed)
+    state.fill(case.held, seed)
+    exact_state = state.in_float64(copy.deepcopy(state.model).double())
+    exact = exact_state.eager_step()[:, -1]
+    del exact_state
+    for result, step in compiled:
+        _succeeds(result, partial(_compare, result, step, eager, exact, case, seed), say)
+    return relative_error(eager.logits, exact)
+
+
+def _compare(
+    result: VariantResult, step: DecodeStep, eager: _Observed, exact: torch.Tensor, case: Case, seed: int
+) -> None:
+    step.select()
+    own = _observed(step.state, step, case, seed)
+    result.errors = Errors(
+        logits_float64=relative_error(own.logits, exact),
+        logits_eager=relative_error(own.logits, eager.logits),
+        logits_inductor=None,
+        cache_eager=max(relative_error(*pair) for pair in zip(own.contents, eager.contents, strict=True)),
+        lengths_advanced=own.lengths == eager.lengths,
+    )
+
+
+def _observed(state: Any, step: Callable[[], torch.Tensor], case: Case, seed: int) -> _Observed:
+    state.fill(case.held, seed)
+    logits = step()[:, -1].float().clone()
+    return _Observed(logits, state.contents(), state.lengths())
+
+
+def _time(running: Sequence[tuple[VariantResult, DecodeStep]], case: Case, rounds: Rounds) -> None:
+    times = time_steps([step for _, step in running], case.held, rounds)
+    for (result, _), measured in zip(running, times, strict=True):
+        result.times = measured
