@@ -13,7 +13,7 @@ from prefetch_compiler.lower import ops
 from prefetch_compiler.spec import ScaleGranularity
 
 from .golden.dequantised import E4M3, HEAD, Dequantised, in_float32
-from .golden.graph import Golden
+from .golden.graph import DEVICE, Golden
 from .golden.run import assert_follows_eager, run_compiled, run_eagerly
 from .uncompiled import graphs_run_uncompiled
 
@@ -43,7 +43,7 @@ def shifted_in_wide_integers(numbers: Tensor, scale: Tensor, dtype: torch.dtype)
     return torch.cat([(wide << 4) >> 4, wide >> 4], -1).float().mul(scale).to(dtype)
 
 
-_FOUR = torch.tensor([1.0, 2.0, 4.0, 1.0])
+_FOUR = torch.tensor([1.0, 2.0, 4.0, 1.0], device=DEVICE)
 
 
 def with_half_a_sum(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

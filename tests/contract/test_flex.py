@@ -79,6 +79,7 @@ def _with_unused_lse(q: Tensor, k: Tensor, v: Tensor) -> Any:
     return out
 
 
+_OF_HEADS = [0.5, 1.0, 2.0, 3.0]
 REFUSED: dict[str, tuple[Program, str]] = {
     "cubed": (_with(lambda s, b, h, m, n: s**3), "goes through aten.pow"),
     "squared": (_with(lambda s, b, h, m, n: s * s), "given the score twice"),
@@ -88,7 +89,10 @@ REFUSED: dict[str, tuple[Program, str]] = {
     "capped after a bias": (_with(lambda s, b, h, m, n: torch.tanh(s + n / 9)), "before soft capping"),
     "filled with five": (_with(lambda s, b, h, m, n: torch.where(n > 3, s, 5.0)), "filled with 5"),
     "rounded": (_with(lambda s, b, h, m, n: s.to(torch.int32) * 0.1), "rounded to an integer"),
-    "a table inside": (_with(lambda s, b, h, m, n: s + torch.tensor([0.5, 1.0, 2.0, 3.0])[h]), "capture it"),
+    "a table inside": (
+        _with(lambda s, b, h, m, n: s + torch.tensor(_OF_HEADS, device=s.device)[h]),
+        "capture it",
+    ),
     "a low fill, and the log-sum-exp": (_with_lse_of_filled, "fill them with -inf, or with -3.4"),
 }
 

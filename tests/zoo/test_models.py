@@ -67,8 +67,9 @@ def test_decoding_through_inductors_code_follows_eager(compiled_cell: Cell, work
     assert len(report.lowered) == cell.model.sites * report.graphs
 
 
+# Without Mixtral: which experts serve a token is decided by rounding in half precision.
 @pytest.mark.gpu
-@pytest.mark.parametrize("zoo_model", WAYS, ids=str)
+@pytest.mark.parametrize("zoo_model", [way for way in WAYS if way.name != "Mixtral"], ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 def test_decoding_under_cuda_graphs_follows_eager(zoo_model: ZooModel, dtype: torch.dtype) -> None:
     cell = Cell(zoo_model)
