@@ -86,11 +86,16 @@ def measure(
 
 def _compiled(result: VariantResult, state: StepState, case: Case, mode: str, say: Say) -> DecodeStep | None:
     say(f"compiling {result.variant.name}")
-    step = DecodeStep(result.variant, state, mode)
-    if not _succeeds(result, lambda: step.compile(case.held), say):
+    steps: list[DecodeStep] = []
+
+    def compile_step() -> None:
+        steps.append(DecodeStep(result.variant, state, mode))
+        steps[0].compile(case.held)
+
+    if not _succeeds(result, compile_step, say):
         return None
-    result.compiled = compile_facts(step)
-    return step
+    result.compiled = compile_facts(steps[0])
+    return steps[0]
 
 
 def _succeeds(result: VariantResult, work: Callable[[], None], say: Say) -> bool:
