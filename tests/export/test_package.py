@@ -22,7 +22,7 @@ from prefetch_compiler.report import Report, collect_reports
 from .decoder import decoder, empty_cache, step_inputs
 
 pytestmark = pytest.mark.skipif(
-    not interpreting(), reason="a model on the CPU, where only Triton's interpreter runs kernels: tests/gpu has its like"
+    not interpreting(), reason="on the CPU only the interpreter runs kernels; tests/gpu has the like for a GPU"
 )
 # Without the optimiser: g++ takes half as long.
 QUICK = {"aot_inductor.compile_wrapper_opt_level": "O0"}

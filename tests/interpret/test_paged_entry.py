@@ -161,7 +161,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "sinks that are no logits": ({"sink": torch.ones(4, dtype=torch.int32)}, "sink is torch.int32"),
     "sinks elsewhere": ({"sink": torch.ones(4, device="meta")}, "sink is meta; it must be on the query's device"),
     "scales of sequences": (
-        {**arguments(QUANTISED), "key_scale": torch.ones(4, 2, 1, device=QUANTISED.q.device)}, r"key_scale .* or \(18, 1\|2, 16\)",
+        {**arguments(QUANTISED), "key_scale": torch.ones(4, 2, 1, device=QUANTISED.q.device)},
+        r"key_scale .* or \(18, 1\|2, 16\)",
     ),
 }  # fmt: skip
 # What fits together, and no kernel serves.
