@@ -16,6 +16,7 @@ from .samples import Samples
 MISSING = "-"
 WIDTH_WITHOUT_TERMINAL = 170
 _LEAST_LAST_CELL = 12
+_WIDEST = 10_000
 # Figures, with units of one character, quantiles and shares; or none.
 _NUMBERS = re.compile(r"[-+\d.,%×e–() ]*")
 
@@ -37,6 +38,7 @@ def show(table: Table) -> None:
     try:
         import rich.box
         import rich.console
+        import rich.measure
         import rich.table
     except ImportError:
         print(plain_text(table))
@@ -54,6 +56,9 @@ def show(table: Table) -> None:
         shown.add_column(column, justify="right" if number else "left", overflow="fold", min_width=least)
     for row in table.rows:
         shown.add_row(*row)
+    # What is too wide runs over: Rich would leave nothing of the rows but an ellipsis.
+    roomy = rich.console.Console(width=_WIDEST)
+    width = max(width, rich.measure.Measurement.get(roomy, roomy.options, shown).minimum)
     console = rich.console.Console(width=width, highlight=False, markup=False)
     console.print(shown)
     for note in table.notes:

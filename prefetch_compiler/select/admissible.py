@@ -69,6 +69,10 @@ def _why_not_latent(config: KernelConfig, profile: DeviceProfile) -> str | None:
     if config.load_path is LoadPath.TMA and profile.backend == "cuda" and profile.arch >= 100:
         # Seen with Triton 3.6: products of tensor memory pass their accumulators through shared memory.
         return f"tiles of latents by TMA do not fit the shared memory of {profile.name}"
+    by_warpgroups = config.operand_order is OperandOrder.KQ and config.num_warps >= _WARPGROUP_WARPS
+    if by_warpgroups and profile.backend == "cuda" and profile.arch >= 100:
+        # Seen with Triton 3.6: both products of a pipelined loop have stages of their own.
+        return f"keys-first products of latents by warpgroups do not fit the shared memory of {profile.name}"
     return None
 
 

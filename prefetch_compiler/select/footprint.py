@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+
 from ..config import KernelConfig, LoadPath, OperandOrder
-from ..spec import AttentionSpec
+from ..spec import AttentionSpec, ScaleGranularity
 
 MAX_ROW_TILE = 128
 MIN_DOT_ROWS = 16
@@ -11,6 +13,9 @@ WARPGROUP_ROWS = 64
 MIN_QUANTISED_ROWS, MAX_QUANTISED_ROWS = 8, 16
 MAX_LATENT_ROWS = {LoadPath.POINTER: 32, LoadPath.TMA: 64}
 BARRIERS_BYTES = 256
+_LEAST_COPIED_BYTES = 4
+# Of a row, which warps reduce together: its maximum and its total.
+_STATISTICS_BYTES = 8
 
 
 def padded_dim(dim: int) -> int:
@@ -71,18 +76,63 @@ def kv_tile_bytes(spec: AttentionSpec, block_kv: int) -> int:
     return block_kv * (padded_dim(spec.head_dim) + padded_dim(spec.value_dim)) * spec.element_bytes
 
 
+def _even_columns(dim: int, packed: bool) -> int:
+    """Columns of the tile of a quantised cache's even columns once they are unpacked."""
+    return padded_units(dim, packed) * (2 if packed else 1)
+
+
 def _rearranged_bytes(spec: AttentionSpec, block_kv: int) -> int:
-    """What K or V of a tile takes, in 16 bits a number, where it passes through shared memory once it is unpacked: as
-    four-bit numbers do, which are joined, and those that scales of groups multiply."""
+    """What K or V of a tile takes where it passes through shared memory once it is unpacked: as four-bit numbers do,
+    which are joined, and those that scales of groups multiply. Even and odd columns follow one another, in 32 bits."""
     if spec.cache is None or not (spec.cache.storage.packing or spec.cache.has_groups):
         return 0
-    return block_kv * padded_dim(max(spec.head_dim, spec.value_dim)) * 2
+    packed = bool(spec.cache.storage.packing)
+    return block_kv * max(_even_columns(dim, packed) for dim in (spec.head_dim, spec.value_dim)) * 4
+
+
+def _query_columns(spec: AttentionSpec) -> int:
+    """Of the query's tile; or of both, one for even columns of K and one for odd."""
+    if spec.cache is None:
+        return padded_dim(spec.head_dim)
+    return 2 * _even_columns(spec.head_dim, bool(spec.cache.storage.packing))
+
+
+def _asynchronous(dtype: torch.dtype | None) -> bool:
+    """Whether elements that are loaded one by one come by asynchronous copies, of which 4 bytes are the least. What
+    comes so takes shared memory in each stage of a pipelined loop but the last, wherever products depend on it."""
+    return dtype is not None and dtype.itemsize >= _LEAST_COPIED_BYTES
+
+
+def _copied_scales_bytes(spec: AttentionSpec, block_kv: int) -> int:
+    """One stage's scales and zeros: those of groups as tiles of a number for each of K's or V's, those of tokens as
+    rows. Where both columns of a unit share a scale, one tile serves them."""
+    cache = spec.cache
+    if cache is None:
+        return 0
+    packed = bool(cache.storage.packing)
+    sides = (
+        (spec.head_dim, cache.key_group, (cache.key_scales, cache.key_zeros)),
+        (spec.value_dim, cache.value_group, (cache.value_scales, cache.value_zeros)),
+    )
+    copied = 0
+    for dim, group, granularities in sides:
+        columns = 1 if group is None else _even_columns(dim, packed) * (1 if group[1] % 2 == 0 else 2)
+        for granularity, dtype in zip(granularities, (cache.scale_dtype, cache.zero_dtype), strict=True):
+            shared_by_all = group is None and granularity is not ScaleGranularity.TOKEN
+            if granularity is not ScaleGranularity.NONE and not shared_by_all and _asynchronous(dtype):
+                copied += block_kv * columns * 4
+    return copied
+
+
+def _copied_mask_bytes(spec: AttentionSpec, config: KernelConfig, rows: int) -> int:
+    """One stage's mask, where that differs by row."""
+    return rows * config.block_kv * 4 if spec.mask_per_row and _asynchronous(spec.mask_dtype) else 0
 
 
 def shared_memory_estimate_bytes(spec: AttentionSpec, config: KernelConfig) -> int:
-    """Tiles in flight, the query tile, and what a mask by row or keys-first scores pass through on their way from one
-    register layout to another. Compiling tells the exact figure; this one prunes, and is not below it (Triton 3.6, as
-    compiled for sm_80 and sm_90).
+    """Tiles in flight, the query tile, what else is copied ahead, and what scores, and masks by row, pass through on
+    their way from one register layout to another. Compiling tells the exact figure; this one prunes, and is not below
+    it (Triton 3.6, as compiled for sm_80 to sm_120).
 
     Warpgroup products (64 query rows, or keys first) and fp32 ones read K and V from shared memory until they are done,
     so that all stages are in use at a time; others load their operands into registers, which frees a stage early. So
@@ -94,10 +144,20 @@ def shared_memory_estimate_bytes(spec: AttentionSpec, config: KernelConfig) -> i
     keys_first = config.operand_order is OperandOrder.KQ
     from_shared = spec.cache is None and (rows >= WARPGROUP_ROWS or keys_first or spec.element_bytes > 2)
     stages = config.num_stages if from_shared else max(1, config.num_stages - 1)
-    # One stage leaves its tiles' memory to what comes after them.
-    scores_bytes = rows * config.block_kv * 4 if config.num_stages > 1 else 0
+    scores_bytes = rows * config.block_kv * 4
+    # One stage leaves K's memory to what comes after it.
+    if config.num_stages == 1 and scores_bytes <= kv_tile_bytes(spec, config.block_kv) // 2:
+        scores_bytes = 0
     tiles_bytes = stages * kv_tile_bytes(spec, config.block_kv) + _rearranged_bytes(spec, config.block_kv)
-    return tiles_bytes + rows * padded_dim(spec.head_dim) * spec.element_bytes + scores_bytes + BARRIERS_BYTES
+    copied_bytes = _copied_mask_bytes(spec, config, rows) + _copied_scales_bytes(spec, config.block_kv)
+    return (
+        tiles_bytes
+        + rows * _query_columns(spec) * spec.element_bytes
+        + scores_bytes
+        + (config.num_stages - 1) * copied_bytes
+        + rows * _STATISTICS_BYTES
+        + BARRIERS_BYTES
+    )
 
 
 def _latent_shared_memory_bytes(spec: AttentionSpec, config: KernelConfig) -> int:
@@ -108,6 +168,12 @@ def _latent_shared_memory_bytes(spec: AttentionSpec, config: KernelConfig) -> in
     by_warpgroups = rows >= WARPGROUP_ROWS
     from_shared = by_warpgroups or keys_first or spec.element_bytes > 2
     stages = config.num_stages if from_shared else max(1, config.num_stages - 1)
-    scores_bytes = 0 if by_warpgroups and not keys_first else rows * config.block_kv * 4
+    if config.num_stages == 1:
+        stages = 2  # Outside a pipelined loop each product has the tile in a layout of its own.
+    # Warpgroups have scores in the layout of the next product, unless a mask was loaded for each.
+    in_registers = by_warpgroups and not keys_first and not spec.mask_per_row
+    scores_bytes = 0 if in_registers else rows * config.block_kv * 4
     queries_bytes = rows * (padded_dim(spec.head_dim) + spec.rope_dim) * spec.element_bytes
-    return stages * kv_tile_bytes(spec, config.block_kv) + queries_bytes + scores_bytes + BARRIERS_BYTES
+    copied_bytes = (config.num_stages - 1) * _copied_mask_bytes(spec, config, rows)
+    tiles_bytes = stages * kv_tile_bytes(spec, config.block_kv)
+    return tiles_bytes + queries_bytes + scores_bytes + copied_bytes + BARRIERS_BYTES

@@ -269,7 +269,8 @@ def solve(case: Case, operands: Operands, lse: Tensor | None = None) -> Tensor:
 FACTORS: dict[str, list[Any]] = {
     "mask": ["none", "causal", *MASKS],
     "dims": [(8, 8), (16, 16), (40, 40), (64, 64), (72, 72), (80, 80), (96, 96), (128, 128), (192, 128), (256, 256)],
-    "group": [1, 3, 4, 6, 7, 8, 71],
+    # With 16 queries, 11 heads fill a tile of rows and part of another.
+    "group": [1, 3, 4, 6, 7, 8, 11],
     "kv_layout": list(KV_LAYOUTS),
     "keys": [(0, 1), (1, -1), (1, 0), (1, 1), (3, 5)],
     "q_len": [1, 2, 3, 7, 16],

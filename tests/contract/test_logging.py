@@ -99,8 +99,8 @@ import runpy, sys
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 uncompiled = runpy.run_path({uncompiled!r})["graphs_run_uncompiled"]
-k = torch.randn(1, 2, 32, 16)
-q = torch.randn(1, 2, 1, 16)
+k = torch.randn(1, 2, 32, 16, device={device!r})
+q = torch.randn(1, 2, 1, 16, device={device!r})
 with uncompiled(), torch.no_grad():
     step = torch.compile(lambda q: scaled_dot_product_attention(q, k, k), backend="kvprefetch")
     step(q)
@@ -118,8 +118,8 @@ with uncompiled(), torch.no_grad():
     ],
 )
 def test_torch_logs_asks_for_it_and_serving_says_nothing(setting: str, first: str, lines: int | None) -> None:
-    script = SCRIPT.format(first=first, uncompiled=str(Path(__file__).parent / "uncompiled.py"))
-    environment = os.environ | {"TORCH_LOGS": setting, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    script = SCRIPT.format(first=first, uncompiled=str(Path(__file__).parent / "uncompiled.py"), device=str(DEVICE))
+    environment = os.environ | {"TORCH_LOGS": setting}
     run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     compiling, serving = run.stderr.split("--- compiled\n")

@@ -97,7 +97,7 @@ def dynamic_shapes(dim: int, name: Dim, of_query_alone: bool = False) -> dict[st
         (2, {"min": 1, "max": 17}, 3, "at most 16 queries depends on dynamic dimensions"),
         (2, {"min": 17, "max": 64}, 20, "prefill"),
         (1, {"min": 1, "max": 64}, 1, "the number of heads or head_dim of query is a dynamic dimension"),
-        (3, {"min": 8, "max": 64}, 1, "the number of heads or head_dim of query is a dynamic dimension"),
+        (3, {"min": 1, "max": 8}, 1, "the number of heads or head_dim of query is a dynamic dimension"),
     ],
 )
 def test_what_holds_for_some_sizes_only_is_refused(
@@ -105,6 +105,8 @@ def test_what_holds_for_some_sizes_only_is_refused(
 ) -> None:
     """Nothing checks a guard in a package."""
     size = Dim("size", **bounds)
+    if dim == 3:
+        size = 8 * size  # A GPU's kernels of PyTorch ask for columns of 16 bytes.
     attend = FORMS["no_grad"]
     (report,) = marked(attend, False, q_len, **dynamic_shapes(dim, size, of_query_alone=dim == 2)).reports.values()
     if reason is None:

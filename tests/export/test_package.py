@@ -15,11 +15,15 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 import prefetch_compiler
+from prefetch_compiler.device import interpreting
 from prefetch_compiler.lower import ops
 from prefetch_compiler.report import Report, collect_reports
 
 from .decoder import decoder, empty_cache, step_inputs
 
+pytestmark = pytest.mark.skipif(
+    not interpreting(), reason="on the CPU only the interpreter runs kernels; tests/gpu has the like for a GPU"
+)
 # Without the optimiser: g++ takes half as long.
 QUICK = {"aot_inductor.compile_wrapper_opt_level": "O0"}
 

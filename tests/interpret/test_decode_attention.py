@@ -122,7 +122,7 @@ def test_the_operators_keep_their_promises(which: str) -> None:
     operands: tuple[Any, ...]
     if which == "called":
         operator = call_op.CALLED_ATTENTION_LSE
-        operands = (given.q, given.k, given.v, *(None,) * 7, False, 0.25, None, "decode_attention", *(False,) * 3, [])
+        operands = (*_call(given), None, None, "", *(False,) * 3, [])
     else:
         operator = DECODE_ATTENTION_LSE
         config = call_op._selected(

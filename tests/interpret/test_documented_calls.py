@@ -34,4 +34,4 @@ def test_example(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(not (REPOSITORY / "docs").exists(), reason="the documents are not here")
 def test_each_document_has_examples() -> None:
-    assert len(EXAMPLES) == 5
+    assert len(EXAMPLES) == 6

@@ -134,10 +134,10 @@ def test_a_model_that_writes_its_cache_compiles_whole(backend: str) -> None:
 def test_operator_is_well_formed() -> None:
     key_pages, value_pages = PROBLEM.key_pages.nan_to_num(), PROBLEM.value_pages.nan_to_num()
     tensors = (PROBLEM.q, key_pages, value_pages, None, None, None, None, PROBLEM.lengths, PROBLEM.table)
+    sink = torch.randn(PROBLEM.q.shape[1], device=PROBLEM.q.device)
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     given = (
-        *tensors, torch.randn(PROBLEM.q.shape[1]), True, 0.2, 30.0, "paged_decode_attention", None, None, "",
-        *(False,) * 3, [],
+        *tensors, sink, True, 0.2, 30.0, "paged_decode_attention", None, None, "", *(False,) * 3, [],
     )  # fmt: skip
     torch.library.opcheck(call_op.CALLED_ATTENTION, given, test_utils=checks)
 
@@ -161,7 +161,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "sinks that are no logits": ({"sink": torch.ones(4, dtype=torch.int32)}, "sink is torch.int32"),
     "sinks elsewhere": ({"sink": torch.ones(4, device="meta")}, "sink is meta; it must be on the query's device"),
     "scales of sequences": (
-        {**arguments(QUANTISED), "key_scale": torch.ones(4, 2, 1)}, r"key_scale .* or \(18, 1\|2, 16\)",
+        {**arguments(QUANTISED), "key_scale": torch.ones(4, 2, 1, device=QUANTISED.q.device)},
+        r"key_scale .* or \(18, 1\|2, 16\)",
     ),
 }  # fmt: skip
 # What fits together, and no kernel serves.

@@ -203,6 +203,8 @@ def test_command_writes_keeps_and_judges(
 
     monkeypatch.setattr("prefetch_compiler.bench.e2e.run", measured)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    # Narrower than the table.
+    monkeypatch.setenv("COLUMNS", "40")
     out = tmp_path / "raw.json"
     result = CliRunner().invoke(app, ["e2e", "--json", "--out", str(out)])
     assert result.exit_code == exit_code

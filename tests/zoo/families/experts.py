@@ -11,7 +11,7 @@ _FOUR_EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_siz
 _LATENT = (
     PLAIN
     | _FOUR_EXPERTS
-    | {"num_key_value_heads": 4, "kv_lora_rank": 32, "q_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16}
+    | {"num_key_value_heads": 2, "kv_lora_rank": 16, "q_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8}
     | {"v_head_dim": 16, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1}
     | {"first_k_dense_replace": 0}
 )
