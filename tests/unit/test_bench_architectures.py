@@ -104,6 +104,9 @@ def test_steps_begin_at_the_length_that_was_set(windowed_model: Any) -> None:
     for step in range(3):
         state.eager_step()
         assert state.lengths() == [CASE.held + 1, CASE.held + 1 + step]
+    state.set_length(CASE.held - 5)
+    state.eager_step()
+    assert state.lengths() == [CASE.held + 1, CASE.held - 4]
 
 
 def test_the_state_in_float64_is_the_same_state(windowed_model: Any) -> None:

@@ -15,8 +15,8 @@ from .catalogue import Architecture
 class WindowedState(StepState):
     """A StaticCache with the architecture's own layers.
 
-    A layer with a window counts in Python what it has seen, and that number guards a compiled step. So that all steps
-    replay one graph, each begins from the count that :meth:`set_length` set; keys that are held everywhere grow.
+    A layer with a window counts in Python what it has seen, and that number guards a compiled step: another one is
+    another graph. So each step begins from the count that :meth:`fill` left; what layers without a window hold grows.
     """
 
     held: int = 0
@@ -35,9 +35,13 @@ class WindowedState(StepState):
         state.eager_step()
         return state
 
+    def fill(self, held: int, seed: int = 0) -> None:
+        """As StepState's, windows included."""
+        self.held = held
+        super().fill(held, seed)
+
     def set_length(self, held: int) -> None:
         """Set every layer's fill level in place."""
-        self.held = held
         for layer in self.cache.layers:
             layer.cumulative_length.fill_(min(held, layer.max_cache_len))
 
@@ -64,5 +68,6 @@ class WindowedState(StepState):
         for mine, theirs in zip(cache.layers, self.cache.layers, strict=True):
             mine.keys.copy_(theirs.keys)
             mine.values.copy_(theirs.values)
+        state.held = self.held
         state.set_length(self.held)
         return state
