@@ -6,9 +6,13 @@ measured on an H200 over batch 1 to 256 and 512 to 131,072 keys:
 - *few* (fewer than half the SMs): small tiles, two warps, and splits until every SM has two programs, as far as merging
   them pays. A program's latency is what counts, so it gets little to do. Heads wider than 128 keep larger tiles: their
   accumulator alone asks for four warps.
-- *fitting* (half to one and a half times the SMs): one program per SM, unsplit: larger tiles and the deepest pipeline
-  keep enough bytes in flight, and nothing is spent on merging.
-- *many*: several programs on each SM, and the hardware's own scheduling hides latency.
+- *fitting* (half to one and a half times the SMs): one program per SM, unsplit: the largest tiles keep enough bytes in
+  flight, and nothing is spent on merging.
+- *paired* (up to twice the SMs, or short caches): two at once on each SM, which share its memory.
+- *many*: one after another on each SM, with large tiles again.
+
+In a long cache the sequences of a batch hold different numbers of keys, and the longest are waited for: few or fitting
+programs are split evenly by what each holds (*balanced*).
 
 Tiles come by pointers where latency counts, by TMA where bandwidth does, and by TMA wherever head_dim is no power of
 two, which pointers would fetch lines for and throw away.
@@ -46,6 +50,14 @@ EASILY_MERGED_SPLITS = 64
 KEYS_OF_A_LONG_SHARE = 1024
 # 512 KB of bf16 K and V of head_dim 256: a memory latency is a small part of reading them.
 FIXED_CHUNK_KEYS = 512
+# Caches whose sequences are taken to hold different numbers of keys: of any batch but the smallest, from so many keys;
+# where there is a program for every fourth SM or more, or heads are wide, from fewer.
+SMALLEST_RAGGED_BATCH = 4
+LONG_KEYS = 32768
+SOMEWHAT_LONG_KEYS = 8192
+FITTING_BALANCED_PROGRAMS_PER_SM = 8
+MOST_ROWS_OF_LARGE_TILES = 32
+KEYS_OF_MANY_LARGE_TILES = 4096
 _KIB = 1024
 # Of the 255 that a thread may have. Compiled for sm_80 to sm_120, what needs more spills (Triton 3.6).
 MAX_TILE_REGISTERS = 150
@@ -71,11 +83,13 @@ class Regime:
 
 @dataclass(frozen=True)
 class Family:
-    """The regimes of one GPU family."""
+    """The regimes of one GPU family. ``wide`` heads have more than 128 columns."""
 
     few: Regime
     few_wide: Regime
     fitting: Regime
+    fitting_wide: Regime
+    paired: Regime
     many: Regime
 
 
@@ -92,14 +106,18 @@ _POINTER, _TMA = LoadPath.POINTER, LoadPath.TMA
 _LARGE_SHARED_MEMORY = Family(
     few=Regime(16 * _KIB, 2, 4, _POINTER, 2),
     few_wide=Regime(32 * _KIB, 4, 3, _POINTER, 2),
-    fitting=Regime(32 * _KIB, 4, 4, _TMA, 1),
-    many=Regime(32 * _KIB, 4, 3, _TMA, 0),
+    fitting=Regime(64 * _KIB, 4, 3, _TMA, 1),
+    fitting_wide=Regime(32 * _KIB, 4, 4, _TMA, 1),
+    paired=Regime(32 * _KIB, 4, 3, _TMA, 0),
+    many=Regime(64 * _KIB, 4, 3, _TMA, 0),
 )
 # sm_80 (163 KiB per program): the same reasoning, not measured.
 _MEDIUM_SHARED_MEMORY = Family(
     few=Regime(16 * _KIB, 2, 3, _POINTER, 2),
     few_wide=Regime(32 * _KIB, 4, 3, _POINTER, 2),
     fitting=Regime(32 * _KIB, 4, 3, _POINTER, 1),
+    fitting_wide=Regime(32 * _KIB, 4, 3, _POINTER, 1),
+    paired=Regime(16 * _KIB, 2, 3, _POINTER, 0),
     many=Regime(16 * _KIB, 2, 3, _POINTER, 0),
 )
 # sm_86, sm_89, sm_120 (99 KiB): not measured.
@@ -107,6 +125,8 @@ _SMALL_SHARED_MEMORY = Family(
     few=Regime(16 * _KIB, 2, 3, _POINTER, 2),
     few_wide=Regime(16 * _KIB, 4, 3, _POINTER, 2),
     fitting=Regime(16 * _KIB, 4, 4, _POINTER, 1),
+    fitting_wide=Regime(16 * _KIB, 4, 4, _POINTER, 1),
+    paired=Regime(16 * _KIB, 2, 2, _POINTER, 0),
     many=Regime(16 * _KIB, 2, 2, _POINTER, 0),
 )
 # Anything else, AMD included (64 KiB): not measured.
@@ -114,6 +134,8 @@ _CAUTIOUS = Family(
     few=Regime(8 * _KIB, 4, 2, _POINTER, 2),
     few_wide=Regime(8 * _KIB, 4, 2, _POINTER, 2),
     fitting=Regime(8 * _KIB, 4, 2, _POINTER, 1),
+    fitting_wide=Regime(8 * _KIB, 4, 2, _POINTER, 1),
+    paired=Regime(8 * _KIB, 4, 2, _POINTER, 0),
     many=Regime(8 * _KIB, 4, 2, _POINTER, 0),
 )
 # Each tile is one round of NumPy calls: large tiles, and splits so that merging runs too.
@@ -122,6 +144,8 @@ _INTERPRETED = Family(
     few=_INTERPRETED_REGIME,
     few_wide=_INTERPRETED_REGIME,
     fitting=_INTERPRETED_REGIME,
+    fitting_wide=_INTERPRETED_REGIME,
+    paired=replace(_INTERPRETED_REGIME, programs_per_sm=0),
     many=replace(_INTERPRETED_REGIME, programs_per_sm=0),
 )
 
@@ -173,13 +197,37 @@ def _warps(spec: AttentionSpec, preferred: int, block_kv: int) -> int:
 
 
 def _regime(family: Family, programs: int, spec: AttentionSpec, profile: DeviceProfile) -> Regime:
+    wide = max(spec.head_dim, spec.value_dim) > 128
     if programs * 2 < profile.sm_count:
-        return family.few_wide if max(spec.head_dim, spec.value_dim) > 128 else family.few
-    return family.fitting if programs * 2 <= 3 * profile.sm_count else family.many
+        return family.few_wide if wide else family.few
+    # More rows leave large tiles no registers, and TMA no page that holds them.
+    narrow_tiles = wide or row_tile_of(spec) > MOST_ROWS_OF_LARGE_TILES or bool(spec.page_size)
+    if programs * 2 <= 3 * profile.sm_count:
+        return family.fitting_wide if narrow_tiles else family.fitting
+    small = programs <= 2 * profile.sm_count or _planned_kv_len(spec) < KEYS_OF_MANY_LARGE_TILES
+    return family.paired if narrow_tiles or small else family.many
+
+
+def _balanced_regime(family: Family, programs: int, spec: AttentionSpec, profile: DeviceProfile) -> Regime | None:
+    """That of splits which follow what each sequence holds, where that pays; else None."""
+    if profile.backend != "cuda" or not spec.masked or spec.batch < SMALLEST_RAGGED_BATCH:
+        return None
+    wide, kv_len = max(spec.head_dim, spec.value_dim) > 128, _planned_kv_len(spec)
+    few = family.few_wide if wide else family.few
+    if programs * 2 < profile.sm_count:
+        long = kv_len >= LONG_KEYS or (kv_len >= SOMEWHAT_LONG_KEYS and programs * 4 >= profile.sm_count)
+        return few if long else None
+    fitting = programs * 2 <= 3 * profile.sm_count
+    long = kv_len >= (SOMEWHAT_LONG_KEYS if wide else LONG_KEYS)
+    return replace(few, programs_per_sm=FITTING_BALANCED_PROGRAMS_PER_SM) if fitting and long else None
+
+
+def _planned_kv_len(spec: AttentionSpec) -> int:
+    return max(spec.kv_len, PLANNED_SYMBOLIC_KV_LEN) if "kv_len" in spec.symbolic else spec.kv_len
 
 
 def _splits(regime: Regime, programs: int, spec: AttentionSpec, profile: DeviceProfile, block_kv: int) -> int:
-    kv_len = max(spec.kv_len, PLANNED_SYMBOLIC_KV_LEN) if "kv_len" in spec.symbolic else spec.kv_len
+    kv_len = _planned_kv_len(spec)
     tiles = max(1, -(-kv_len // block_kv))
     most = max(EASILY_MERGED_SPLITS, kv_len // KEYS_OF_A_LONG_SHARE)
     wanted = min(regime.programs_per_sm * profile.sm_count // programs, most)
@@ -200,12 +248,18 @@ def choose(spec: AttentionSpec, profile: DeviceProfile) -> KernelConfig:
         return _choose_latent(spec, profile)
     if spec.cache is not None:
         return _choose_quantised(spec, programs, profile)
-    regime = _regime(family_of(profile), programs, spec, profile)
+    family = family_of(profile)
+    balanced = _balanced_regime(family, programs, spec, profile)
+    regime = balanced or _regime(family, programs, spec, profile)
     block_kv = _block_kv(spec, regime.tile_bytes)
     # fp32 is multiplied outside the tensor cores, from registers; tiles that come by TMA then spill 20 KB a thread.
     by_tma = (regime.load_path is LoadPath.TMA or padded_dim(spec.head_dim) != spec.head_dim) and spec.element_bytes < 4
     use_tma = by_tma and profile.has_tma and spec.tma_loadable and _pages_hold_tiles(spec, block_kv)
     splits = _splits(regime, programs, spec, profile, block_kv)
+    partition = Partition.STRIDED if splits > 1 else Partition.EVEN
+    if balanced and 1 < splits < MAX_SPLITS:
+        # Rounding every sequence's share to whole tiles costs about one.
+        splits, partition = splits + 1, Partition.BALANCED
     config = KernelConfig(
         block_kv=block_kv,
         num_splits=splits,
@@ -213,7 +267,7 @@ def choose(spec: AttentionSpec, profile: DeviceProfile) -> KernelConfig:
         num_stages=regime.stages,
         load_path=LoadPath.TMA if use_tma else LoadPath.POINTER,
         launch_overlap=profile.has_launch_overlap,
-        partition=Partition.STRIDED if splits > 1 else Partition.EVEN,
+        partition=partition,
     )
     return _shrink_to_fit(spec, config, profile)
 

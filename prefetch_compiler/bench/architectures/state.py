@@ -46,7 +46,7 @@ class WindowedState(StepState):
             layer.cumulative_length.fill_(min(held, layer.max_cache_len))
 
     def step_inputs(self) -> dict[str, Any]:
-        """As StepState's, with every window's count as it was set."""
+        """As StepState's, with every window's count as :meth:`fill` left it."""
         for layer in self.cache.layers:
             if hasattr(layer, "cumulative_length_int"):
                 layer.cumulative_length_int = self.held
