@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 from collections.abc import Iterator
 
@@ -18,6 +20,16 @@ hypothesis.settings.load_profile("busy machine")
 # Triton reads the variable when a kernel is decorated, so it must be set before anything imports Triton.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    # Tensors this small have nothing for a second thread to do, and threads that wait for each other take long.
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # in processes that tests start
+
+# Pytest listens to every logger that does not propagate, and whenever someone listens to this one PyTorch writes out
+# every graph that it compiles, several times, as text.
+if "TORCH_TRACE" not in os.environ:
+    trace = logging.getLogger("torch.__trace")
+    trace.handlers.clear()
+    trace.propagate = True
 
 # Nor may the databases of whoever runs the tests have a say in them.
 os.environ.pop("KVPREFETCH_TUNING_DB", None)
@@ -30,6 +42,18 @@ def _no_databases_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Itera
     nowhere = tmp_path_factory.mktemp("no databases of the user") / "tuning_db"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(overlay, "user_folder", lambda: nowhere)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _shipped_databases_are_read_once() -> Iterator[None]:
+    """torch.compiler.reset() has every file read anew, and tests reset before almost every compile."""
+    from prefetch_compiler.database import overlay
+
+    folder, read = overlay.shipped_folder(), overlay.read
+    remembered = functools.cache(read)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(overlay, "read", lambda path: (remembered if path.parent == folder else read)(path))
         yield
 
 
