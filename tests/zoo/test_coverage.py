@@ -49,6 +49,9 @@ def _compiled_runs() -> list[Run]:
 
 def test_a_cell_follows_eager_and_comes_out_as_recorded(run: Run) -> None:
     cell, workload = run
+    if not COMPARABLE and RECORD.of(cell)[workload.name].kind is Kind.UNSUPPORTED:
+        # An index out of bounds, for one, is an exception on a CPU; on a GPU nothing runs any more after it.
+        pytest.skip("transformers itself does not run it")
     outcome = judge(cell, workload)  # fails where tokens, logits or cache differ from eager's
     if not COMPARABLE:
         pytest.skip(f"followed eager; outcomes are recorded on a CPU with {RECORD.versions}")
