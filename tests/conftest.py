@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -61,6 +62,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--whole-zoo", action="store_true", help="judge every cell of docs/coverage.md, not only the particular ones"
     )
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays. Looking through it for garbage, as every compile makes Python do, takes longer
+    than many a test."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
