@@ -1,0 +1,82 @@
+"""What the heuristic chooses follows from how many programs there are before splitting, and how long the cache is."""
+
+from __future__ import annotations
+
+import pytest
+
+from prefetch_compiler.config import KernelConfig, LoadPath, Partition
+from prefetch_compiler.database.key import parse_key
+from prefetch_compiler.device import REFERENCE_DEVICES, DeviceProfile
+from prefetch_compiler.select.admissible import why_inadmissible
+from prefetch_compiler.select.heuristic import choose
+
+H200 = REFERENCE_DEVICES[90]
+PROGRAMS_OF_ONE_AN_SM = 16 * 8
+
+
+def chosen(sizes: str, mask: str = "bool", heads: str = "32q/8kv d128", device: DeviceProfile = H200) -> KernelConfig:
+    spec = parse_key(f"bfloat16 {heads} q1 {sizes} bhsd-tma {mask}").spec()
+    config = choose(spec, device)
+    assert why_inadmissible(spec, config, device) is None
+    return config
+
+
+def test_few_programs_are_split_until_every_sm_has_two() -> None:
+    config = chosen("b1 s4096")
+    assert 2 * H200.sm_count - 8 <= 8 * config.num_splits <= 2 * H200.sm_count
+    assert (config.partition, config.load_path) == (Partition.STRIDED, LoadPath.POINTER)
+
+
+def test_one_program_an_sm_has_as_many_bytes_in_flight_as_two() -> None:
+    alone, paired, many = (chosen(f"b{batch} s4096") for batch in (16, 32, 64))
+    assert [config.num_splits for config in (alone, paired, many)] == [1, 1, 1]
+    assert alone.block_kv == many.block_kv == 2 * paired.block_kv
+    assert alone.num_stages == paired.num_stages
+
+
+def test_many_programs_over_short_caches_keep_small_tiles() -> None:
+    assert chosen("b64 s2048").block_kv == chosen("b32 s2048").block_kv < chosen("b64 s4096").block_kv
+
+
+@pytest.mark.parametrize(
+    ("sizes", "heads"),
+    [
+        ("b4 s32768", "32q/8kv d128"),
+        ("b8 s8192", "32q/8kv d128"),
+        ("b16 s32768", "32q/8kv d128"),
+        ("b16 s8192", "16q/8kv d256"),
+    ],
+)
+def test_long_caches_of_a_batch_are_balanced(sizes: str, heads: str) -> None:
+    assert chosen(sizes, heads=heads).partition is Partition.BALANCED
+
+
+@pytest.mark.parametrize(
+    ("sizes", "mask"),
+    [
+        ("b1 s131072", "bool"),  # nothing to balance
+        ("b4 s32768", "none"),  # all sequences are as long
+        ("b4 s8192", "bool"),  # splits are short already
+        ("b16 s8192", "bool"),  # a program an SM is not waited for that long
+        ("b64 s32768", "bool"),  # the hardware balances
+    ],
+)
+def test_where_balancing_gains_nothing_splits_are_not_balanced(sizes: str, mask: str) -> None:
+    assert chosen(sizes, mask).partition is not Partition.BALANCED
+
+
+def test_tiles_of_paged_caches_are_no_larger_than_pages_hold() -> None:
+    config = chosen("b16 s4096", "lengths page64")
+    assert (config.block_kv, config.load_path) == (64, LoadPath.TMA)
+
+
+def test_many_query_rows_leave_no_registers_for_large_tiles() -> None:
+    few, many = (
+        choose(parse_key(f"bfloat16 32q/8kv d128 q{q_len} b16 s4096 bhsd-tma bool").spec(), H200) for q_len in (1, 16)
+    )
+    assert many.block_kv < few.block_kv
+
+
+def test_what_was_measured_on_one_gpu_is_not_taken_over_by_smaller_ones() -> None:
+    small = REFERENCE_DEVICES[89]
+    assert chosen("b16 s4096", device=small).block_kv <= 32
