@@ -8,16 +8,16 @@ fp32 output is held by two warp groups, 256 columns each:
 leader    computes S and the softmax, hands P and the factors by which sums shrink to the follower, and multiplies P
           with the left half of the latents
 follower  multiplies P with the right half of the latents
-loader    one warp: asks TMA for tiles
+producer  one warp: asks TMA for tiles
 
 Tile t lies in buffer b = t % STAGES, and waits for it use the parity (t / STAGES) % 2. Barriers:
 
-    FULL[b]     1 arrival, with the bytes expected, by the loader;                     waited for by the leader
+    FULL[b]     1 arrival, with the bytes expected, by the producer;                   waited for by the leader
     P_FULL[b]   1 arrival by the leader, P(t) and the factors written and fenced;      waited for by the follower
-    EMPTY[b]    2 arrivals, by leader and follower after their products' ends;         waited for by the loader
+    EMPTY[b]    2 arrivals, by leader and follower after their products' ends;         waited for by the producer
     DONE        1 arrival by the leader, the sums written;                             waited for by the follower
 
-    loader:    for t: EMPTY(t - STAGES)  ask for tile t
+    producer:  for t: EMPTY(t - STAGES)  ask for tile t
     leader:    store Q;  for t: FULL(t)  S(t)  softmax  P(t) over t's rotary keys  P_FULL(t)  product  EMPTY(t);  DONE
     follower:  for t: P_FULL(t)  rescale  product  EMPTY(t);  DONE
 
@@ -50,9 +50,9 @@ HALF = gl.constexpr(256)
 ROPE = gl.constexpr(64)
 STAGES = gl.constexpr(2)
 
-# Registers of a thread of the follower and of the loader; the leader's take what is left.
+# Registers of a thread of the follower and of the producer; the leader's take what is left.
 FOLLOWER_REGISTERS = gl.constexpr(208)
-LOADER_REGISTERS = gl.constexpr(24)
+PRODUCER_REGISTERS = gl.constexpr(24)
 
 # Barriers in their one allocation, and arrivals of the last kind.
 DONE = gl.constexpr(0)
@@ -74,7 +74,7 @@ def make_barriers():
 
 
 @gluon.jit
-def loader(latent_descriptor, rope_descriptor, left, right, rope, bars, sequence, first, step, tiles):
+def producer(latent_descriptor, rope_descriptor, left, right, rope, bars, sequence, first, step, tiles):
     """Ask for one tile after the other, ``step`` keys apart."""
     stage = 0
     phase = 1
@@ -313,7 +313,7 @@ _RUNTIME_INTEGERS = [
 
 
 @gluon.jit(do_not_specialize=_RUNTIME_INTEGERS)
-def latent_warp_specialised(
+def latent_producer(
     q_ptr,
     latent_descriptor,
     rope_descriptor,
@@ -407,10 +407,10 @@ def latent_warp_specialised(
                     right, rope, vectors, bars, target_ptr, first_row, rows, q_len, out_head_stride, out_row_stride,
                     tiles, SPLIT,
                 )),
-                (loader, (
+                (producer, (
                     latent_descriptor, rope_descriptor, left, right, rope, bars, sequence, first, step, tiles,
                 )),
             ],
             [4, 1],
-            [FOLLOWER_REGISTERS, LOADER_REGISTERS],
+            [FOLLOWER_REGISTERS, PRODUCER_REGISTERS],
         )  # fmt: skip
