@@ -128,12 +128,11 @@ def clear_stale(values, keys):
 def visible(
     s, mask_ptr, mask_start, mask_row_offsets, mask_key_stride, first, end, clean_first, clean_end, q_len, row_query, row_last,
     score_scale, softcap, MASK: gl.constexpr, MASK_PER_ROW: gl.constexpr, CAUSAL: gl.constexpr,
-    CAUSAL_TAIL: gl.constexpr, EXP2_SCALE: gl.constexpr, LAYOUT: gl.constexpr,
+    CAUSAL_TAIL: gl.constexpr, SCALE_LATER: gl.constexpr, LAYOUT: gl.constexpr,
 ):  # fmt: skip
-    """Scores of the keys [first, first + KEYS), -inf where a row does not see a key. They are scaled, capped and shifted
-    only if EXP2_SCALE is not 1."""
+    """Scores of the keys [first, first + KEYS), -inf where a row does not see a key; not scaled yet if SCALE_LATER."""
     key = first + gl.arange(0, KEYS, gl.SliceLayout(0, LAYOUT))
-    if EXP2_SCALE != 1.0:
+    if not SCALE_LATER:
         s = s * score_scale
         if softcap is not None:
             s = soft_cap(s, softcap)
@@ -161,10 +160,10 @@ def visible(
 
 
 @gluon.jit
-def fold(s, maximum, total, score_scale, EXP2_SCALE: gl.constexpr):
-    """One step of the online softmax; as ``online_softmax``, but scores that become powers of two without a factor are
-    not scaled yet, so that scaling and subtracting are one instruction. The scale is positive."""
-    if EXP2_SCALE == 1.0:
+def fold(s, maximum, total, score_scale, EXP2_SCALE: gl.constexpr, SCALE_LATER: gl.constexpr):
+    """One step of the online softmax; as ``online_softmax``, but scores may be not scaled yet, so that scaling and
+    subtracting are one instruction."""
+    if SCALE_LATER:
         new_maximum = gl.maximum(maximum, gl.max(s, 1) * score_scale)
         reference = finite_maximum(new_maximum)
         shrink = gl.exp2(maximum - reference)
@@ -229,7 +228,7 @@ def leader(
     mask_start, slot, score_scale, softcap, first_row, rows, q_len, first, end, step, tiles, clean_first, clean_end, takes_sink,
     q_head_stride, q_row_stride, mask_head_stride, mask_row_stride, mask_key_stride, out_head_stride, out_row_stride,
     SPLIT: gl.constexpr, Q_STRIDE_UNIT: gl.constexpr, MASK: gl.constexpr, MASK_PER_ROW: gl.constexpr,
-    CAUSAL: gl.constexpr, CAUSAL_TAIL: gl.constexpr, EXP2_SCALE: gl.constexpr,
+    CAUSAL: gl.constexpr, CAUSAL_TAIL: gl.constexpr, EXP2_SCALE: gl.constexpr, SCALE_LATER: gl.constexpr,
 ):  # fmt: skip
     """S, the softmax, and the left half of O. ``q_ptr`` and ``target_ptr`` are the sequence's and the split's own;
     ``mask_start`` and ``slot`` say where in the mask and among the statistics these are."""
@@ -274,9 +273,9 @@ def leader(
         tl.debug_barrier()
         s = visible(
             s, mask_ptr, mask_start, mask_rows, mask_key_stride, key, end, clean_first, clean_end, q_len, row_query, row_last,
-            score_scale, softcap, MASK, MASK_PER_ROW, CAUSAL, CAUSAL_TAIL, EXP2_SCALE, LAYOUT,
+            score_scale, softcap, MASK, MASK_PER_ROW, CAUSAL, CAUSAL_TAIL, SCALE_LATER, LAYOUT,
         )  # fmt: skip
-        p, maximum, total, shrink = fold(s, maximum, total, score_scale, EXP2_SCALE)
+        p, maximum, total, shrink = fold(s, maximum, total, score_scale, EXP2_SCALE, SCALE_LATER)
         p = p.to(latents.dtype)
         rope.index(stage).store(p)
         vectors.index(stage).store(shrink)
@@ -350,11 +349,13 @@ def latent_producer(
     PARTITION: gl.constexpr,
     LAUNCH_OVERLAP: gl.constexpr,
     EXP2_SCALE: gl.constexpr,
+    SCALE_LATER: gl.constexpr,
 ):
     """Grid (batch * row_tiles, num_splits), launched with 4 warps, which are the leader's.
 
     Descriptors are of the latents (batch, kv_len, 512) and the rotary keys (batch, kv_len, 64), in tiles of KEYS rows
-    and of 256 and 64 columns. Everything else is as in ``latent_decode``.
+    and of 256 and 64 columns. SCALE_LATER: ``score_scale`` is positive, and all that is between a product of a query and
+    a key and its power of two. Everything else is as in ``latent_decode``.
     """
     flat = gl.program_id(0)
     split = gl.program_id(1)
@@ -401,7 +402,7 @@ def latent_producer(
                     target_ptr, stats_ptr, sequence_wide * mask_batch_stride, slot, score_scale, softcap, first_row, rows, q_len, first, end_key, step,
                     tiles, clean_first, clean_end, split == 0, q_head_stride, q_row_stride, mask_head_stride,
                     mask_row_stride, mask_key_stride, out_head_stride, out_row_stride, SPLIT, Q_STRIDE_UNIT, MASK,
-                    MASK_PER_ROW, CAUSAL, CAUSAL_TAIL, EXP2_SCALE,
+                    MASK_PER_ROW, CAUSAL, CAUSAL_TAIL, EXP2_SCALE, SCALE_LATER,
                 )),
                 (follower, (
                     right, rope, vectors, bars, target_ptr, first_row, rows, q_len, out_head_stride, out_row_stride,

@@ -80,6 +80,7 @@ def latent_producer_call(
         "PARTITION": partition_constants(batch, config)["PARTITION"],
         "LAUNCH_OVERLAP": config.launch_overlap,
         "EXP2_SCALE": exp2_scale(t.mask, softcap),
+        "SCALE_LATER": exp2_scale(t.mask, softcap) == 1.0 and scale > 0,
     }
     options = {"num_warps": config.num_warps, **overlap_option(config)}
     kernel = LATENT.load("latent_producer").latent_producer

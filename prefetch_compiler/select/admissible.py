@@ -92,8 +92,6 @@ def _why_no_producer(spec: AttentionSpec, config: KernelConfig, profile: DeviceP
         return f"a producer warp loads {columns} columns, not {spec.head_dim} and {spec.rope_dim}"
     if spec.element_bytes != 2:
         return f"a producer warp loads tiles of 16-bit numbers, not of {spec.dtype}"
-    if not spec.scale > 0:
-        return f"the kernel with a producer warp takes maxima before it scales: a scale of {spec.scale} is not positive"
     if config.partition is Partition.BALANCED:
         return "the kernel with a producer warp does not plan balanced splits"
     if config != config.with_producer():
