@@ -291,8 +291,8 @@ def _jit(function: Any = None, **_: Any) -> Any:
     return function if function is not None else _jit
 
 
-def _stand_ins() -> list[ModuleType]:
-    """For all of Triton that templates in Gluon import."""
+def _stand_ins(folder: Path) -> list[ModuleType]:
+    """For all of Triton that templates in Gluon import, and an empty package of templates."""
     common = {
         "constexpr": lambda content: content, "static_range": range,
         "float32": torch.float32, "int64": torch.int64, "int32": torch.int32,
@@ -332,7 +332,7 @@ def _stand_ins() -> list[ModuleType]:
     gluon = _module("triton.experimental.gluon", jit=_jit, language=gluon_language)
     experimental = _module("triton.experimental", gluon=gluon)
     root = _module("triton", jit=_jit, language=language, experimental=experimental)
-    return [root, language, cuda, experimental, gluon, gluon_language, hopper, _module(PACKAGE, __path__=[str(FOLDER)])]
+    return [root, language, cuda, experimental, gluon, gluon_language, hopper, _module(PACKAGE, __path__=[str(folder)])]
 
 
 @contextmanager
@@ -350,9 +350,9 @@ def _replaced(modules: list[ModuleType]) -> Iterator[None]:
             del sys.modules[name]
 
 
-def emulated(module: str) -> ModuleType:
+def emulated(module: str, folder: Path = FOLDER) -> ModuleType:
     """A template's module, over the stand-ins."""
-    with _replaced(_stand_ins()):
+    with _replaced(_stand_ins(folder)):
         return importlib.import_module(f"{PACKAGE}.{module}")
 
 
