@@ -40,6 +40,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .gluon_plan import balanced_counts, balanced_split
 from .masking import apply_mask_by_row
 from .softmax import finite_maximum, sink_statistics, soft_cap
 from .split_plan import active_splits, split_range, valid_keys
@@ -347,6 +348,8 @@ def latent_producer(
     CAUSAL: gl.constexpr,
     CAUSAL_TAIL: gl.constexpr,
     PARTITION: gl.constexpr,
+    BLOCK_BATCH: gl.constexpr,
+    MOST_SPLITS: gl.constexpr,
     LAUNCH_OVERLAP: gl.constexpr,
     EXP2_SCALE: gl.constexpr,
     SCALE_LATER: gl.constexpr,
@@ -368,19 +371,36 @@ def latent_producer(
         gdc_wait()
         gdc_launch_dependents()
 
+    BALANCED: gl.constexpr = PARTITION == "balanced"
+    slot = sequence.to(gl.int64) * num_splits + split
+    splits = num_splits
+    works = True
+    if BALANCED:
+        batch = gl.num_programs(0) // row_tiles
+        planning: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+        counts, up_to = balanced_counts(
+            bounds_ptr, bounds_stride, batch, kv_len, q_len, num_splits, lengths_ptr, KEYS, BLOCK_BATCH, MOST_SPLITS,
+            bounds_ptr is not None, CAUSAL, lengths_ptr is not None, planning,
+        )  # fmt: skip
+        batch_split = (split * gl.num_programs(0) + flat) // row_tiles
+        sequence, split, splits = balanced_split(counts, up_to, batch_split, BLOCK_BATCH, planning)
+        works = sequence < batch
+        sequence = gl.minimum(sequence, batch - 1)
+        slot = batch_split.to(gl.int64)
     first_key, end_key, clean_first, clean_end = valid_keys(
         bounds_ptr, bounds_stride, sequence, kv_len, q_len, bounds_ptr is not None, CAUSAL, lengths_ptr,
         lengths_ptr is not None,
     )  # fmt: skip
-    first, limit, step = split_range(first_key, end_key, kv_len, split, num_splits, KEYS, PARTITION)
-    # Split 0 goes on even with no keys: it must write the zeros of rows that see nothing.
-    splits = gl.maximum(active_splits(first_key, end_key, kv_len, num_splits, KEYS, PARTITION), 1)
-    if split < splits:
+    first, limit, step = split_range(first_key, end_key, kv_len, split, splits, KEYS, PARTITION)
+    if not BALANCED:
+        # Split 0 goes on even with no keys: it must write the zeros of rows that see nothing.
+        works = split < gl.maximum(active_splits(first_key, end_key, kv_len, num_splits, KEYS, PARTITION), 1)
+    if works:
         tiles = (gl.maximum(limit - first, 0) + step - 1) // step
         rows = HEADS * q_len
         sequence_wide = sequence.to(gl.int64)
         own_q_ptr = q_ptr + sequence_wide * q_batch_stride * Q_STRIDE_UNIT
-        slot = (sequence_wide * num_splits + split) * rows
+        slot *= rows
         if SPLIT:
             target_ptr = partial_ptr + slot * (2 * HALF)
         else:

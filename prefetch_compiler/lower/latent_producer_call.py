@@ -77,7 +77,7 @@ def latent_producer_call(
         "MASK_PER_ROW": mask_strides[1] != 0 or mask_strides[2] != 0,
         "CAUSAL": is_causal and t.lengths is None,
         "CAUSAL_TAIL": is_causal and t.lengths is not None,
-        "PARTITION": partition_constants(batch, config)["PARTITION"],
+        **partition_constants(batch, config),
         "LAUNCH_OVERLAP": config.launch_overlap,
         "EXP2_SCALE": exp2_scale(t.mask, softcap),
         "SCALE_LATER": exp2_scale(t.mask, softcap) == 1.0 and scale > 0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..config import KernelConfig, LoadPath, Merge, OperandOrder, Partition, PrefetchKind
+from ..config import KernelConfig, LoadPath, Merge, OperandOrder, PrefetchKind
 from ..device import DeviceProfile
 from ..spec import AttentionSpec
 from .footprint import MIN_QUANTISED_ROWS, PRODUCER_COLUMNS, row_tile_of, shared_memory_estimate_bytes
@@ -92,8 +92,6 @@ def _why_no_producer(spec: AttentionSpec, config: KernelConfig, profile: DeviceP
         return f"a producer warp loads {columns} columns, not {spec.head_dim} and {spec.rope_dim}"
     if spec.element_bytes != 2:
         return f"a producer warp loads tiles of 16-bit numbers, not of {spec.dtype}"
-    if config.partition is Partition.BALANCED:
-        return "the kernel with a producer warp does not plan balanced splits"
     if config != config.with_producer():
         return f"the kernel with a producer warp is no other than {config.with_producer().encode()}"
     return None
