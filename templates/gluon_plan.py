@@ -45,4 +45,14 @@ def balanced_split(counts, up_to, slot, BLOCK_BATCH: gl.constexpr, LAYOUT: gl.co
     sequence = gl.sum((up_to <= slot).to(gl.int32), 0)
     own = gl.arange(0, BLOCK_BATCH, LAYOUT) == sequence
     count = gl.sum(gl.where(own, counts, 0), 0)
-    return sequence, slot - gl.sum(gl.where(own, up_to, 0), 0) + count, gl.maximum(count, 1)
+    split = slot - gl.sum(gl.where(own, up_to, 0), 0) + count
+    return uniform(sequence), uniform(split), uniform(gl.maximum(count, 1))
+
+
+@gluon.jit
+def uniform(number):
+    """``number``, int32, which is the same in all threads: what follows from the result takes uniform registers (as what
+    follows from program ids does), and branches on it do not part a warp."""
+    return gl.inline_asm_elementwise(
+        "redux.sync.max.s32 $0, $1, 0xffffffff;", "=r,r", [number], dtype=gl.int32, is_pure=True, pack=1
+    )

@@ -313,6 +313,8 @@ def _stand_ins(folder: Path) -> list[ModuleType]:
     )  # fmt: skip
     gluon_language = _module(
         "triton.experimental.gluon.language", **common, **layouts, convert_layout=lambda content, *_: content,
+        # Of one number that all threads have.
+        inline_asm_elementwise=lambda _text, _constraints, arguments, **_: arguments[0],
         associative_scan=lambda content, axis, _combine: value(np.cumsum(content, axis)),
         allocate_shared_memory=allocate, warp_specialize=lambda roles, *_: MACHINE.run_roles(roles),
     )  # fmt: skip
