@@ -23,8 +23,8 @@ class PrefetchKind(str, Enum):
 
 
 class LoadPath(str, Enum):
-    """How K and V reach shared memory: per-thread (asynchronous) copies; the tensor memory accelerator; or that, asked by
-    a warp which does nothing else (warp specialisation)."""
+    """How K and V reach shared memory: per-thread (asynchronous) copies; the tensor memory accelerator; or that, asked
+    by a warp which does nothing else (warp specialisation)."""
 
     POINTER = "pointer"
     TMA = "tma"

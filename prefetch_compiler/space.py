@@ -73,7 +73,7 @@ KNOBS: tuple[Knob, ...] = (
         "prefetch_kind",
         _values(PrefetchKind),
         PrefetchKind.LINE.value,
-        active=lambda point: point["prefetch_depth"] > 0 or point.get("prologue_prefetch"),
+        active=lambda point: point.get("prefetch_depth", 0) > 0 or point.get("prologue_prefetch"),
     ),
 )
 

@@ -51,8 +51,8 @@ def balanced_split(counts, up_to, slot, BLOCK_BATCH: gl.constexpr, LAYOUT: gl.co
 
 @gluon.jit
 def uniform(number):
-    """``number``, int32, which is the same in all threads: what follows from the result takes uniform registers (as what
-    follows from program ids does), and branches on it do not part a warp."""
+    """``number``, int32, which is the same in all threads: what follows from the result takes uniform registers, as
+    what follows from program ids does, and branches on it do not part a warp."""
     return gl.inline_asm_elementwise(
         "redux.sync.max.s32 $0, $1, 0xffffffff;", "=r,r", [number], dtype=gl.int32, is_pure=True, pack=1
     )

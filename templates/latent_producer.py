@@ -1,4 +1,4 @@
-"""Decode attention over a latent cache for sm_90, with explicit warpgroup products, TMA and warp specialisation (Gluon).
+"""Decode attention over a latent cache for sm_90: explicit warpgroup products, TMA, warp specialisation (Gluon).
 
 What ``latent_decode`` computes, for latents of 512 columns and rotary keys of 64, with another schedule. One program is
 64 query rows of one sequence against one share of its keys, in tiles of 64 keys. A tile of the cache, 64 x 576, is read
@@ -127,8 +127,8 @@ def clear_stale(values, keys):
 
 @gluon.jit
 def visible(
-    s, mask_ptr, mask_start, mask_row_offsets, mask_key_stride, first, end, clean_first, clean_end, q_len, row_query, row_last,
-    score_scale, softcap, MASK: gl.constexpr, MASK_PER_ROW: gl.constexpr, CAUSAL: gl.constexpr,
+    s, mask_ptr, mask_start, mask_row_offsets, mask_key_stride, first, end, clean_first, clean_end, q_len, row_query,
+    row_last, score_scale, softcap, MASK: gl.constexpr, MASK_PER_ROW: gl.constexpr, CAUSAL: gl.constexpr,
     CAUSAL_TAIL: gl.constexpr, SCALE_LATER: gl.constexpr, LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """Scores of the keys [first, first + KEYS), -inf where a row does not see a key; not scaled yet if SCALE_LATER."""
@@ -226,8 +226,9 @@ def follower(
 @gluon.jit
 def leader(
     q_ptr, q_left, q_right, q_rope, left, right, rope, vectors, bars, mask_ptr, sink_ptr, target_ptr, stats_ptr,
-    mask_start, slot, score_scale, softcap, first_row, rows, q_len, first, end, step, tiles, clean_first, clean_end, takes_sink,
-    q_head_stride, q_row_stride, mask_head_stride, mask_row_stride, mask_key_stride, out_head_stride, out_row_stride,
+    mask_start, slot, score_scale, softcap, first_row, rows, q_len, first, end, step, tiles, clean_first, clean_end,
+    takes_sink, q_head_stride, q_row_stride, mask_head_stride, mask_row_stride, mask_key_stride, out_head_stride,
+    out_row_stride,
     SPLIT: gl.constexpr, Q_STRIDE_UNIT: gl.constexpr, MASK: gl.constexpr, MASK_PER_ROW: gl.constexpr,
     CAUSAL: gl.constexpr, CAUSAL_TAIL: gl.constexpr, EXP2_SCALE: gl.constexpr, SCALE_LATER: gl.constexpr,
 ):  # fmt: skip
@@ -273,8 +274,8 @@ def leader(
         s = warpgroup_mma_wait(0, deps=(s,))
         tl.debug_barrier()
         s = visible(
-            s, mask_ptr, mask_start, mask_rows, mask_key_stride, key, end, clean_first, clean_end, q_len, row_query, row_last,
-            score_scale, softcap, MASK, MASK_PER_ROW, CAUSAL, CAUSAL_TAIL, SCALE_LATER, LAYOUT,
+            s, mask_ptr, mask_start, mask_rows, mask_key_stride, key, end, clean_first, clean_end, q_len, row_query,
+            row_last, score_scale, softcap, MASK, MASK_PER_ROW, CAUSAL, CAUSAL_TAIL, SCALE_LATER, LAYOUT,
         )  # fmt: skip
         p, maximum, total, shrink = fold(s, maximum, total, score_scale, EXP2_SCALE, SCALE_LATER)
         p = p.to(latents.dtype)
@@ -357,8 +358,8 @@ def latent_producer(
     """Grid (batch * row_tiles, num_splits), launched with 4 warps, which are the leader's.
 
     Descriptors are of the latents (batch, kv_len, 512) and the rotary keys (batch, kv_len, 64), in tiles of KEYS rows
-    and of 256 and 64 columns. SCALE_LATER: ``score_scale`` is positive, and all that is between a product of a query and
-    a key and its power of two. Everything else is as in ``latent_decode``.
+    and of 256 and 64 columns. SCALE_LATER: ``score_scale`` is positive, and all that is between a product of a query
+    and a key and its power of two. Everything else is as in ``latent_decode``.
     """
     flat = gl.program_id(0)
     split = gl.program_id(1)
@@ -419,9 +420,10 @@ def latent_producer(
             [
                 (leader, (
                     own_q_ptr, q_left, q_right, q_rope, left, right, rope, vectors, bars, mask_ptr, sink_ptr,
-                    target_ptr, stats_ptr, sequence_wide * mask_batch_stride, slot, score_scale, softcap, first_row, rows, q_len, first, end_key, step,
-                    tiles, clean_first, clean_end, split == 0, q_head_stride, q_row_stride, mask_head_stride,
-                    mask_row_stride, mask_key_stride, out_head_stride, out_row_stride, SPLIT, Q_STRIDE_UNIT, MASK,
+                    target_ptr, stats_ptr, sequence_wide * mask_batch_stride, slot, score_scale, softcap, first_row,
+                    rows, q_len, first, end_key, step, tiles, clean_first, clean_end, split == 0, q_head_stride,
+                    q_row_stride, mask_head_stride, mask_row_stride, mask_key_stride, out_head_stride, out_row_stride,
+                    SPLIT, Q_STRIDE_UNIT, MASK,
                     MASK_PER_ROW, CAUSAL, CAUSAL_TAIL, EXP2_SCALE, SCALE_LATER,
                 )),
                 (follower, (

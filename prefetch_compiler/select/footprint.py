@@ -59,8 +59,8 @@ def quantised_row_tile(rows: int) -> int:
 
 def latent_row_tile(rows: int, load_path: LoadPath) -> int:
     """Query rows of one program over a latent cache: a power of two from 16. The accumulator is as wide as the latents:
-    that of 64 rows takes half of the registers of eight warps, and leaves none for pointers to tiles of 576 columns. The
-    kernel with a producer warp has one size."""
+    that of 64 rows takes half of the registers of eight warps, and leaves none for pointers to tiles of 576 columns.
+    The kernel with a producer warp has one size."""
     if load_path is LoadPath.PRODUCER:
         return MAX_LATENT_ROWS[load_path]
     return min(MAX_LATENT_ROWS[load_path], padded_dim(rows))

@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from prefetch_compiler import templates
+from prefetch_compiler.templates import manifest
 
 from prefetch_compiler.lower.specialise import KernelCall
 
-FOLDER = Path(templates.__file__).parent
+FOLDER = Path(manifest.__file__).parent
 PACKAGE = "emulated_templates"
 Condition = Callable[[], bool]
 

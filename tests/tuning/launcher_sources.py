@@ -90,7 +90,13 @@ SPECS = {
         key_layout=TensorLayout(1 << 36, 256 * 128, 128),
     ),
     "latents": spec(
-        query_heads=128, kv_heads=1, head_dim=512, value_dim=512, key_layout=LATENTS, value_layout=LATENTS, rope_dim=64,
+        query_heads=128,
+        kv_heads=1,
+        head_dim=512,
+        value_dim=512,
+        key_layout=LATENTS,
+        value_layout=LATENTS,
+        rope_dim=64,
         rope_layout=TensorLayout(256 * 64, 256 * 64, 64),
     ),
 }
@@ -175,7 +181,8 @@ def measured_differently() -> tuple[int, list[str]]:
         for config in configs(given):
             real = allocate(
                 made.q, made.stale_k, made.stale_v, made.expanded_mask(), made.bounds, given.out_heads_first, config,
-                k_scale=made.k_scale, v_scale=made.v_scale, sink=made.sink, rope=made.rope, k_zero=made.k_zero, v_zero=made.v_zero,
+                k_scale=made.k_scale, v_scale=made.v_scale, sink=made.sink, rope=made.rope, k_zero=made.k_zero,
+                v_zero=made.v_zero,
                 storage=AS_THE_DTYPE_SAYS if given.cache is None else given.cache.storage,
             )  # fmt: skip
             pooled = kernel_calls(given, config, example_tensors(given, config, "meta"), DEVICE)

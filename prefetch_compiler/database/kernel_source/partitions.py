@@ -1,5 +1,5 @@
-"""Functions that warps of a kernel are assigned to. Gluon's ``warp_specialize([(function, (argument, ...)), ...])`` calls
-them, and its list is read as one of calls: what a feature leaves dead in them can be told as in any other function.
+"""Functions that warps of a kernel are assigned to. Gluon's ``warp_specialize([(function, (argument, ...)), ...])``
+calls them, and its list is read as one of calls: what a feature leaves dead in them can be told as in any other one.
 """
 
 from __future__ import annotations
