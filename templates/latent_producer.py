@@ -55,12 +55,12 @@ STAGES = gl.constexpr(2)
 FOLLOWER_REGISTERS = gl.constexpr(208)
 PRODUCER_REGISTERS = gl.constexpr(24)
 
-# Barriers in their one allocation, and arrivals of the last kind.
+# Barriers in their one allocation: the first of each kind, and how many there are.
 DONE = gl.constexpr(0)
 FULL = gl.constexpr(1)
-P_FULL = gl.constexpr(3)
-EMPTY = gl.constexpr(5)
-BARRIERS = gl.constexpr(7)
+P_FULL = gl.constexpr(FULL + STAGES)
+EMPTY = gl.constexpr(P_FULL + STAGES)
+BARRIERS = gl.constexpr(EMPTY + STAGES)
 
 
 @gluon.jit

@@ -12,6 +12,7 @@ from prefetch_compiler.templates.manifest import LATENT
 
 from prefetch_compiler.config import KernelConfig, LoadPath, OperandOrder, Partition
 from prefetch_compiler.device import INTERPRETER, REFERENCE_DEVICES
+from prefetch_compiler.lower.addresses import for_these_addresses
 from prefetch_compiler.lower.launch import allocate, calls_of
 from prefetch_compiler.lower.precompile import CompiledKernel
 from prefetch_compiler.lower.quick_check import why_wrong
@@ -243,6 +244,13 @@ def test_the_heuristic_fills_the_device(heads: int, q_len: int, batch: int, keys
 
 def test_the_heuristic_leaves_few_rows_to_the_other_kernel() -> None:
     assert choose(replace(LATENTS, heads=32).spec(), H200).load_path is LoadPath.POINTER
+
+
+def test_at_an_odd_address_the_other_kernel_serves() -> None:
+    odd = torch.empty(2, dtype=torch.bfloat16)[1:]
+    served = for_these_addresses(config_of(replace(LATENTS, num_splits=3)), odd, odd)
+    assert (served.load_path, served.num_splits) == (LoadPath.POINTER, 3)
+    assert why_inadmissible(replace(LATENTS, heads=128).spec(), served, H200) is None
 
 
 def test_the_template_has_it_among_its_kernels() -> None:
