@@ -23,10 +23,12 @@ class PrefetchKind(str, Enum):
 
 
 class LoadPath(str, Enum):
-    """How K and V reach shared memory: per-thread (asynchronous) copies, or the tensor memory accelerator."""
+    """How K and V reach shared memory: per-thread (asynchronous) copies; the tensor memory accelerator; or that, asked
+    by a warp which does nothing else (warp specialisation)."""
 
     POINTER = "pointer"
     TMA = "tma"
+    PRODUCER = "producer"
 
 
 class OperandOrder(str, Enum):
@@ -110,6 +112,19 @@ class KernelConfig:
         """The same kernel without any L2 prefetch instruction."""
         return replace(self, prefetch_depth=0, prefetch_kind=PrefetchKind.LINE, prologue_prefetch=False)
 
+    def with_producer(self) -> KernelConfig:
+        """The kernel with a producer warp that divides keys as this one does. Everything else it settles itself: two
+        tiles of 64 keys, and warp groups of four warps."""
+        return KernelConfig(
+            block_kv=64,
+            num_splits=self.num_splits,
+            num_warps=4,
+            num_stages=2,
+            load_path=LoadPath.PRODUCER,
+            launch_overlap=self.launch_overlap,
+            partition=self.partition,
+        )
+
     def encode(self) -> str:
         """A short, reversible name, such as ``b128-s16-w4-st3-p0line-pointer-qk-pdl-separate-strided``. A prologue
         prefetch adds ``-early``."""
@@ -155,6 +170,6 @@ class KernelConfig:
 
 _ENCODED = re.compile(
     r"b(?P<block>\d+)-s(?P<splits>\d+)-w(?P<warps>\d+)-st(?P<stages>\d+)-p(?P<depth>\d+)(?P<kind>line|bulk)"
-    r"-(?P<path>pointer|tma)-(?P<order>qk|kq)-(?P<overlap>pdl|nopdl)-(?P<merge>separate|inplace)"
+    r"-(?P<path>pointer|tma|producer)-(?P<order>qk|kq)-(?P<overlap>pdl|nopdl)-(?P<merge>separate|inplace)"
     r"-(?P<partition>even|strided|chunked|balanced)(?P<early>-early)?"
 )

@@ -36,15 +36,25 @@ def _values(enum: Any) -> tuple[str, ...]:
     return tuple(member.value for member in enum)
 
 
+def _is_free(point: Point) -> bool:
+    """Whether tiles and warps are a choice: a kernel with a producer warp has settled them, as the defaults say."""
+    return bool(point["load_path"] != LoadPath.PRODUCER.value)
+
+
 KNOBS: tuple[Knob, ...] = (
-    Knob("block_kv", (16, 32, 64, 128, 256), 64, ordered=True),
-    Knob("num_splits", (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128), 1, ordered=True),
-    Knob("num_warps", (1, 2, 4, 8), 4, ordered=True),
-    Knob("num_stages", (1, 2, 3, 4, 5, 6), 2, ordered=True),
     Knob("load_path", _values(LoadPath), LoadPath.POINTER.value),
-    Knob("operand_order", _values(OperandOrder), OperandOrder.QK.value),
+    Knob("block_kv", (16, 32, 64, 128, 256), 64, ordered=True, active=_is_free),
+    Knob("num_splits", (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128), 1, ordered=True),
+    Knob("num_warps", (1, 2, 4, 8), 4, ordered=True, active=_is_free),
+    Knob("num_stages", (1, 2, 3, 4, 5, 6), 2, ordered=True, active=_is_free),
+    Knob("operand_order", _values(OperandOrder), OperandOrder.QK.value, active=_is_free),
     Knob("launch_overlap", (False, True), False),
-    Knob("merge", _values(Merge), Merge.SEPARATE.value, active=lambda point: point["num_splits"] > 1),
+    Knob(
+        "merge",
+        _values(Merge),
+        Merge.SEPARATE.value,
+        active=lambda point: point["num_splits"] > 1 and _is_free(point),
+    ),
     # Chunks of a fixed size are for results that depend on no batch, not for speed.
     Knob(
         "partition",
@@ -56,14 +66,14 @@ KNOBS: tuple[Knob, ...] = (
         "prologue_prefetch",
         (False, True),
         False,
-        active=lambda point: point.get("partition") != Partition.BALANCED.value,
+        active=lambda point: point.get("partition") != Partition.BALANCED.value and _is_free(point),
     ),
-    Knob("prefetch_depth", (0, 1, 2, 3, 4, 6, 8), 0, ordered=True),
+    Knob("prefetch_depth", (0, 1, 2, 3, 4, 6, 8), 0, ordered=True, active=_is_free),
     Knob(
         "prefetch_kind",
         _values(PrefetchKind),
         PrefetchKind.LINE.value,
-        active=lambda point: point["prefetch_depth"] > 0 or point.get("prologue_prefetch"),
+        active=lambda point: point.get("prefetch_depth", 0) > 0 or point.get("prologue_prefetch"),
     ),
 )
 

@@ -241,7 +241,7 @@ QUANTISED = Template(
 
 LATENT = Template(
     name="latent_decode",
-    entries=("latent_decode.latent_decode", "merge_splits.merge_splits"),
+    entries=("latent_decode.latent_decode", "latent_producer.latent_producer", "merge_splits.merge_splits"),
     refusal=_latent_refusal,
     features=_FEATURES,
 )

@@ -25,6 +25,11 @@ from ..tuning.feasible import programs_before_splitting
 
 Values = dict[str, tuple[Any, ...]]
 SPLITS = 4
+# Of a recorded table's points, the first changing slowest. A knob that came later stands last.
+_ORDER = (
+    "block_kv", "num_splits", "num_warps", "num_stages", "load_path", "operand_order", "launch_overlap", "merge",
+    "partition", "prologue_prefetch", "prefetch_depth", "prefetch_kind",
+)  # fmt: skip
 
 
 def grid_values(key: TuningKey, profile: DeviceProfile) -> Values:
@@ -38,6 +43,7 @@ def grid_values(key: TuningKey, profile: DeviceProfile) -> Values:
         "num_splits": tuple(sorted({1, *nearest[:SPLITS]}))[: SPLITS + 1],
         "num_warps": (2, 4, 8),
         "num_stages": (1, 2, 3, 4),
+        "load_path": ("pointer", "tma"),
         "launch_overlap": (profile.has_launch_overlap,),
         "merge": ("separate",),
         "partition": ("strided",),
@@ -48,9 +54,10 @@ def grid_values(key: TuningKey, profile: DeviceProfile) -> Values:
 
 def grid_points(values: Mapping[str, Sequence[Any]]) -> list[KernelConfig]:
     """Every point of the sub-space once, in a fixed order."""
-    names = [knob.name for knob in KNOBS]
-    points = itertools.product(*(_values(knob, values) for knob in KNOBS))
-    return list(dict.fromkeys(config_at(dict(zip(names, point, strict=True))) for point in points))
+    knobs = sorted(KNOBS, key=lambda knob: _ORDER.index(knob.name))
+    points = itertools.product(*(_values(knob, values) for knob in knobs))
+    named = (dict(zip((knob.name for knob in knobs), point, strict=True)) for point in points)
+    return list(dict.fromkeys(config_at(point) for point in named))
 
 
 def _values(knob: Knob, values: Mapping[str, Sequence[Any]]) -> tuple[Any, ...]:

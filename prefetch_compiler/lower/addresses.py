@@ -22,5 +22,8 @@ def for_these_addresses(config: KernelConfig, k: Tensor, v: Tensor) -> KernelCon
     other than those over a quantised cache, which have no other order."""
     if (k.data_ptr() | v.data_ptr()) % _ALIGNMENT == 0:
         return config
+    if config.load_path is LoadPath.PRODUCER:
+        # Two warp groups share its tiles in shared memory; eight warps that load theirs themselves take smaller ones.
+        config = replace(config, block_kv=32, num_warps=8, num_stages=3)
     order = config.operand_order if k.dtype in QUANTISED_FORMATS else OperandOrder.QK
     return replace(config, load_path=LoadPath.POINTER, prefetch_kind=PrefetchKind.LINE, operand_order=order)

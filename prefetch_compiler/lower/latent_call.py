@@ -14,6 +14,7 @@ from prefetch_compiler.templates.manifest import LATENT
 from ..config import KernelConfig, LoadPath, OperandOrder, PrefetchKind
 from ..device import interpreting
 from ..select.footprint import latent_row_tile, padded_dim
+from .latent_producer_call import latent_producer_call
 from .specialise import (
     DecodeTensors,
     KernelCall,
@@ -40,6 +41,8 @@ def latent_call(
     config: KernelConfig,
 ) -> KernelCall:
     """The launch over a latent cache: ``t.k`` are its latents and ``rope`` its rotary keys."""
+    if config.load_path is LoadPath.PRODUCER:
+        return latent_producer_call(t, rope, is_causal=is_causal, scale=scale, softcap=softcap, config=config)
     batch, heads, q_len, _ = t.q.shape
     latent, latent_dim, rope_dim = t.k, t.k.shape[3], rope.shape[3]
     block_m = latent_row_tile(heads * q_len, config.load_path)

@@ -169,7 +169,15 @@ def source_of(call: KernelCall) -> Any:
         elif isinstance(call.constants.get(name), str):
             # The launcher takes a constant's text for a list of attributes, and finds none in it.
             attributes[index,] = []
-    return ASTSource(fn=call.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    # A kernel in Gluon begins further down.
+    source = _gluon_source() if call.kernel.is_gluon() else ASTSource
+    return source(fn=call.kernel, signature=signature, constexprs=constants, attrs=attributes)
+
+
+def _gluon_source() -> Any:
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    return GluonASTSource
 
 
 def compile_call(call: KernelCall, target: Any) -> CompiledKernel:
@@ -211,7 +219,8 @@ def _type_name(value: Any) -> str:
         return "fp32"
     if isinstance(value, int):
         return "i32" if -(2**31) <= value < 2**31 else "i64"
-    return f"tensordesc<{_TRITON_TYPES[value.base.dtype]}{list(value.block_shape)}>"
+    layout = f",{value.layout!r}" if hasattr(value, "layout") else ""
+    return f"tensordesc<{_TRITON_TYPES[value.base.dtype]}{list(value.block_shape)}{layout}>"
 
 
 def _ptxas_usage(ptx: str, arch: int) -> tuple[int | None, int | None]:

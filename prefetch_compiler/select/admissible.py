@@ -5,10 +5,13 @@ from __future__ import annotations
 from ..config import KernelConfig, LoadPath, Merge, OperandOrder, PrefetchKind
 from ..device import DeviceProfile
 from ..spec import AttentionSpec
-from .footprint import MIN_QUANTISED_ROWS, row_tile_of, shared_memory_estimate_bytes
+from .footprint import MIN_QUANTISED_ROWS, PRODUCER_COLUMNS, row_tile_of, shared_memory_estimate_bytes
+from .gluon import has_gluon
 
 # What makes a warpgroup.
 _WARPGROUP_WARPS = 4
+# Its warpgroup products, and how many registers of one warp another may have.
+_PRODUCER_ARCH = 90
 
 
 def why_inadmissible(spec: AttentionSpec, config: KernelConfig, profile: DeviceProfile) -> str | None:
@@ -17,7 +20,7 @@ def why_inadmissible(spec: AttentionSpec, config: KernelConfig, profile: DeviceP
     The interpreter ignores launch overlap and prefetching and emulates TMA, so it admits all three.
     """
     emulated = profile.backend == "interpreter"
-    if config.load_path is LoadPath.TMA:
+    if config.load_path is not LoadPath.POINTER:
         if not (profile.has_tma or emulated):
             return f"TMA loads need sm_90 or later, not {profile.name}"
         if not spec.tma_loadable:
@@ -56,7 +59,9 @@ def why_inadmissible(spec: AttentionSpec, config: KernelConfig, profile: DeviceP
 def _why_not_in_template(spec: AttentionSpec, config: KernelConfig, profile: DeviceProfile) -> str | None:
     """What only the template that serves ``spec`` asks for."""
     if spec.rope_dim:
-        return _why_not_latent(config, profile)
+        return _why_not_latent(config, profile) or _why_no_producer(spec, config, profile)
+    if config.load_path is LoadPath.PRODUCER:
+        return "only latent caches have a kernel with a producer warp"
     return None if spec.cache is None else _why_not_quantised(spec, config, profile)
 
 
@@ -73,6 +78,26 @@ def _why_not_latent(config: KernelConfig, profile: DeviceProfile) -> str | None:
     if by_warpgroups and profile.backend == "cuda" and profile.arch >= 100:
         # Seen with Triton 3.6: both products of a pipelined loop have stages of their own.
         return f"keys-first products of latents by warpgroups do not fit the shared memory of {profile.name}"
+    return None
+
+
+def _why_no_producer(spec: AttentionSpec, config: KernelConfig, profile: DeviceProfile) -> str | None:
+    """What only the kernel with a producer warp asks for."""
+    if config.load_path is not LoadPath.PRODUCER:
+        return None
+    if profile.backend == "interpreter":
+        return "Triton's interpreter runs no kernels with a producer warp, which are written in Gluon"
+    if profile.arch != _PRODUCER_ARCH:
+        return f"a producer warp feeds the products of sm_{_PRODUCER_ARCH}, not those of {profile.name}"
+    if not has_gluon():
+        return "kernels with a producer warp are written in Gluon, which this Triton does not have"
+    if (spec.head_dim, spec.rope_dim) != PRODUCER_COLUMNS:
+        columns = " and ".join(map(str, PRODUCER_COLUMNS))
+        return f"a producer warp loads {columns} columns, not {spec.head_dim} and {spec.rope_dim}"
+    if spec.element_bytes != 2:
+        return f"a producer warp loads tiles of 16-bit numbers, not of {spec.dtype}"
+    if config != config.with_producer():
+        return f"the kernel with a producer warp is no other than {config.with_producer().encode()}"
     return None
 
 

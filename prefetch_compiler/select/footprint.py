@@ -11,7 +11,9 @@ MAX_ROW_TILE = 128
 MIN_DOT_ROWS = 16
 WARPGROUP_ROWS = 64
 MIN_QUANTISED_ROWS, MAX_QUANTISED_ROWS = 8, 16
-MAX_LATENT_ROWS = {LoadPath.POINTER: 32, LoadPath.TMA: 64}
+MAX_LATENT_ROWS = {LoadPath.POINTER: 32, LoadPath.TMA: 64, LoadPath.PRODUCER: 64}
+# Latents and rotary keys of the kernel with a producer warp.
+PRODUCER_COLUMNS = 512, 64
 BARRIERS_BYTES = 256
 _LEAST_COPIED_BYTES = 4
 # Of a row, which warps reduce together: its maximum and its total.
@@ -62,7 +64,10 @@ def quantised_row_tile(rows: int) -> int:
 
 def latent_row_tile(rows: int, load_path: LoadPath) -> int:
     """Query rows of one program over a latent cache: a power of two from 16. The accumulator is as wide as the latents:
-    that of 64 rows takes half of the registers of eight warps, and leaves none for pointers to tiles of 576 columns."""
+    that of 64 rows takes half of the registers of eight warps, and leaves none for pointers to tiles of 576 columns.
+    The kernel with a producer warp has one size."""
+    if load_path is LoadPath.PRODUCER:
+        return MAX_LATENT_ROWS[load_path]
     return min(MAX_LATENT_ROWS[load_path], padded_dim(rows))
 
 
@@ -173,7 +178,11 @@ def _latent_shared_memory_bytes(spec: AttentionSpec, config: KernelConfig) -> in
     # Warpgroups have scores in the layout of the next product, unless a mask was loaded for each.
     in_registers = by_warpgroups and not keys_first and not spec.mask_per_row
     scores_bytes = 0 if in_registers else rows * config.block_kv * 4
-    queries_bytes = rows * (padded_dim(spec.head_dim) + spec.rope_dim) * spec.element_bytes
     copied_bytes = (config.num_stages - 1) * _copied_mask_bytes(spec, config, rows)
+    if config.load_path is LoadPath.PRODUCER:
+        # What is handed from one warp group to the other: factors of each stage, and sums. Probabilities take the place
+        # of rotary keys, and masks are not copied ahead.
+        scores_bytes, copied_bytes = (stages + 1) * rows * 4, 0
+    queries_bytes = rows * (padded_dim(spec.head_dim) + spec.rope_dim) * spec.element_bytes
     tiles_bytes = stages * kv_tile_bytes(spec, config.block_kv)
     return tiles_bytes + queries_bytes + scores_bytes + copied_bytes + BARRIERS_BYTES

@@ -309,9 +309,28 @@ def _choose_quantised(spec: AttentionSpec, programs: int, profile: DeviceProfile
 
 
 def _choose_latent(spec: AttentionSpec, profile: DeviceProfile) -> KernelConfig:
-    """One program an SM, whose accumulator fills its registers. More than 32 query rows are multiplied by warpgroups
-    where there are any, from tiles that come by TMA; fewer, or where there are none, from tiles by pointers. On an
-    H200 tuning found 12% at most beyond this; elsewhere it compiles with hardly a spill (sm_80 to sm_120)."""
+    """More than 32 query rows fill the kernel with a producer warp, where there is one."""
+    pipelined = choose_without_producer(spec, profile)
+    if spec.rows <= MAX_LATENT_ROWS[LoadPath.POINTER]:
+        return pipelined
+    config = pipelined.with_producer()
+    programs = spec.batch * -(-spec.rows // latent_row_tile(spec.rows, config.load_path))
+    regime = Regime(0, config.num_warps, config.num_stages, config.load_path, programs_per_sm=1)
+    splits = _splits(regime, programs, spec, profile, config.block_kv)
+    partition = Partition.STRIDED if splits > 1 else Partition.EVEN
+    config = replace(config, num_splits=splits, partition=partition)
+    return config if why_inadmissible(spec, config, profile) is None else pipelined
+
+
+def choose_without_producer(spec: AttentionSpec, profile: DeviceProfile) -> KernelConfig:
+    """Of a latent cache: one program an SM, whose accumulator fills its registers. More than 32 query rows are
+    multiplied by warpgroups where there are any, from tiles that come by TMA; fewer, or where there are none, from
+    tiles by pointers. On an H200 tuning found 12% at most beyond this; elsewhere it compiles with hardly a spill (sm_80
+    to sm_120, Triton 3.6).
+
+    Raises:
+        InadmissibleConfigError: not even the most cautious configuration fits the device.
+    """
     emulated = profile.backend == "interpreter"
     by_warpgroups = profile.arch == WARPGROUP_ARCH and spec.rows > MAX_LATENT_ROWS[LoadPath.POINTER]
     use_tma = by_warpgroups and spec.tma_loadable and spec.element_bytes == 2 and not spec.mask_per_row

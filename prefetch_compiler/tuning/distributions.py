@@ -23,11 +23,15 @@ from ..space import KNOBS, Knob, Point, config_at, point_of
 from ..spec import AttentionSpec
 from .feasible import most_splits
 
-# The least demanding configurations: a value that is refused in all is no value for this key and device.
-_PROBES = tuple(
-    KernelConfig(block_kv=16, num_splits=1, num_warps=1, num_stages=stages, operand_order=order)
-    for order in OperandOrder
-    for stages in (1, 2)
+# The least demanding configurations, and the one of a producer warp but for that: a value that is refused in all is no
+# value for this key and device.
+_PROBES = (
+    *(
+        KernelConfig(block_kv=16, num_splits=1, num_warps=1, num_stages=stages, operand_order=order)
+        for order in OperandOrder
+        for stages in (1, 2)
+    ),
+    config_at({}),
 )
 _LOG2 = "log2_"
 _ENUMS = {

@@ -11,7 +11,7 @@ from ..config import KernelConfig, LoadPath, OperandOrder, Partition
 from ..database.key import TuningKey
 from ..database.record import TuningRecord
 from ..device import DeviceProfile
-from ..select.heuristic import choose
+from ..select.heuristic import choose, choose_without_producer
 from .feasible import why_infeasible
 
 # What a study needs no key of its own for: a record of another dtype or head count is as far as this many doublings.
@@ -44,7 +44,7 @@ def seeds_for(key: TuningKey, profile: DeviceProfile, records: Sequence[TuningRe
     """
     default = choose(key.spec(), profile)
     found = [Seed(default, "heuristic")]
-    for seed in (*_recorded(key, records), *_variants(default)):
+    for seed in (*_recorded(key, records), *_variants(default), *_pipelined(key, default, profile)):
         new = all(seed.config != known.config for known in found)
         if new and why_infeasible(key, seed.config, profile) is None:
             found.append(seed)
@@ -64,6 +64,12 @@ def _recorded(key: TuningKey, records: Sequence[TuningRecord]) -> Iterable[Seed]
                 )
 
 
+def _pipelined(key: TuningKey, default: KernelConfig, profile: DeviceProfile) -> Iterable[Seed]:
+    """What the heuristic would choose if there were no kernel with a producer warp, whose variants differ in little."""
+    if default.load_path is LoadPath.PRODUCER:
+        yield Seed(choose_without_producer(key.spec(), profile), "the heuristic's without a producer warp")
+
+
 def _divided(config: KernelConfig) -> Iterable[KernelConfig]:
     """The same tiles in other partitions."""
     for partition in (Partition.EVEN, Partition.STRIDED, Partition.BALANCED):
@@ -81,6 +87,7 @@ def _variants(default: KernelConfig) -> Iterable[Seed]:
         replace(default, num_splits=max(3, splits + 1), partition=Partition.BALANCED),
         replace(default, prologue_prefetch=True),
         replace(default, load_path=other_path),
+        default.with_producer(),
         replace(default, num_splits=max(1, splits // 2), partition=default.partition if splits > 2 else Partition.EVEN),
         replace(default, block_kv=min(256, default.block_kv * 2), num_warps=4, num_stages=3),
         replace(default, operand_order=OperandOrder.KQ, num_stages=max(2, default.num_stages), num_warps=4),

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 
-from prefetch_compiler.templates.manifest import QUANTISED, SPLIT_KV
+from prefetch_compiler.templates.manifest import TEMPLATES
 
-from ..database.key import TuningKey, is_quantised
+from ..database.key import TuningKey
 from ..database.record import Toolchain
 from ..database.template_hash import hash_for
 
@@ -27,7 +27,8 @@ def present_toolchain(measured: bool) -> Callable[[TuningKey], Toolchain]:
     versions = (str(torch.__version__), str(triton.__version__), driver)
 
     def toolchain(key: TuningKey) -> Toolchain:
-        template = QUANTISED if is_quantised(key) else SPLIT_KV
+        spec = key.spec()
+        template = next(one for one in TEMPLATES if one.refusal(spec) is None)
         return Toolchain(template.name, hash_for(template, key), *versions)
 
     return toolchain

@@ -288,7 +288,7 @@ FACTORS: dict[str, list[Any]] = {
     "kv_heads": [1, 2],
     "spare_keys": [0, 37],
     "prefetch_kind": list(PrefetchKind),
-    "load_path": list(LoadPath),
+    "load_path": [LoadPath.POINTER, LoadPath.TMA],
     "operand_order": list(OperandOrder),
     "launch_overlap": [False, True],
     "merge": list(Merge),

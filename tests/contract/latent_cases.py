@@ -138,7 +138,7 @@ FACTORS = {
     "sink": [False, True],
     "batch": [1, 2],
     "heads_first": [True, False],
-    "load_path": list(LoadPath),
+    "load_path": [LoadPath.POINTER, LoadPath.TMA],
     "operand_order": list(OperandOrder),
     "partition": list(Partition),
     "prefetch_depth": [0, 2],

@@ -42,7 +42,7 @@ FACTORS: dict[str, list[Any]] = {
     "sink": [False, True],
     "q_len": [1, 3],
     "num_splits": [1, 3],
-    "load_path": list(LoadPath),
+    "load_path": [LoadPath.POINTER, LoadPath.TMA],
     "partition": [Partition.EVEN, Partition.STRIDED],
     "head_dim": [16, 40],
 }
@@ -72,7 +72,7 @@ GROUPED: dict[str, list[Any]] = {
     "mask": ["none", "left_padding"],
     "q_len": [1, 3],
     "num_splits": [1, 3],
-    "load_path": list(LoadPath),
+    "load_path": [LoadPath.POINTER, LoadPath.TMA],
     "head_dim": [16, 40],
 }
 
@@ -110,7 +110,7 @@ PACKED: dict[str, list[Any]] = {
     "value_minima": [False, True],
     "mask": ["none", "ragged"],
     "num_splits": [1, 3],
-    "load_path": list(LoadPath),
+    "load_path": [LoadPath.POINTER, LoadPath.TMA],
     "head_dim": [24, 64, 128],
     "value_dim": [16, 64],
 }

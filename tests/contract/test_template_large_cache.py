@@ -63,7 +63,7 @@ def stores() -> tuple[Tensor, Tensor]:
     return stores[0], stores[1]
 
 
-@pytest.mark.parametrize("load_path", LoadPath)
+@pytest.mark.parametrize("load_path", [LoadPath.POINTER, LoadPath.TMA])
 @pytest.mark.parametrize("num_splits", [1, 3])
 @pytest.mark.parametrize(
     "view", [many_keys, far_sequences, far_sequences_at_an_odd_stride, far_heads, far_rows], ids=lambda f: f.__name__

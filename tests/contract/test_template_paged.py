@@ -156,7 +156,7 @@ QUANTISED_PAGES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("load_path", LoadPath)
+@pytest.mark.parametrize("load_path", [LoadPath.POINTER, LoadPath.TMA])
 @pytest.mark.parametrize("given", QUANTISED_PAGES, ids=_name)
 def test_quantised_pages(given: dict[str, Any], load_path: LoadPath) -> None:
     """Heads inside of a page's keys where loads are by TMA, which takes rows of 16 bytes."""

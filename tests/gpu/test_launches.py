@@ -59,7 +59,7 @@ def launch_all(case: Case, operands: Operands, q_of_round: list[Tensor]) -> list
 
 @needs_overlap
 @pytest.mark.parametrize("merge", Merge)
-@pytest.mark.parametrize("load_path", LoadPath)
+@pytest.mark.parametrize("load_path", [LoadPath.POINTER, LoadPath.TMA])
 def test_overlapped_launches_wait_for_each_other(load_path: LoadPath, merge: Merge) -> None:
     """A launch that began before its predecessor was done with the scratch memory would give other bits."""
     overlapped = replace(CASE, merge=merge, load_path=load_path, launch_overlap=True)

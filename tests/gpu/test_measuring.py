@@ -72,7 +72,7 @@ def test_the_default_is_right_on_every_seed(name: str) -> None:
 
 
 @pytest.mark.parametrize("merge", Merge)
-@pytest.mark.parametrize("load_path", LoadPath)
+@pytest.mark.parametrize("load_path", [LoadPath.POINTER, LoadPath.TMA])
 @pytest.mark.parametrize("launch_overlap", [False, True])
 def test_what_is_right_survives_launches_in_a_row(merge: Merge, load_path: LoadPath, launch_overlap: bool) -> None:
     config = KernelConfig(

@@ -22,7 +22,7 @@ from prefetch_compiler.lower.launch import allocate
 from prefetch_compiler.lower.precompile import compile_call, example_tensors, kernel_calls, source_of, target_of
 from prefetch_compiler.lower.specialise import KernelCall
 from prefetch_compiler.select.admissible import why_inadmissible
-from prefetch_compiler.select.heuristic import choose
+from prefetch_compiler.select.heuristic import choose, choose_without_producer
 from prefetch_compiler.spec import (
     AS_THE_DTYPE_SAYS,
     AttentionSpec,
@@ -49,6 +49,9 @@ class AbsentGpu:
 
     def get_current_stream(self, device: int) -> int:
         return 0
+
+
+LATENTS = TensorLayout(256 * 512, 256 * 512, 512)
 
 
 def spec(**changes: Any) -> AttentionSpec:
@@ -86,11 +89,24 @@ SPECS = {
         cache=QuantisedCache(torch.float8_e5m2, ScaleGranularity.HEAD, TOKEN, torch.float32),
         key_layout=TensorLayout(1 << 36, 256 * 128, 128),
     ),
+    "latents": spec(
+        query_heads=128,
+        kv_heads=1,
+        head_dim=512,
+        value_dim=512,
+        key_layout=LATENTS,
+        value_layout=LATENTS,
+        rope_dim=64,
+        rope_layout=TensorLayout(256 * 64, 256 * 64, 64),
+    ),
 }
 
 
 def configs(given: AttentionSpec) -> list[KernelConfig]:
     base = choose(given, DEVICE)
+    if given.rope_dim:
+        assert base.load_path is LoadPath.PRODUCER
+        return [base, replace(base, num_splits=1, launch_overlap=False), choose_without_producer(given, DEVICE)]
     found = [
         replace(base, num_splits=1),
         replace(base, num_splits=5),
@@ -149,6 +165,7 @@ MEASURED_KEYS = (
     "bfloat16/float8_e5m2 4q/2kv d64 q1 b2 s128 bhsd-rows none sink softcap value_token_scales",
     "bfloat16/uint8 4q/2kv d64 q1 b2 s128 bhsd-tma none key_minima key_runs value_groups value_minima",
     "float16/uint4_halves 4q/2kv d64 q1 b2 s128 bhsd-tma bool key_token_scales key_zeros",
+    "bfloat16 128q/1kv d512 q1 b2 s128 bhsd-tma bool rope64",
 )
 
 
@@ -164,7 +181,8 @@ def measured_differently() -> tuple[int, list[str]]:
         for config in configs(given):
             real = allocate(
                 made.q, made.stale_k, made.stale_v, made.expanded_mask(), made.bounds, given.out_heads_first, config,
-                k_scale=made.k_scale, v_scale=made.v_scale, sink=made.sink, k_zero=made.k_zero, v_zero=made.v_zero,
+                k_scale=made.k_scale, v_scale=made.v_scale, sink=made.sink, rope=made.rope, k_zero=made.k_zero,
+                v_zero=made.v_zero,
                 storage=AS_THE_DTYPE_SAYS if given.cache is None else given.cache.storage,
             )  # fmt: skip
             pooled = kernel_calls(given, config, example_tensors(given, config, "meta"), DEVICE)

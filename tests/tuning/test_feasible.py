@@ -14,13 +14,16 @@ from prefetch_compiler.database.key import TuningKey, parse_key
 from prefetch_compiler.device import REFERENCE_DEVICES, DeviceProfile
 from prefetch_compiler.errors import InadmissibleConfigError
 from prefetch_compiler.lower.precompile import CompiledKernel
+from prefetch_compiler.select.admissible import why_inadmissible
 from prefetch_compiler.select.heuristic import choose
 from prefetch_compiler.space import KNOBS, Point, config_at
 from prefetch_compiler.tuning.distributions import SearchSpace
 from prefetch_compiler.tuning.feasible import SPILL_LIMIT_BYTES, spill_limit, why_infeasible, why_too_large
+from prefetch_compiler.tuning.seeds import seeds_for
 
 H200 = REFERENCE_DEVICES[90]
 LLAMA = parse_key("bfloat16 32q/8kv d128 q1 b16 s4096 bhsd-tma bool")
+LATENTS = parse_key("bfloat16 128q/1kv d512 q1 b16 s8192 bhsd-tma bool rope64")
 PLAIN = KernelConfig(block_kv=64, num_splits=1, num_warps=4, num_stages=2)
 
 KEYS = st.builds(
@@ -127,6 +130,31 @@ def test_conditional_parameters_exist_only_where_they_mean_something() -> None:
         assert ("merge" in trial.params) == (config.num_splits > 1)
         assert ("prefetch_kind" in trial.params) == config.prefetches
         assert space.params(config) == trial.params
+
+
+def test_tiles_and_warps_mean_nothing_to_a_producer_warp() -> None:
+    space = SearchSpace(LATENTS, H200)
+    assert space.distributions["load_path"].choices == ("pointer", "tma", "producer")
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    met = set()
+    for _ in range(100):
+        trial = study.ask()
+        config = space.suggest(trial)
+        assert space.params(config) == trial.params
+        if config.load_path is LoadPath.PRODUCER:
+            assert trial.params.keys() <= {"load_path", "num_splits", "launch_overlap", "partition"}
+            assert config == config.with_producer()
+            assert why_inadmissible(LATENTS.spec(), config, H200) is None
+            met.add(config)
+    assert len(met) > 10
+    assert space.holds(PLAIN.with_producer())
+    assert PLAIN.with_producer() in space.neighbours(replace(PLAIN, block_kv=64, num_stages=2))
+
+
+def test_both_kernels_over_latents_are_tried_first() -> None:
+    for key in (LATENTS, replace(LATENTS, group=16)):
+        tried = [seed.config.load_path for seed in seeds_for(key, H200)]
+        assert {LoadPath.PRODUCER, LoadPath.TMA} <= set(tried)
 
 
 def test_neighbours_differ_in_one_knob_by_one_declared_step() -> None:

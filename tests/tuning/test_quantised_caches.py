@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from prefetch_compiler.templates.manifest import QUANTISED, SPLIT_KV
+from prefetch_compiler.templates.manifest import LATENT, QUANTISED, SPLIT_KV
 from torch import Tensor
 
 from prefetch_compiler.config import KernelConfig, OperandOrder
@@ -104,6 +104,8 @@ def test_records_name_the_template_that_serves_them() -> None:
     plain, theirs = toolchain(LLAMA), toolchain(quantised)
     assert (plain.template, plain.template_hash) == (SPLIT_KV.name, hash_for(SPLIT_KV, LLAMA))
     assert (theirs.template, theirs.template_hash) == (QUANTISED.name, hash_for(QUANTISED, quantised))
+    latents = parse_key("bfloat16 128q/1kv d512 q1 b16 s8192 bhsd-tma bool rope64")
+    assert (toolchain(latents).template, toolchain(latents).template_hash) == (LATENT.name, hash_for(LATENT, latents))
     assert replace(theirs, template=plain.template, template_hash=plain.template_hash) == plain
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..errors import TemplateSourceError
+from .partitions import SPLITS_WARPS, with_plain_calls
 from .tree import bound_names
 
 if TYPE_CHECKING:
@@ -79,7 +80,9 @@ class Sources:
             if not path.is_file():
                 raise TemplateSourceError(path, "there is no such module")
             try:
-                self._modules[name] = _module(name, ast.parse(path.read_bytes()))
+                source = path.read_bytes()
+                tree = ast.parse(source)
+                self._modules[name] = _module(name, with_plain_calls(tree) if SPLITS_WARPS in source else tree)
             except (SyntaxError, ValueError) as error:
                 raise TemplateSourceError(path, str(error)) from error
         return self._modules[name]
