@@ -32,6 +32,9 @@ if "TORCH_TRACE" not in os.environ:
     trace.handlers.clear()
     trace.propagate = True
 
+# Tables are as wide wherever the tests run.
+os.environ["COLUMNS"] = "120"
+
 # Nor may the databases of whoever runs the tests have a say in them.
 os.environ.pop("KVPREFETCH_TUNING_DB", None)
 
