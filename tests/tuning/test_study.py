@@ -55,7 +55,7 @@ def test_the_default_is_measured_first_and_every_seed_before_the_sampler_is_aske
 
 
 def test_a_default_between_the_declared_values_is_measured_exactly() -> None:
-    key = parse_key("bfloat16 24q/6kv d128 q1 b8 s8192 bhsd-tma bool")
+    key = parse_key("bfloat16 24q/6kv d128 q1 b8 s4096 bhsd-tma bool")
     assert choose(key.spec(), H200).num_splits == 5
     measurer = FakeMeasurer()
     run_to_the_end(study_of(key), measurer)
