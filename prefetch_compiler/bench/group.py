@@ -17,7 +17,7 @@ from .generation import greedy_tokens
 from .kernels import profile_step
 from .model import BenchModel
 from .prompt import prompt_tokens
-from .result import CaseResult, CompileFacts, Generation, VariantResult
+from .result import CaseResult, CompileFacts, Generation, VariantResult, failure_of
 from .settings import Settings
 from .state import EAGER_ATTENTION, StepState
 from .step import DecodeStep
@@ -79,8 +79,7 @@ class CaseGroup:
             self.steps[variant] = step
 
     def _fail(self, variant: Variant, error: Exception) -> None:
-        lines = str(error).strip().splitlines()
-        self.failures[variant] = f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+        self.failures[variant] = failure_of(error)
         self.say(f"{variant.name} failed\n{traceback.format_exc()}")
 
     def _run_case(self, case: Case, ceiling: ReadCeiling | None) -> CaseResult:

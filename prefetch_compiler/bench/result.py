@@ -44,6 +44,12 @@ class Generation:
     text: str
 
 
+def failure_of(error: Exception) -> str:
+    """What a result says of it: its kind and its first line, 300 characters at most."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first}"[:300]
+
+
 @dataclass
 class VariantResult:
     """One variant in one case. ``failure`` says why there are no figures."""

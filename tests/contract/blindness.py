@@ -163,7 +163,8 @@ def to_value_order(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def to_unread_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dead code is eliminated in the Dynamo graph, in-place cache writes included."""
+    """A bug seeded on purpose: dead code is eliminated in the Dynamo graph, in-place cache writes included. The pass
+    itself calls it on no graph."""
     original = mark.mark
 
     def mark_and_sweep(module: GraphModule, first: int = 0) -> mark.Marks:

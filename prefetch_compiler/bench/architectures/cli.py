@@ -52,8 +52,7 @@ def architectures(
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    failed: list[str] = []
-    results = _measured(chosen, shape, plan, mode, out, failed)
+    results, failed = _measured(chosen, shape, plan, mode, out)
     if results:
         _show(results, as_json)
     found = [*failed, *_problems(results)]
@@ -63,23 +62,25 @@ def architectures(
 
 
 def _measured(
-    chosen: Sequence[Architecture], case: Case, plan: Rounds, mode: str, out: Path | None, failed: list[str]
-) -> list[ArchitectureResult]:
-    """Those that could be measured; the others, with their reasons, go to ``failed``."""
+    chosen: Sequence[Architecture], case: Case, plan: Rounds, mode: str, out: Path | None
+) -> tuple[list[ArchitectureResult], list[str]]:
+    """Those that could be measured, and what the others failed of."""
+    from ..result import failure_of
     from .measure import measure
 
-    results = []
+    results: list[ArchitectureResult] = []
+    failed: list[str] = []
     for architecture in chosen:
         _say(architecture.name)
         try:
             results.append(measure(architecture, case, plan, mode, torch.device("cuda"), _say))
         except Exception as error:  # one that transformers cannot run takes no other along
             traceback.print_exc()
-            failed.append(f"{architecture.name}: {type(error).__name__}: {error}")
+            failed.append(f"{architecture.name}: {failure_of(error)}")
             continue
         if out is not None:
             out.write_text(json.dumps(_plain(results), indent=1))
-    return results
+    return results, failed
 
 
 def _plain(results: Sequence[ArchitectureResult]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,7 +17,7 @@ from ..flex_mask import unbroken_block_mask
 from ..floor import step_bytes
 from ..group import compile_facts
 from ..model import BenchModel
-from ..result import CaseResult, VariantResult
+from ..result import CaseResult, VariantResult, failure_of
 from ..rounds import Rounds
 from ..state import StepState
 from ..step import DecodeStep, fresh_compiler
@@ -27,6 +27,7 @@ from .catalogue import Architecture
 from .state import WindowedState
 
 Say = Callable[[str], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -85,29 +86,25 @@ def measure(
 
 
 def _compiled(result: VariantResult, state: StepState, case: Case, mode: str, say: Say) -> DecodeStep | None:
+    def compile_step() -> DecodeStep:
+        step = DecodeStep(result.variant, state, mode)
+        step.compile(case.held)
+        return step
+
     say(f"compiling {result.variant.name}")
-    steps: list[DecodeStep] = []
-
-    def compile_step() -> None:
-        steps.append(DecodeStep(result.variant, state, mode))
-        steps[0].compile(case.held)
-
-    if not _succeeds(result, compile_step, say):
-        return None
-    result.compiled = compile_facts(steps[0])
-    return steps[0]
+    step = _attempt(result, compile_step, say)
+    result.compiled = None if step is None else compile_facts(step)
+    return step
 
 
-def _succeeds(result: VariantResult, work: Callable[[], None], say: Say) -> bool:
-    """Whether ``work`` ran. A peer that cannot is a result, not the end of the run."""
+def _attempt(result: VariantResult, work: Callable[[], T], say: Say) -> T | None:
+    """What ``work`` gives. A peer that fails is a result, not the end of the run."""
     try:
-        work()
+        return work()
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        result.failure = f"{type(error).__name__}: {first}"[:300]
+        result.failure = failure_of(error)
         say(f"{result.variant.name} failed\n{traceback.format_exc()}")
-        return False
-    return True
+        return None
 
 
 def _check(
@@ -126,7 +123,7 @@ def _check(
     exact = exact_state.eager_step()[:, -1]
     del exact_state
     for result, step in compiled:
-        _succeeds(result, partial(_compare, result, step, eager, exact, case, seed), say)
+        result.errors = _attempt(result, partial(_errors, step, eager, exact, case, seed), say)
     return relative_error(eager.logits, exact)
 
 
@@ -138,12 +135,10 @@ def _in_float64(model: Any) -> Any:
     return exact
 
 
-def _compare(
-    result: VariantResult, step: DecodeStep, eager: _Observed, exact: torch.Tensor, case: Case, seed: int
-) -> None:
+def _errors(step: DecodeStep, eager: _Observed, exact: torch.Tensor, case: Case, seed: int) -> Errors:
     step.select()
     own = _observed(step.state, step, case, seed)
-    result.errors = Errors(
+    return Errors(
         logits_float64=relative_error(own.logits, exact),
         logits_eager=relative_error(own.logits, eager.logits),
         logits_inductor=None,
