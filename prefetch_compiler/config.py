@@ -16,10 +16,25 @@ MAX_SPLITS = 512
 
 class PrefetchKind(str, Enum):
     """How a KV tile is asked into L2: one ``prefetch.global.L2`` per 128-byte line, or
-    ``cp.async.bulk.prefetch.L2`` (PTX ISA 8.0, sm_90 and later)."""
+    ``cp.async.bulk.prefetch.L2`` (PTX ISA 8.0, sm_90 and later); and what L2 is to make of it. ``keep`` evicts it last,
+    ``pass`` first; a line has no such form of the latter."""
 
     LINE = "line"
     BULK = "bulk"
+    LINE_KEEP = "linekeep"
+    BULK_KEEP = "bulkkeep"
+    BULK_PASS = "bulkpass"
+
+    @property
+    def is_bulk(self) -> bool:
+        return self.value.startswith("bulk")
+
+    @property
+    def eviction(self) -> str:
+        """L2's eviction priority: ``normal``, ``last`` or ``first``."""
+        if self.value.endswith("keep"):
+            return "last"
+        return "first" if self.value.endswith("pass") else "normal"
 
 
 class LoadPath(str, Enum):
@@ -169,7 +184,7 @@ class KernelConfig:
 
 
 _ENCODED = re.compile(
-    r"b(?P<block>\d+)-s(?P<splits>\d+)-w(?P<warps>\d+)-st(?P<stages>\d+)-p(?P<depth>\d+)(?P<kind>line|bulk)"
+    r"b(?P<block>\d+)-s(?P<splits>\d+)-w(?P<warps>\d+)-st(?P<stages>\d+)-p(?P<depth>\d+)(?P<kind>(?:line|bulk)(?:keep)?|bulkpass)"
     r"-(?P<path>pointer|tma|producer)-(?P<order>qk|kq)-(?P<overlap>pdl|nopdl)-(?P<merge>separate|inplace)"
     r"-(?P<partition>even|strided|chunked|balanced)(?P<early>-early)?"
 )

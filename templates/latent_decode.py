@@ -240,6 +240,7 @@ def latent_decode(
     KEYS_FIRST: tl.constexpr,
     PREFETCH_DEPTH: tl.constexpr,
     PREFETCH_BULK: tl.constexpr,
+    EVICTION: tl.constexpr,
     ROWS_ADJACENT: tl.constexpr,
     PARTITION: tl.constexpr,
     BLOCK_BATCH: tl.constexpr,
@@ -345,10 +346,11 @@ def latent_decode(
         for ahead in tl.static_range(1, PREFETCH_DEPTH):
             prefetch_tile_l2(
                 own_latent_ptr, first + ahead * step, loop_end, latent_row, LATENT_DIM, BLOCK_L, BLOCK_KV,
-                PREFETCH_BULK, ROWS_ADJACENT,
+                PREFETCH_BULK, EVICTION, ROWS_ADJACENT,
             )  # fmt: skip
             prefetch_tile_l2(
                 own_rope_ptr, first + ahead * step, loop_end, rope_row, ROPE_DIM, ROPE_DIM, BLOCK_KV, PREFETCH_BULK,
+                EVICTION,
                 ROWS_ADJACENT,
             )  # fmt: skip
         for tile_first in range(first, loop_end, step):
@@ -356,10 +358,11 @@ def latent_decode(
                 target = tile_first + PREFETCH_DEPTH * step
                 prefetch_tile_l2(
                     own_latent_ptr, target, loop_end, latent_row, LATENT_DIM, BLOCK_L, BLOCK_KV, PREFETCH_BULK,
+                    EVICTION,
                     ROWS_ADJACENT,
                 )  # fmt: skip
                 prefetch_tile_l2(
-                    own_rope_ptr, target, loop_end, rope_row, ROPE_DIM, ROPE_DIM, BLOCK_KV, PREFETCH_BULK,
+                    own_rope_ptr, target, loop_end, rope_row, ROPE_DIM, ROPE_DIM, BLOCK_KV, PREFETCH_BULK, EVICTION,
                     ROWS_ADJACENT,
                 )  # fmt: skip
             maximum, total, accumulator = attend_latent_tile(

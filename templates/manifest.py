@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from prefetch_compiler.config import KernelConfig
     from prefetch_compiler.database.key import TuningKey
     from prefetch_compiler.spec import AttentionSpec
 
@@ -23,11 +24,18 @@ class OptionalFeature:
         absent: parameter -> what it is when the feature is not there. Of the kernels, these are the values that every
             launch for a key without the feature has; helpers' parameters of these names must mean the same.
         present: whether a key has it.
+        chosen: whether a configuration has it, whatever the key; None where that is no matter of configurations.
     """
 
     name: str
     absent: Mapping[str, bool | int | float | str | None]
     present: Callable[[TuningKey], bool]
+    chosen: Callable[[KernelConfig], bool] | None = None
+
+    def is_in(self, key: TuningKey, config: KernelConfig | None) -> bool:
+        """Whether ``key`` has it, or ``config``; without one, whether any configuration has."""
+        chosen = self.chosen is not None and (config is None or self.chosen(config))
+        return chosen or self.present(key)
 
 
 @dataclass(frozen=True)
@@ -57,9 +65,9 @@ class Template:
     def feature_names(self) -> frozenset[str]:
         return frozenset(feature.name for feature in self.features)
 
-    def features_of(self, key: TuningKey) -> frozenset[str]:
-        """Names of the features that ``key`` has."""
-        return frozenset([feature.name for feature in self.features if feature.present(key)])
+    def features_of(self, key: TuningKey, config: KernelConfig | None) -> frozenset[str]:
+        """Names of the features that ``key`` has, or ``config``; without one, any configuration."""
+        return frozenset([one.name for one in self.features if one.is_in(key, config)])
 
     def absent_values(self, present: Collection[str]) -> dict[str, bool | int | float | str | None]:
         """Parameters of all features but those ``present``."""
@@ -132,6 +140,16 @@ _MASK = OptionalFeature(
     name="mask",
     absent={"MASK": "none", "MASK_PER_ROW": False, "mask_ptr": None, "bounds_ptr": None, "HAS_BOUNDS": False},
     present=_has_mask,
+)
+# Of prefetched tiles. What is chosen for a few keys leaves the records of the others as they are.
+_EVICTION = OptionalFeature(
+    "eviction",
+    absent={"EVICTION": "normal"},
+    present=lambda key: False,
+    chosen=lambda config: config.prefetch_kind.eviction != "normal",
+)
+_CLEAN_APART = OptionalFeature(
+    "mask_by_row", absent={"CLEAN_APART": False}, present=lambda key: key.mask.value.endswith("_rows")
 )
 _LENGTHS = OptionalFeature("lengths", absent={"lengths_ptr": None, "HAS_LENGTHS": False}, present=_has_lengths)
 _SOFTCAP = OptionalFeature("softcap", absent={"softcap": None}, present=_has("softcap"))
@@ -212,13 +230,13 @@ _VALUE_TOKEN_SCALES = OptionalFeature(
 )
 
 # Whatever the cache is made of.
-_FEATURES = (_MASK, _LENGTHS, _CAUSAL, _CAUSAL_TAIL, _SOFTCAP, _SINK, _LSE)
+_FEATURES = (_MASK, _LENGTHS, _CAUSAL, _CAUSAL_TAIL, _SOFTCAP, _SINK, _LSE, _EVICTION)
 
 SPLIT_KV = Template(
     name="split_kv_decode",
     entries=("split_kv_decode.split_kv_decode", "merge_splits.merge_splits"),
     refusal=_split_kv_refusal,
-    features=(*_FEATURES, _PAGED, _DOUBLE_SCALARS),
+    features=(*_FEATURES, _CLEAN_APART, _PAGED, _DOUBLE_SCALARS),
 )
 
 QUANTISED = Template(

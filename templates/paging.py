@@ -52,7 +52,8 @@ def page_rows(
 def prefetch_paged_l2(
     k_head_ptr, v_head_ptr, table_ptr, target, limit, k_page_stride, v_page_stride, k_row_stride, v_row_stride,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
-    BLOCK_KV: tl.constexpr, PREFETCH_BULK: tl.constexpr, ROWS_ADJACENT: tl.constexpr, PAGE_SIZE: tl.constexpr,
+    BLOCK_KV: tl.constexpr, PREFETCH_BULK: tl.constexpr, EVICTION: tl.constexpr, ROWS_ADJACENT: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
     TILES_IN_PAGES: tl.constexpr,
 ):  # fmt: skip
     """Ask L2 for the tile at ``target`` of a paged cache: waits for its table entries, unlike the prefetch itself."""
@@ -63,19 +64,19 @@ def prefetch_paged_l2(
             row_end = row + (limit - target)
             prefetch_tile_l2(
                 k_head_ptr + page * k_page_stride, row, row_end, k_row_stride,
-                HEAD_DIM, BLOCK_D, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
+                HEAD_DIM, BLOCK_D, BLOCK_KV, PREFETCH_BULK, EVICTION, ROWS_ADJACENT,
             )  # fmt: skip
             prefetch_tile_l2(
                 v_head_ptr + page * v_page_stride, row, row_end, v_row_stride,
-                VALUE_DIM, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
+                VALUE_DIM, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, EVICTION, ROWS_ADJACENT,
             )  # fmt: skip
         else:
             keys = tl.minimum(target + tl.arange(0, BLOCK_KV), limit - 1)
             pages = tl.load(table_ptr + keys // PAGE_SIZE).to(tl.int64)
             rows = (keys % PAGE_SIZE).to(tl.int64)
             prefetch_gathered_l2(
-                k_head_ptr, pages * k_page_stride + rows * k_row_stride, HEAD_DIM, BLOCK_D, PREFETCH_BULK
+                k_head_ptr, pages * k_page_stride + rows * k_row_stride, HEAD_DIM, BLOCK_D, PREFETCH_BULK, EVICTION
             )
             prefetch_gathered_l2(
-                v_head_ptr, pages * v_page_stride + rows * v_row_stride, VALUE_DIM, BLOCK_DV, PREFETCH_BULK
+                v_head_ptr, pages * v_page_stride + rows * v_row_stride, VALUE_DIM, BLOCK_DV, PREFETCH_BULK, EVICTION
             )

@@ -246,21 +246,22 @@ def attend_tile(
 def prefetch_tiles(
     k_head_ptr, v_head_ptr, target, limit, k_row_stride, v_row_stride,
     K_UNITS: tl.constexpr, V_UNITS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_KV: tl.constexpr,
-    PREFETCH_BULK: tl.constexpr, ROWS_ADJACENT: tl.constexpr,
+    PREFETCH_BULK: tl.constexpr, EVICTION: tl.constexpr, ROWS_ADJACENT: tl.constexpr,
     table_ptr, k_page_stride, v_page_stride, PAGED: tl.constexpr, PAGE_SIZE: tl.constexpr, TILES_IN_PAGES: tl.constexpr,
 ):  # fmt: skip
     """Ask L2 for the tiles of K and V at ``target``, if that is below ``limit``."""
     if PAGED:
         prefetch_paged_l2(
             k_head_ptr, v_head_ptr, table_ptr, target, limit, k_page_stride, v_page_stride, k_row_stride, v_row_stride,
-            K_UNITS, V_UNITS, BLOCK_K, BLOCK_V, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT, PAGE_SIZE, TILES_IN_PAGES,
+            K_UNITS, V_UNITS, BLOCK_K, BLOCK_V, BLOCK_KV, PREFETCH_BULK, EVICTION, ROWS_ADJACENT, PAGE_SIZE,
+            TILES_IN_PAGES,
         )  # fmt: skip
     else:
         prefetch_tile_l2(
-            k_head_ptr, target, limit, k_row_stride, K_UNITS, BLOCK_K, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
+            k_head_ptr, target, limit, k_row_stride, K_UNITS, BLOCK_K, BLOCK_KV, PREFETCH_BULK, EVICTION, ROWS_ADJACENT
         )
         prefetch_tile_l2(
-            v_head_ptr, target, limit, v_row_stride, V_UNITS, BLOCK_V, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
+            v_head_ptr, target, limit, v_row_stride, V_UNITS, BLOCK_V, BLOCK_KV, PREFETCH_BULK, EVICTION, ROWS_ADJACENT
         )
 
 
@@ -273,7 +274,8 @@ def attend_range(
     K_UNITS: tl.constexpr, V_UNITS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_KV: tl.constexpr,
     FORMAT: tl.constexpr, ASSEMBLY: tl.constexpr, K_SCALE_STRIDE: tl.constexpr, V_SCALE_STRIDE: tl.constexpr,
     MASK: tl.constexpr, MASK_PER_ROW: tl.constexpr, CAUSAL: tl.constexpr, TMA: tl.constexpr, UPCAST: tl.constexpr,
-    EXP2_SCALE: tl.constexpr, PREFETCH_DEPTH: tl.constexpr, PREFETCH_BULK: tl.constexpr, ROWS_ADJACENT: tl.constexpr,
+    EXP2_SCALE: tl.constexpr, PREFETCH_DEPTH: tl.constexpr, PREFETCH_BULK: tl.constexpr, EVICTION: tl.constexpr,
+    ROWS_ADJACENT: tl.constexpr,
     WHOLE: tl.constexpr,
     row_last, table_ptr, k_page_stride, v_page_stride, k_scale_page_stride, v_scale_page_stride,
     CAUSAL_TAIL: tl.constexpr, PAGED: tl.constexpr, PAGE_SIZE: tl.constexpr, TILES_IN_PAGES: tl.constexpr,
@@ -295,7 +297,7 @@ def attend_range(
         target = first + ahead * step
         prefetch_tiles(
             k_head_ptr, v_head_ptr, target, limit, k_row_stride, v_row_stride, K_UNITS, V_UNITS, BLOCK_K, BLOCK_V,
-            BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT, table_ptr, k_page_stride, v_page_stride, PAGED, PAGE_SIZE,
+            BLOCK_KV, PREFETCH_BULK, EVICTION, ROWS_ADJACENT, table_ptr, k_page_stride, v_page_stride, PAGED, PAGE_SIZE,
             TILES_IN_PAGES,
         )  # fmt: skip
     for tile_first in range(first, limit, step):
@@ -306,7 +308,8 @@ def attend_range(
             target = tile_first + PREFETCH_DEPTH * step
             prefetch_tiles(
                 k_head_ptr, v_head_ptr, target, limit, k_row_stride, v_row_stride, K_UNITS, V_UNITS, BLOCK_K, BLOCK_V,
-                BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT, table_ptr, k_page_stride, v_page_stride, PAGED, PAGE_SIZE,
+                BLOCK_KV, PREFETCH_BULK, EVICTION, ROWS_ADJACENT, table_ptr, k_page_stride, v_page_stride, PAGED,
+                PAGE_SIZE,
                 TILES_IN_PAGES,
             )  # fmt: skip
         maximum, total, peak, offset, even, odd = attend_tile(
@@ -450,6 +453,7 @@ def quantised_decode(
     TMA: tl.constexpr,
     PREFETCH_DEPTH: tl.constexpr,
     PREFETCH_BULK: tl.constexpr,
+    EVICTION: tl.constexpr,
     ROWS_ADJACENT: tl.constexpr,
     PARTITION: tl.constexpr,
     BLOCK_BATCH: tl.constexpr,
@@ -497,11 +501,11 @@ def quantised_decode(
         begin = guessed_begin(kv_len, split, num_splits, BLOCK_KV, PARTITION)
         prefetch_tile_l2(
             head_start(k_ptr, sequence, kv_head, k_batch_stride, k_head_stride, KV_STRIDE_UNIT, False), begin, kv_len,
-            k_row, K_UNITS, BLOCK_K, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
+            k_row, K_UNITS, BLOCK_K, BLOCK_KV, PREFETCH_BULK, EVICTION, ROWS_ADJACENT,
         )  # fmt: skip
         prefetch_tile_l2(
             head_start(v_ptr, sequence, kv_head, v_batch_stride, v_head_stride, KV_STRIDE_UNIT, False), begin, kv_len,
-            v_row, V_UNITS, BLOCK_V, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
+            v_row, V_UNITS, BLOCK_V, BLOCK_KV, PREFETCH_BULK, EVICTION, ROWS_ADJACENT,
         )  # fmt: skip
 
     # Before anything that an earlier kernel may have written is read, and in every program: a grid that ended without
@@ -641,7 +645,7 @@ def quantised_decode(
             mask_key_stride, sequence, kv_head, first, loop_end, step, end_key, clean_first, clean_end,
             row_query, row_scale, softcap, k_row, v_row, K_UNITS, V_UNITS, BLOCK_K, BLOCK_V, BLOCK_KV,
             FORMAT, ASSEMBLY, K_SCALE_STRIDE, V_SCALE_STRIDE, MASK, MASK_PER_ROW, CAUSAL, TMA, UPCAST, EXP2_SCALE,
-            PREFETCH_DEPTH, PREFETCH_BULK, ROWS_ADJACENT, PEEL,
+            PREFETCH_DEPTH, PREFETCH_BULK, EVICTION, ROWS_ADJACENT, PEEL,
             row_last, table_row, k_page, v_page, k_scale_page, v_scale_page, CAUSAL_TAIL, PAGED, PAGE_SIZE,
             TILES_IN_PAGES, k_zeros, v_zeros, k_zero_page, v_zero_page, query_sum, score_sum, value_scale,
             K_ZERO, V_ZERO, K_ZERO_STRIDE, V_ZERO_STRIDE, CENTRE, V_RANGE,

@@ -250,6 +250,7 @@ def attend_range(
     EXP2_SCALE: tl.constexpr,
     PREFETCH_DEPTH: tl.constexpr,
     PREFETCH_BULK: tl.constexpr,
+    EVICTION: tl.constexpr,
     ROWS_ADJACENT: tl.constexpr,
     WHOLE: tl.constexpr,
     row_last,
@@ -271,15 +272,33 @@ def attend_range(
         if PAGED:
             prefetch_paged_l2(
                 k_head_ptr, v_head_ptr, table_ptr, target, limit, k_page_stride, v_page_stride, k_row_stride,
-                v_row_stride, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
+                v_row_stride, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, EVICTION, ROWS_ADJACENT,
                 PAGE_SIZE, TILES_IN_PAGES,
             )  # fmt: skip
         else:
             prefetch_tile_l2(
-                k_head_ptr, target, limit, k_row_stride, HEAD_DIM, BLOCK_D, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
+                k_head_ptr,
+                target,
+                limit,
+                k_row_stride,
+                HEAD_DIM,
+                BLOCK_D,
+                BLOCK_KV,
+                PREFETCH_BULK,
+                EVICTION,
+                ROWS_ADJACENT,
             )
             prefetch_tile_l2(
-                v_head_ptr, target, limit, v_row_stride, VALUE_DIM, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
+                v_head_ptr,
+                target,
+                limit,
+                v_row_stride,
+                VALUE_DIM,
+                BLOCK_DV,
+                BLOCK_KV,
+                PREFETCH_BULK,
+                EVICTION,
+                ROWS_ADJACENT,
             )
     for tile_first in range(first, limit, step):
         next_pages = None
@@ -290,15 +309,34 @@ def attend_range(
             if PAGED:
                 prefetch_paged_l2(
                     k_head_ptr, v_head_ptr, table_ptr, target, limit, k_page_stride, v_page_stride, k_row_stride,
-                    v_row_stride, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
+                    v_row_stride, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, EVICTION,
+                    ROWS_ADJACENT,
                     PAGE_SIZE, TILES_IN_PAGES,
                 )  # fmt: skip
             else:
                 prefetch_tile_l2(
-                    k_head_ptr, target, limit, k_row_stride, HEAD_DIM, BLOCK_D, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
+                    k_head_ptr,
+                    target,
+                    limit,
+                    k_row_stride,
+                    HEAD_DIM,
+                    BLOCK_D,
+                    BLOCK_KV,
+                    PREFETCH_BULK,
+                    EVICTION,
+                    ROWS_ADJACENT,
                 )
                 prefetch_tile_l2(
-                    v_head_ptr, target, limit, v_row_stride, VALUE_DIM, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT
+                    v_head_ptr,
+                    target,
+                    limit,
+                    v_row_stride,
+                    VALUE_DIM,
+                    BLOCK_DV,
+                    BLOCK_KV,
+                    PREFETCH_BULK,
+                    EVICTION,
+                    ROWS_ADJACENT,
                 )
         maximum, total, accumulator = attend_tile(
             q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
@@ -309,6 +347,84 @@ def attend_range(
         )  # fmt: skip
         if PAGED:
             pages = next_pages
+    return maximum, total, accumulator
+
+
+@triton.jit
+def divide_tiles(first, limit, step, end, clean_first, clean_end, BLOCK_KV: tl.constexpr):
+    """Of the tiles at ``first``, ``first + step``, ... below ``limit``, how many stand before the clean ones, how many
+    are clean (the mask hides none of their keys from any row), and how many stand behind those."""
+    # The last tile may be partial: what lies beyond the last key is hidden by ``end``.
+    clean_limit = tl.where(clean_end >= end, limit, tl.minimum(limit, clean_end - BLOCK_KV + 1))
+    tiles = tl.maximum(limit - first + step - 1, 0) // step
+    before = tl.minimum(tl.maximum(clean_first - first + step - 1, 0) // step, tiles)
+    clean = tl.maximum(clean_limit - (first + before * step) + step - 1, 0) // step
+    return before, clean, tiles - before - clean
+
+
+@triton.jit
+def attend_around(
+    q,
+    maximum,
+    total,
+    accumulator,
+    k_head_ptr,
+    v_head_ptr,
+    k_descriptor,
+    v_descriptor,
+    mask_ptr,
+    mask_row_offsets,
+    mask_key_stride,
+    sequence,
+    kv_head,
+    first,
+    limit,
+    step,
+    before,
+    clean,
+    after,
+    end,
+    clean_first,
+    clean_end,
+    row_query,
+    score_scale,
+    softcap,
+    k_row_stride,
+    v_row_stride,
+    HEAD_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_KV: tl.constexpr,
+    MASK: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    TMA: tl.constexpr,
+    KEYS_FIRST: tl.constexpr,
+    UPCAST: tl.constexpr,
+    EXP2_SCALE: tl.constexpr,
+    WHOLE: tl.constexpr,
+    row_last,
+    table_ptr,
+    k_page_stride,
+    v_page_stride,
+    CAUSAL_TAIL: tl.constexpr,
+    PAGED: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    TILES_IN_PAGES: tl.constexpr,
+):
+    """Fold the tiles ``before`` and ``after`` the ``clean`` ones, with what a mask that differs by row hides there."""
+    for number in range(0, before + after):
+        tile_first = first + tl.where(number < before, number, number + clean) * step
+        pages = None
+        if PAGED:
+            pages = tile_pages(table_ptr, tile_first, limit, BLOCK_KV, PAGE_SIZE, TILES_IN_PAGES)
+        maximum, total, accumulator = attend_tile(
+            q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
+            mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, tile_first, end, clean_first, clean_end,
+            row_query, score_scale, softcap, k_row_stride, v_row_stride, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV,
+            BLOCK_KV, MASK, True, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, WHOLE, row_last, pages,
+            k_page_stride, v_page_stride, CAUSAL_TAIL, PAGED, PAGE_SIZE, TILES_IN_PAGES,
+        )  # fmt: skip
     return maximum, total, accumulator
 
 
@@ -428,11 +544,13 @@ def split_kv_decode(
     KV_STRIDE_UNIT: tl.constexpr,
     MASK: tl.constexpr,
     MASK_PER_ROW: tl.constexpr,
+    CLEAN_APART: tl.constexpr,
     CAUSAL: tl.constexpr,
     TMA: tl.constexpr,
     KEYS_FIRST: tl.constexpr,
     PREFETCH_DEPTH: tl.constexpr,
     PREFETCH_BULK: tl.constexpr,
+    EVICTION: tl.constexpr,
     ROWS_ADJACENT: tl.constexpr,
     PARTITION: tl.constexpr,
     BLOCK_BATCH: tl.constexpr,
@@ -463,6 +581,9 @@ def split_kv_decode(
     ``lengths``, int32 or int64 (batch,), are in place of a mask and its bounds. With a CAUSAL_TAIL the last q_len keys
     of each are those of the queries: query i sees the first length - q_len + i + 1.
 
+    CLEAN_APART, with a mask by row, has a loop of its own for tiles that the mask hides nothing in: its code would hold
+    back their products.
+
     DOUBLE_SCALARS says that floats come as fp64, which is how AOTInductor passes them.
 
     PAGED caches are pools, k (pages, kv_heads, PAGE_SIZE, HEAD_DIM) and v likewise: their batch strides lead from page
@@ -488,11 +609,11 @@ def split_kv_decode(
         begin = guessed_begin(kv_len, split, num_splits, BLOCK_KV, PARTITION)
         prefetch_tile_l2(
             head_start(k_ptr, sequence, kv_head, k_batch_stride, k_head_stride, KV_STRIDE_UNIT, False), begin, kv_len,
-            k_row, HEAD_DIM, BLOCK_D, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
+            k_row, HEAD_DIM, BLOCK_D, BLOCK_KV, PREFETCH_BULK, EVICTION, ROWS_ADJACENT,
         )  # fmt: skip
         prefetch_tile_l2(
             head_start(v_ptr, sequence, kv_head, v_batch_stride, v_head_stride, KV_STRIDE_UNIT, False), begin, kv_len,
-            v_row, VALUE_DIM, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, ROWS_ADJACENT,
+            v_row, VALUE_DIM, BLOCK_DV, BLOCK_KV, PREFETCH_BULK, EVICTION, ROWS_ADJACENT,
         )  # fmt: skip
 
     # Before anything that an earlier kernel may have written is read, and in every program: a grid that ended without
@@ -578,14 +699,36 @@ def split_kv_decode(
         loop_end = limit
         if PEEL:
             loop_end = tl.minimum(limit, whole_end)
-        maximum, total, accumulator = attend_range(
-            q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
-            mask_base, mask_rows, mask_key_stride, sequence, kv_head, first, loop_end, step, end_key, clean_first,
-            clean_end, row_query, score_scale, softcap, k_row, v_row, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
-            MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE,
-            PREFETCH_DEPTH, PREFETCH_BULK, ROWS_ADJACENT, PEEL,
-            row_last, table_row, k_page, v_page, CAUSAL_TAIL, PAGED, PAGE_SIZE, TILES_IN_PAGES,
-        )  # fmt: skip
+        if MASK_PER_ROW and CLEAN_APART:
+            before, clean, after = divide_tiles(first, loop_end, step, end_key, clean_first, clean_end, BLOCK_KV)
+            clean_begin = first + before * step
+            clean_limit = tl.minimum(clean_begin + clean * step, loop_end)
+            maximum, total, accumulator = attend_range(
+                q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
+                mask_base, mask_rows, mask_key_stride, sequence, kv_head, clean_begin, clean_limit, step, end_key,
+                clean_first, clean_end, row_query, score_scale, softcap, k_row, v_row, HEAD_DIM, VALUE_DIM, BLOCK_D,
+                BLOCK_DV, BLOCK_KV, "none", False, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, PREFETCH_DEPTH,
+                PREFETCH_BULK, EVICTION, ROWS_ADJACENT, PEEL, row_last, table_row, k_page, v_page, CAUSAL_TAIL, PAGED,
+                PAGE_SIZE,
+                TILES_IN_PAGES,
+            )  # fmt: skip
+            maximum, total, accumulator = attend_around(
+                q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
+                mask_base, mask_rows, mask_key_stride, sequence, kv_head, first, loop_end, step, before, clean, after,
+                end_key, clean_first, clean_end, row_query, score_scale, softcap, k_row, v_row, HEAD_DIM, VALUE_DIM,
+                BLOCK_D, BLOCK_DV, BLOCK_KV, MASK, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, PEEL,
+                row_last, table_row, k_page, v_page, CAUSAL_TAIL, PAGED, PAGE_SIZE, TILES_IN_PAGES,
+            )  # fmt: skip
+        else:
+            maximum, total, accumulator = attend_range(
+                q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
+                mask_base, mask_rows, mask_key_stride, sequence, kv_head, first, loop_end, step, end_key, clean_first,
+                clean_end, row_query, score_scale, softcap, k_row, v_row, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV,
+                BLOCK_KV, MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, PREFETCH_DEPTH,
+                PREFETCH_BULK, EVICTION, ROWS_ADJACENT, PEEL, row_last, table_row, k_page, v_page, CAUSAL_TAIL, PAGED,
+                PAGE_SIZE,
+                TILES_IN_PAGES,
+            )  # fmt: skip
 
         if PEEL and (whole_end < limit) & (whole_end >= first) & ((whole_end - first) % step == 0):
             pages = None

@@ -87,7 +87,7 @@ def _record(which: str, out: Path, seconds: float, seed: int, jobs: int | None) 
     date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def origin(key: TuningKey) -> dict[str, Any]:
-        return {**vars(toolchain(key)), "seed": seed, "date": date}
+        return {**vars(toolchain(key, None)), "seed": seed, "date": date}
 
     compiler = CompilePool(profile, jobs)
     measurer = GpuMeasurer()

@@ -49,6 +49,7 @@ def grid_values(key: TuningKey, profile: DeviceProfile) -> Values:
         "partition": ("strided",),
         "prologue_prefetch": (False,),
         "prefetch_depth": (0, 2),
+        "prefetch_kind": ("line", "bulk"),
     }
 
 

@@ -85,8 +85,8 @@ def _records() -> Iterator[TuningRecord]:
         key = TuningKey(
             dtype, dtype, heads // kv_heads, kv_heads, dim, dim, 1, batch, capacity, Layout.BHSD, Alignment.TMA, mask
         )
-        toolchain = Toolchain(SPLIT_KV.name, hash_for(SPLIT_KV, key), "2.11.0", f"{triton_minor()}.0", "none")
         config = KernelConfig(32, max(1, 128 // batch), 4, 2)
+        toolchain = Toolchain(SPLIT_KV.name, hash_for(SPLIT_KV, key, config), "2.11.0", f"{triton_minor()}.0", "none")
         fills = (FillTiming(capacity, 1 << 20, 20.0, 18.0),)
         measurement = Measurement(timing, Rival(config, timing), Rival(config, timing), fills, 0.9, 0.5)
         yield TuningRecord(key, config, Evidence(toolchain, 64, 0, "2026-01-01", measurement))

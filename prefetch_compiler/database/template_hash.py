@@ -1,6 +1,6 @@
-"""What a record's kernels were: a hash of what a template's kernels do for the record's key.
+"""What a record's kernels were: a hash of what a template's kernels do for the record's key and configuration.
 
-A feature that a key does not have is specialised away first: its parameters have their absent values, and what these
+A feature that neither has is specialised away first: its parameters have their absent values, and what these
 rule out is not hashed. So a template can learn something new, and the records of all keys that do without stay fresh.
 What the hash covers otherwise is said in ``kernel_source.program``.
 """
@@ -13,6 +13,7 @@ from importlib import resources
 
 from prefetch_compiler.templates.manifest import TEMPLATES, Template
 
+from ..config import KernelConfig
 from .kernel_source.modules import PACKAGE, Sources
 from .kernel_source.program import Program
 from .key import TuningKey
@@ -38,15 +39,15 @@ def _sources() -> Sources:
     return Sources(resources.files(PACKAGE))
 
 
-def hash_for(template: Template, key: TuningKey) -> str:
-    """Of the kernels that ``key`` is served by."""
-    return template_hash(template, template.features_of(key))
+def hash_for(template: Template, key: TuningKey, config: KernelConfig | None) -> str:
+    """Of the kernels that serve ``key`` under ``config``; without one, of all that it may be served by."""
+    return template_hash(template, template.features_of(key, config))
 
 
-def present_hash(name: str, key: TuningKey) -> str | None:
+def present_hash(name: str, key: TuningKey, config: KernelConfig) -> str | None:
     """Of the kernels that the template called ``name`` serves ``key`` with here; None where there is none."""
     template = _BY_NAME.get(name)
-    return None if template is None else hash_for(template, key)
+    return None if template is None else hash_for(template, key, config)
 
 
 def whole_hashes() -> dict[str, str]:

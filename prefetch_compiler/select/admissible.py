@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..config import KernelConfig, LoadPath, Merge, OperandOrder, PrefetchKind
+from ..config import KernelConfig, LoadPath, Merge, OperandOrder
 from ..device import DeviceProfile
 from ..spec import AttentionSpec
 from .footprint import MIN_QUANTISED_ROWS, PRODUCER_COLUMNS, row_tile_of, shared_memory_estimate_bytes
@@ -44,9 +44,9 @@ def why_inadmissible(spec: AttentionSpec, config: KernelConfig, profile: DeviceP
     if config.launch_overlap and not (profile.has_launch_overlap or emulated):
         return f"launch overlap needs sm_90 or later, not {profile.name}"
     if config.prefetches and not emulated:
-        if config.prefetch_kind is PrefetchKind.BULK and not profile.has_bulk_prefetch:
+        if config.prefetch_kind.is_bulk and not profile.has_bulk_prefetch:
             return f"bulk prefetch needs sm_90 or later, not {profile.name}"
-        if config.prefetch_kind is PrefetchKind.BULK and not spec.tma_loadable:
+        if config.prefetch_kind.is_bulk and not spec.tma_loadable:
             return "bulk prefetch needs K and V strides that are positive multiples of 16 bytes"
         if not profile.has_line_prefetch:
             return f"L2 prefetch instructions need an NVIDIA GPU, not {profile.name}"

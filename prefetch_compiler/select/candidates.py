@@ -68,7 +68,7 @@ def _of(device: DeviceIdentity, records: Iterable[TuningRecord], layer: int) -> 
     return [
         Candidate(record, device, why_stale(record), layer)
         for record in records
-        if present_hash(record.evidence.toolchain.template, record.key) is not None
+        if present_hash(record.evidence.toolchain.template, record.key, record.config) is not None
     ]
 
 
@@ -78,7 +78,7 @@ def why_stale(record: TuningRecord) -> str:
     reasons = []
     if toolchain.triton_minor != triton_minor():
         reasons.append(f"Triton {toolchain.triton_minor}, here is {triton_minor() or 'none'}")
-    present = present_hash(toolchain.template, record.key) or "none"
+    present = present_hash(toolchain.template, record.key, record.config) or "none"
     if toolchain.template_hash != present:
         reasons.append(f"other sources of {toolchain.template} ({toolchain.template_hash[:8]}, here {present[:8]})")
     return "stale: tuned with " + " and ".join(reasons) if reasons else ""

@@ -7,7 +7,7 @@ measured on an H200 over batch 1 to 256 and 512 to 131,072 keys:
   them pays. A program's latency is what counts, so it gets little to do. Heads wider than 128 keep larger tiles: their
   accumulator alone asks for four warps.
 - *fitting* (half to one and a half times the SMs): one program per SM, unsplit: the largest tiles keep enough bytes in
-  flight, and nothing is spent on merging.
+  flight, and nothing is spent on merging. Short caches take smaller ones, by pointers.
 - *paired* (up to twice the SMs, or short caches): two at once on each SM, which share its memory.
 - *many*: one after another on each SM, with large tiles again.
 
@@ -58,6 +58,8 @@ SOMEWHAT_LONG_KEYS = 8192
 FITTING_BALANCED_PROGRAMS_PER_SM = 8
 MOST_ROWS_OF_LARGE_TILES = 32
 KEYS_OF_MANY_LARGE_TILES = 4096
+# Where one program an SM reads fewer, latency counts, and not how many bytes are in flight.
+KEYS_OF_A_SHORT_CACHE = 512
 _KIB = 1024
 # Of the 255 that a thread may have. Compiled for sm_80 to sm_120, what needs more spills (Triton 3.6).
 MAX_TILE_REGISTERS = 150
@@ -203,6 +205,8 @@ def _regime(family: Family, programs: int, spec: AttentionSpec, profile: DeviceP
     # More rows leave large tiles no registers, and TMA no page that holds them.
     narrow_tiles = wide or row_tile_of(spec) > MOST_ROWS_OF_LARGE_TILES or bool(spec.page_size)
     if programs * 2 <= 3 * profile.sm_count:
+        if profile.backend == "cuda" and _planned_kv_len(spec) <= KEYS_OF_A_SHORT_CACHE:
+            return replace(family.paired, load_path=_POINTER)
         return family.fitting_wide if narrow_tiles else family.fitting
     small = programs <= 2 * profile.sm_count or _planned_kv_len(spec) < KEYS_OF_MANY_LARGE_TILES
     return family.paired if narrow_tiles or small else family.many

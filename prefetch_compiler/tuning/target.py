@@ -9,7 +9,8 @@ import torch
 
 from ..database.device_identity import identity_of
 from ..database.errors import DatabaseError
-from ..database.overlay import shipped_folder, user_folder
+from ..database.overlay import shipped_folder
+from ..database.private_folder import user_folder
 from ..database.record import TuningRecord
 from ..database.store import database_files, read
 from ..device import REFERENCE_DEVICES, DeviceProfile, profile

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from dataclasses import replace
 
 import pytest
@@ -28,7 +29,7 @@ ALL_THAT_ADMISSIBILITY_TELLS_APART = [
     if depth or kind is PrefetchKind.LINE
 ]
 profiles = st.sampled_from((*REFERENCE_DEVICES.values(), INTERPRETER, HIP))
-many = settings(max_examples=1000, deadline=None)
+many = settings(max_examples=int(os.environ.get("KVPREFETCH_FUZZ_EXAMPLES", "300")), deadline=None)
 
 
 @many

@@ -30,15 +30,15 @@ from .examples import H100, H200, KEY, configs, measured, modelled
 from .specs import specs
 
 ON_H200 = REFERENCE_DEVICES[90]
-FRESH = Toolchain(SPLIT_KV.name, hash_for(SPLIT_KV, KEY), "2.11.0", f"{triton_minor()}.0", "580")
+CONFIG, SECOND, THIRD = (KernelConfig(64, splits, 4, 3) for splits in (4, 6, 8))
+FRESH = Toolchain(SPLIT_KV.name, hash_for(SPLIT_KV, KEY, CONFIG), "2.11.0", f"{triton_minor()}.0", "580")
 OLD_TRITON = replace(FRESH, triton="2.1.0")
 OTHER_SOURCE = replace(FRESH, template_hash="0" * 64)
 # Not what the heuristic would say, and no two alike.
-CONFIG, SECOND, THIRD = (KernelConfig(64, splits, 4, 3) for splits in (4, 6, 8))
 
 
 def fresh(key: TuningKey) -> Toolchain:
-    return replace(FRESH, template_hash=hash_for(SPLIT_KV, key))
+    return replace(FRESH, template_hash=hash_for(SPLIT_KV, key, CONFIG))
 
 
 def record(key: TuningKey = KEY, config: KernelConfig = CONFIG, **values: Any) -> TuningRecord:

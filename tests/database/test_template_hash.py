@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from prefetch_compiler.templates.manifest import LATENT, QUANTISED, SPLIT_KV, TEMPLATES, OptionalFeature, Template
 
-from prefetch_compiler.config import KernelConfig, Merge
+from prefetch_compiler.config import KernelConfig, Merge, PrefetchKind
 from prefetch_compiler.database.kernel_source.modules import PACKAGE, Sources
 from prefetch_compiler.database.kernel_source.program import Program
 from prefetch_compiler.database.key import Feature, MaskClass, TuningKey, is_quantised
@@ -28,6 +28,7 @@ from ..tuning.seeded_bugs import GPU_BUGS, SEEDED_BUGS, SeededBug
 from .examples import KEY, measured
 
 FOLDER = resources.files(PACKAGE)
+PLAIN = KernelConfig(16, 2, 4, 2)
 FEATURES = [
     pytest.param(template, feature, id=f"{template.name}-{feature.name}")
     for template in TEMPLATES
@@ -104,7 +105,7 @@ def test_launches_without_a_feature_pass_what_the_manifest_says(key: TuningKey) 
     calls = kernel_calls(spec, config, example_tensors(spec, config, "meta"), REFERENCE_DEVICES[90])
     assert len(calls) == 2
     template = template_of(key)
-    absent = template.absent_values(template.features_of(key))
+    absent = template.absent_values(template.features_of(key, PLAIN))
     for call in calls:
         passed = {**call.arguments, **call.constants}
         shared = passed.keys() & absent.keys()
@@ -112,11 +113,14 @@ def test_launches_without_a_feature_pass_what_the_manifest_says(key: TuningKey) 
 
 
 def test_each_mask_class_has_its_features() -> None:
-    features = {key.mask.value: SPLIT_KV.features_of(key) for key in MASKED}
-    masks = {"bool", "bool_rows", "additive", "additive_rows"}
+    features = {key.mask.value: SPLIT_KV.features_of(key, PLAIN) for key in MASKED}
+    masked = {"bool": {"mask"}, "additive": {"mask"}}
+    masked |= {f"{mask}_rows": {"mask", "mask_by_row"} for mask in masked}
     lengths = {"lengths": {"lengths"}, "causal_lengths": {"lengths", "causal_tail"}}
-    assert features == {"none": set(), "causal": {"causal"}, **lengths, **{mask: {"mask"} for mask in masks}}
-    assert [SPLIT_KV.features_of(key) for key in PAGED] == [features[key.mask.value] | {"paged"} for key in PAGED]
+    assert features == {"none": set(), "causal": {"causal"}, **lengths, **masked}
+    assert [SPLIT_KV.features_of(key, PLAIN) for key in PAGED] == [
+        features[key.mask.value] | {"paged"} for key in PAGED
+    ]
 
 
 @pytest.mark.parametrize("key", QUANTISED_KEYS, ids=lambda key: key.name)
@@ -124,38 +128,53 @@ def test_scales_for_each_token_are_features(key: TuningKey) -> None:
     scales = {Feature.KEY_TOKEN_SCALES, Feature.VALUE_TOKEN_SCALES}
     plain = replace(key, kv_dtype=key.dtype, features=tuple(one for one in key.features if one not in scales))
     features = {one.value for one in scales & set(key.features)}
-    assert QUANTISED.features_of(key) == SPLIT_KV.features_of(plain) | features
+    assert QUANTISED.features_of(key, PLAIN) == SPLIT_KV.features_of(plain, PLAIN) - {"mask_by_row"} | features
 
 
 def test_zeros_and_unsigned_numbers_are_features() -> None:
     unsigned, groups = {"key_zeros", "value_zeros", "unsigned"}, {"key_groups", "value_groups"}
-    of_zeros = [QUANTISED.features_of(key) & {*unsigned, *groups, "packed"} for key in ZERO_KEYS]
+    of_zeros = [QUANTISED.features_of(key, PLAIN) & {*unsigned, *groups, "packed"} for key in ZERO_KEYS]
     signed = unsigned - {"unsigned"}
     assert of_zeros == [unsigned, signed, unsigned, groups, {*unsigned, *groups, "packed"}, {"packed"}]
 
 
 def test_hashes_are_of_the_keys_features() -> None:
     plain, bool_mask, causal = (replace(KEY, mask=mask) for mask in (MaskClass.NONE, MaskClass.BOOL, MaskClass.CAUSAL))
-    hashes = [hash_for(SPLIT_KV, key) for key in (plain, bool_mask, causal)]
+    hashes = [hash_for(SPLIT_KV, key, PLAIN) for key in (plain, bool_mask, causal)]
     assert len(set(hashes)) == 3
     extras = [replace(KEY, mask=MaskClass.NONE, features=(extra,)) for extra in (Feature.SINK, Feature.SOFTCAP)]
-    assert len({*hashes, *(hash_for(SPLIT_KV, key) for key in extras)}) == 5
-    assert hashes == [present_hash(SPLIT_KV.name, key) for key in (plain, bool_mask, causal)]
-    assert present_hash("gone", KEY) is None
-    common = {"mask", "lengths", "causal", "causal_tail", "softcap", "sink", "lse", "paged"}
+    assert len({*hashes, *(hash_for(SPLIT_KV, key, PLAIN) for key in extras)}) == 5
+    assert hashes == [present_hash(SPLIT_KV.name, key, PLAIN) for key in (plain, bool_mask, causal)]
+    assert present_hash("gone", KEY, PLAIN) is None
+    common = {"mask", "lengths", "causal", "causal_tail", "softcap", "sink", "lse", "eviction", "paged"}
     assert whole_hashes() == {
-        SPLIT_KV.name: template_hash(SPLIT_KV, frozenset({*common, "double_scalars"})),
+        SPLIT_KV.name: template_hash(SPLIT_KV, frozenset({*common, "mask_by_row", "double_scalars"})),
         QUANTISED.name: template_hash(QUANTISED, frozenset({*common, *OF_QUANTISED})),
         LATENT.name: template_hash(LATENT, frozenset(common - {"paged"})),
     }
     assert all(re.fullmatch("[0-9a-f]{64}", one) for one in (*hashes, *whole_hashes().values()))
 
 
+def test_what_a_configuration_chooses_is_hashed_for_it_alone() -> None:
+    kinds = {kind: replace(PLAIN, prefetch_depth=1, prefetch_kind=kind) for kind in PrefetchKind}
+    hashes = {kind: hash_for(SPLIT_KV, KEY, config) for kind, config in kinds.items()}
+    plain = {kind for kind in kinds if kind.eviction == "normal"}
+    assert {hashes[kind] for kind in plain} == {hash_for(SPLIT_KV, KEY, PLAIN)}
+    # A study may choose whatever there is.
+    assert {hashes[kind] for kind in kinds if kind not in plain} == {hash_for(SPLIT_KV, KEY, None)}
+    assert len(set(hashes.values())) == 2
+
+
 def test_what_is_tuned_here_is_not_stale_here() -> None:
     pytest.importorskip("triton")
     toolchain = present_toolchain(measured=False)
-    records = [measured(key, toolchain=toolchain(key)) for key in KEYS]
-    assert [why_stale(record) for record in records] == [""] * len(KEYS)
+    evicting = replace(PLAIN, prefetch_depth=1, prefetch_kind=PrefetchKind.BULK_KEEP)
+    configs = {
+        config: [measured(key, toolchain=toolchain(key, config), config=config) for key in KEYS]
+        for config in (PLAIN, evicting)
+    }
+    records = [*configs[PLAIN], *configs[evicting]]
+    assert [why_stale(record) for record in records] == [""] * 2 * len(KEYS)
     swapped = replace(records[0], key=PLAIN_KEYS[-1])
     assert "other sources of split_kv_decode" in why_stale(swapped)
 
@@ -165,7 +184,7 @@ def test_what_is_tuned_here_is_not_stale_here() -> None:
 
 def text_of(folder: Path, key: TuningKey) -> str:
     template = template_of(key)
-    return _text_with(folder, template, template.features_of(key))
+    return _text_with(folder, template, template.features_of(key, PLAIN))
 
 
 @lru_cache(maxsize=128)
@@ -209,7 +228,7 @@ def test_masks_do_not_count_where_there_is_none(tmp_path: Path, unchanged: Path)
     changed = edited(tmp_path, lambda module, source: source.replace(old, old + " + 0"))
     assert (changed / "masking.py").read_text() != (unchanged / "masking.py").read_text()
     same = {key for key in KEYS if text_of(changed, key) == text_of(unchanged, key)}
-    assert same == {key for key in KEYS if "mask" not in template_of(key).features_of(key)}
+    assert same == {key for key in KEYS if "mask" not in template_of(key).features_of(key, PLAIN)}
 
 
 def test_pages_count_where_there_are_some(tmp_path: Path, unchanged: Path) -> None:

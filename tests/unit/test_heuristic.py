@@ -80,3 +80,9 @@ def test_many_query_rows_leave_no_registers_for_large_tiles() -> None:
 def test_what_was_measured_on_one_gpu_is_not_taken_over_by_smaller_ones() -> None:
     small = REFERENCE_DEVICES[89]
     assert chosen("b16 s4096", device=small).block_kv <= 32
+
+
+def test_short_caches_are_read_in_smaller_tiles_by_pointers() -> None:
+    short, long = (chosen(f"b16 s{keys}") for keys in (512, 1024))
+    assert (short.block_kv, short.load_path) == (64, LoadPath.POINTER)
+    assert (long.block_kv, long.load_path) == (128, LoadPath.TMA)
