@@ -11,7 +11,7 @@ import torch
 
 from prefetch_compiler.templates.manifest import QUANTISED
 
-from ..config import KernelConfig, LoadPath, PrefetchKind
+from ..config import KernelConfig, LoadPath
 from ..device import DeviceProfile, interpreting
 from ..select.footprint import padded_units, quantised_row_tile
 from ..spec import CENTRES, QUANTISED_FORMATS, RANGES
@@ -134,7 +134,8 @@ def quantised_call(
         "CAUSAL": is_causal and t.lengths is None,
         "TMA": use_tma,
         "PREFETCH_DEPTH": 0 if emulated else config.prefetch_depth,
-        "PREFETCH_BULK": config.prefetch_kind is PrefetchKind.BULK,
+        "PREFETCH_BULK": config.prefetch_kind.is_bulk,
+        "EVICTION": config.prefetch_kind.eviction,
         "ROWS_ADJACENT": t.k.stride(2) == t.k.shape[3] and t.v.stride(2) == t.v.shape[3],
         **partition_constants(batch, config),
         "PROLOGUE_PREFETCH": config.prologue_prefetch and not emulated,

@@ -29,6 +29,7 @@ from .axes import CONVERSIONS, shape_of
 from .marked import heads_alike, without_expand
 from .nibbles import keeps_numbers, moves_numbers, unpacked_by
 from .reshape import as_dtype, permute, reshape, size_argument
+from .rows_of_groups import with_groups_apart
 from .site import Site, describe_site
 from .sizes import Size, is_symbolic, product, same
 from .trace import insert_call, insert_constant
@@ -256,6 +257,7 @@ def _common_dtype(*given: Scale | Zero) -> torch.dtype | None:
 
 
 def _dequantised(operand: StoredKV) -> _Dequantised | None:
+    operand = replace(operand, base=with_groups_apart(operand.base))
     steps = _steps(operand.base, set())
     if steps is None:
         return None

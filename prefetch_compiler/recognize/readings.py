@@ -1,5 +1,6 @@
 """The ways to read a site's K and V, the most direct first: as latents that all heads share; as numbers of a quantised
-cache, in pages, or both; once for all sequences that share them; each head as far as it is seen."""
+cache, in pages, or both; those beside tokens that are not quantised; once for all sequences that share them; each head
+as far as it is seen."""
 
 from __future__ import annotations
 
@@ -9,9 +10,11 @@ from ..errors import Refused
 from .block_lists import read_by_lists
 from .by_head import read_by_head
 from .dequantised import read_as_stored
+from .exact_key import read_beside_exact_key
 from .latent import read_as_latent
 from .pack import read_packed
 from .paged import read_as_paged
+from .residual import read_before_residual
 from .site import Site
 
 
@@ -28,6 +31,8 @@ def readings(site: Site, *, pack: bool) -> Iterator[Site]:
             yield from _found(read_packed, read)
     if numbers is not None:
         yield numbers
+    yield from _found(read_beside_exact_key, site)
+    yield from _found(read_before_residual, site)
     yield from _found(read_by_lists, site)
     yield from _found(read_by_head, site)
 

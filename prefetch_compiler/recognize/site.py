@@ -66,6 +66,8 @@ class Site:
         pages: of a paged cache, whose ``key`` and ``value`` are (pages, kv_heads, page_size, dim).
         rope: the rotary keys of a latent cache, whose ``key`` and ``value`` are both its latents.
         restore: adds views that make (batch, query_heads, q_len, value_dim) what the anchor is.
+        merge: in place of ``restore``, where the site is only a part of the attention: adds nodes that make the output
+            and the log-sum-exp, which the spec has then, what the anchor is.
         log_sum_exps: of scores; nodes that use them may stand before the anchor, but the anchor depends on none.
         marker: where the site is met, if that is before its anchor. What sites share is put there: the next one that is
             met may have its anchor before this one's.
@@ -90,6 +92,7 @@ class Site:
     pages: Pages | None = None
     rope: StoredKV | None = None
     restore: Callable[[Node], Node] = _as_it_is
+    merge: Callable[[Node, Node], Node] | None = None
     log_sum_exps: tuple[LogSumExp, ...] = ()
     marker: Node | None = None
 

@@ -8,8 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from prefetch_compiler.lower import ops
+from prefetch_compiler.recognize.residual import LONGEST_RESIDUAL
 from prefetch_compiler.spec import ScaleGranularity
 
 from .golden.dequantised import E4M3, HEAD, Dequantised, in_float32
@@ -98,9 +100,36 @@ def narrowed_to_bytes_again(numbers: Tensor, scale: Tensor, dtype: torch.dtype) 
     return numbers.float().to(E4M3).float().to(dtype) * scale.to(dtype)
 
 
+def with_two_exact_tokens(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Two writes may meet, and then only one counts."""
+    wide = in_float32(numbers, scale, dtype)
+    wide[:, :, torch.tensor([4, 4], device=wide.device)] = wide[:, :, :1].expand(-1, -1, 2, -1) * 2
+    return wide
+
+
+def with_exact_tokens_elsewhere(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """K and V each have one where their scales say."""
+    wide = in_float32(numbers, scale, dtype)
+    wide[:, :, (scale.flatten()[:1] * 2**8).long().clamp(max=8)] = wide[:, :, 1:2] * 2
+    return wide
+
+
+def with_an_exact_channel(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    wide = in_float32(numbers, scale, dtype)
+    wide[..., torch.tensor([4], device=wide.device)] = wide[..., :1] * 2
+    return wide
+
+
+def with_a_token_added(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """To what is there, and not in its place."""
+    wide, at = in_float32(numbers, scale, dtype), torch.tensor([4], device=scale.device)
+    return torch.ops.aten.index_put(wide, [None, None, at], wide[:, :, :1], True)
+
+
 _AS_DEQUANTISED = [
     with_half_a_sum, with_wrapping_zeros, less_another_cache, within_groups, by_groups_of_two_sizes,
-    by_small_groups, truncated, with_a_square, each_number_its_own,
+    by_small_groups, truncated, with_a_square, each_number_its_own, with_two_exact_tokens, with_exact_tokens_elsewhere,
+    with_an_exact_channel, with_a_token_added,
 ]  # fmt: skip
 
 
@@ -176,6 +205,51 @@ def test_a_scale_of_a_slice_is_that_of_its_tokens() -> None:
     assert cache is not None and cache.key_scales is ScaleGranularity.TOKEN  # type: ignore[attr-defined]
 
 
+def _gathering(lengths: list[int], masked: bool) -> Golden:
+    """Steps of a cache that gathers tokens before it quantises them: ``lengths`` of them after twenty numbers each."""
+    golden = Dequantised("gathering", mask=False).golden
+
+    def attend(
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        key_scale: Tensor,
+        value_scale: Tensor,
+        few: Tensor,
+        mask: Tensor,
+        **_: object,
+    ) -> Tensor:
+        k, v = in_float32(keys, key_scale, q.dtype), in_float32(values, value_scale, q.dtype)
+        k, v = torch.cat([k, few, q[:, :2]], 2), torch.cat([v, few.flip(-1), q[:, 2:]], 2)
+        attn_mask = mask if masked else None
+        return functional.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, enable_gqa=True)
+
+    def steps() -> list[dict[str, Tensor]]:
+        (step,) = golden.steps()
+        few = step["q"][:, 1:3].expand(-1, -1, max(lengths), -1).cumsum(2) / 4
+        seen = (torch.arange(21 + max(lengths), device=DEVICE) % 5 > 0)[None, None, None]
+        del step["mask"], step["new"]
+        return [{**step, "few": few[:, :, :n].clone(), "mask": seen[..., : 21 + n].clone()} for n in lengths]
+
+    return replace(golden, program=attend, steps=steps)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+def test_tokens_that_gather_before_they_are_quantised(masked: bool) -> None:
+    """Their number is symbolic from the second step on; that of the numbers is not."""
+    golden = _gathering([2, 3, 4, 9], masked)
+    eager, problems = run_eagerly(golden)
+    with graphs_run_uncompiled():
+        compiled, report = run_compiled(golden)
+    assert_follows_eager(compiled, eager, problems)
+    assert [site.spec.cache.dtype for site in report.lowered if site.spec and site.spec.cache] == [torch.int8] * 2
+
+
+def test_many_tokens_that_are_not_quantised_are_a_kernels() -> None:
+    golden = _gathering([LONGEST_RESIDUAL], True)
+    assert _run(golden) is None
+
+
 def test_numbers_at_an_odd_address_are_dequantised_for_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are read in pairs; where they lie is known when they are there."""
     launched: list[object] = []
@@ -198,6 +272,6 @@ def test_what_fails_to_launch_is_dequantised_for_pytorch(monkeypatch: pytest.Mon
         raise RuntimeError("no such device")
 
     monkeypatch.setattr(ops, "launch_decode", fails)
-    monkeypatch.setattr(ops, "_failed_configs", set())
+    monkeypatch.setattr(ops, "_failed_configs", {})
     form = Dequantised("failing", format=E4M3, key_scale="1.H.1.1", keys=HEAD)
     assert _run(form.golden) is not None

@@ -118,5 +118,5 @@ def test_what_fails_to_launch_is_gathered_for_pytorch(form: Paged, monkeypatch: 
         raise RuntimeError("no such device")
 
     monkeypatch.setattr(ops, "launch_decode", fails)
-    monkeypatch.setattr(ops, "_failed_configs", set())
+    monkeypatch.setattr(ops, "_failed_configs", {})
     assert _spec_of(form.golden).page_size == 4

@@ -20,6 +20,7 @@ from .golden import (
     flex,
     hand_written,
     latent,
+    multi_head,
     paged,
     partial,
     products,
@@ -58,7 +59,7 @@ def test_a_golden_graph_is_recognised_and_follows_eager(golden: Golden) -> None:
 
 
 _MODULES_WRITTEN_HERE = (
-    dequantised, evicted, flex, hand_written, latent, paged, partial, products, sliding_window, speculation,
+    dequantised, evicted, flex, hand_written, latent, multi_head, paged, partial, products, sliding_window, speculation,
     three_dimensional,
 )  # fmt: skip
 _WRITTEN_HERE = [golden for module in _MODULES_WRITTEN_HERE for golden in module.GOLDEN]

@@ -101,11 +101,11 @@ def test_the_command_line_names_formats_and_scales() -> None:
 def test_records_name_the_template_that_serves_them() -> None:
     toolchain = present_toolchain(measured=False)
     quantised = quantised_key(LLAMA, "e4m3", "head")
-    plain, theirs = toolchain(LLAMA), toolchain(quantised)
-    assert (plain.template, plain.template_hash) == (SPLIT_KV.name, hash_for(SPLIT_KV, LLAMA))
-    assert (theirs.template, theirs.template_hash) == (QUANTISED.name, hash_for(QUANTISED, quantised))
     latents = parse_key("bfloat16 128q/1kv d512 q1 b16 s8192 bhsd-tma bool rope64")
-    assert (toolchain(latents).template, toolchain(latents).template_hash) == (LATENT.name, hash_for(LATENT, latents))
+    plain, theirs, of_latents = (toolchain(key, None) for key in (LLAMA, quantised, latents))
+    assert (plain.template, plain.template_hash) == (SPLIT_KV.name, hash_for(SPLIT_KV, LLAMA, None))
+    assert (theirs.template, theirs.template_hash) == (QUANTISED.name, hash_for(QUANTISED, quantised, None))
+    assert (of_latents.template, of_latents.template_hash) == (LATENT.name, hash_for(LATENT, latents, None))
     assert replace(theirs, template=plain.template, template_hash=plain.template_hash) == plain
 
 

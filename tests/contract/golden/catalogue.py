@@ -10,6 +10,7 @@ from . import (
     flex,
     hand_written,
     latent,
+    multi_head,
     paged,
     partial,
     products,
@@ -37,4 +38,5 @@ GOLDEN_GRAPHS: tuple[Golden, ...] = (
     *sliding_window.GOLDEN,
     *speculation.GOLDEN,
     *latent.GOLDEN,
+    *multi_head.GOLDEN,
 )

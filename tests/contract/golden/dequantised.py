@@ -116,6 +116,13 @@ def of_column_groups_unzeroed(numbers: Tensor, scale: Tensor, dtype: torch.dtype
     return (numbers.to(dtype).view(*shape[:-1], 2, 8) * scales.to(dtype)).reshape(shape)
 
 
+def in_rows_of_groups(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """As optimum-quanto has it: one row for every eight numbers, times a scale, less a shift."""
+    scales = torch.stack([scale, scale * 2], -2).reshape(-1, 1)
+    shifts = scales * zero_like(scales)
+    return (scales * numbers.reshape(-1, 8) - shifts).view(numbers.shape).to(dtype)
+
+
 def of_runs(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """As KIVI has keys: a scale and a minimum for every channel over ten tokens."""
     doubled = torch.tensor([1.0, 4.0], device=scale.device)[:, None, None]
@@ -190,6 +197,11 @@ class Dequantised:
     value_group: tuple[int, int] | None = None
     key_exponent: int = -6
     value_exponent: int = -6
+    # Where a token is that is written over the dequantised cache as it was before quantising.
+    exact_at: int | None = None
+    # Tokens after the dequantised ones that never were quantised; whether the second of them is hidden.
+    residual: int = 0
+    residual_hidden: bool = False
 
     @property
     def heads(self) -> int:
@@ -218,6 +230,11 @@ class Dequantised:
             k, v = given.dequantise(keys, key_scale, q.dtype), given.dequantise(values, value_scale, q.dtype)
             if given.length_first:
                 k, v = k.transpose(1, 2), v.transpose(1, 2)
+            if given.exact_at is not None:
+                at = torch.full((1,), given.exact_at, device=q.device)
+                k[:, :, at], v[:, :, at] = q[:, :KV_HEADS, :1], q[:, KV_HEADS:, :1]
+            if given.residual:
+                k, v, mask = given.with_residual(q, k, v, mask)
             if given.by_products:
                 note(q, k, v, mask, 1 / math.sqrt(DIM), None, None)
                 return _by_products(q, k, v, mask)
@@ -226,6 +243,18 @@ class Dequantised:
             return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
         return attend
+
+    def with_residual(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """All but the last of the tokens in one tensor, as caches gather them, and that in its own."""
+        gathered = torch.arange(1, self.residual, device=q.device)[:, None]
+        rows = [q[:, ::2, :1], q[:, 1::2, :1]]
+        k, v = (torch.cat([x, row * gathered.to(q.dtype), row], 2) for x, row in zip((k, v), rows, strict=True))
+        if mask is not None:
+            seen = torch.arange(self.residual, device=q.device) != (1 if self.residual_hidden else self.residual)
+            mask = torch.cat([mask, seen.expand(BATCH, 1, 1, -1)], -1)
+        return k, v, mask
 
     def steps(self) -> Sequence[Inputs]:
         draw = Draw(self.seed, self.dtype)
@@ -263,6 +292,8 @@ class Dequantised:
     def spec(self) -> AttentionSpec:
         row = DIM // 2 if self.packing else DIM
         layout = (length_first if self.length_first else heads_first)(KV_HEADS, KV_LEN, row)
+        # What hides the stored numbers of a token that is given beside them.
+        masked = self.mask or self.exact_at is not None
         return AttentionSpec(
             batch=BATCH,
             query_heads=KV_HEADS * 2,
@@ -275,8 +306,9 @@ class Dequantised:
             scale=1 / math.sqrt(DIM),
             key_layout=layout,
             value_layout=layout,
-            mask=MaskKind.BOOL if self.mask else MaskKind.NONE,
-            mask_dtype=torch.bool if self.mask else None,
+            mask=MaskKind.BOOL if masked else MaskKind.NONE,
+            mask_dtype=torch.bool if masked else None,
+            lse=self.exact_at is not None or self.residual > 0,
             cache=QuantisedCache(
                 self.format,
                 self.keys,
@@ -322,6 +354,31 @@ DEQUANTISED = (
     Dequantised("int8_expanded", dequantise=expanded),
     Dequantised("int8_by_two_scales", dequantise=by_two_scales, key_exponent=-3, value_exponent=-3),
     Dequantised("int8_written", written=True, q_len=3),
+    Dequantised("int8_exact_key", exact_at=8, written=True, dtype=torch.bfloat16, scale_dtype=torch.float32),
+    Dequantised("int8_exact_key_unmasked", exact_at=-3, mask=False, q_len=3, value_scale="B.1.1.D", values=NONE),
+    Dequantised("int8_exact_key_length_first", exact_at=12, length_first=True, dequantise=promoted),
+    Dequantised("int8_exact_key_products", exact_at=12, by_products=True),
+    Dequantised("int8_before_residual", residual=4, residual_hidden=True, written=True, dtype=torch.bfloat16),
+    Dequantised(
+        "uint8_before_residual",
+        residual=2,
+        mask=False,
+        q_len=3,
+        format=UINT8,
+        dequantise=less_zeros,
+        length_first=True,
+        **_TOKEN_ZEROS,
+    ),
+    Dequantised(
+        "uint4_before_residual",
+        residual=3,
+        format=UINT8,
+        dequantise=interleaved,
+        by_products=True,
+        packing="uint4_interleaved",
+        **_FOUR_BITS,
+        **_ONE_ZERO,
+    ),
     Dequantised("int8_length_first", length_first=True, mask=False),
     Dequantised("int8_mixed", key_scale="1.H.1.1", keys=HEAD, value_scale="B.1.S.1"),
     Dequantised(
@@ -360,6 +417,9 @@ DEQUANTISED = (
         **_ONE_ZERO,
     ),
     Dequantised("uint8_column_groups", format=UINT8, dequantise=of_column_groups, **_GROUPS, **_GROUP_ZEROS),
+    Dequantised(
+        "uint8_rows_of_groups", format=UINT8, dequantise=in_rows_of_groups, minima=True, **_GROUPS, **_GROUP_ZEROS
+    ),
     Dequantised("int8_column_groups", dequantise=of_column_groups_unzeroed, scale_dtype=torch.float16, **_GROUPS),
     Dequantised(
         "uint8_runs",
