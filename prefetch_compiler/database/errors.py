@@ -5,6 +5,8 @@ from __future__ import annotations
 from ..errors import KVPrefetchError
 from .record import DeviceIdentity
 
+_MAX_QUOTED = 400
+
 
 class DatabaseError(KVPrefetchError):
     """Base of everything that reading, writing or combining tuning databases raises."""
@@ -24,6 +26,23 @@ class UnreadableDatabaseError(DatabaseError):
         super().__init__(f"{source}: the tuning database cannot be read ({cause}); check the path and its permissions.")
 
 
+class UntrustedFolderError(DatabaseError):
+    """The user's own folder, which nobody named, holds what somebody else may have written."""
+
+    def __init__(self, folder: object, problem: str) -> None:
+        super().__init__(
+            f"{folder}: the user's folder of tuning databases is not used: {problem}. Take it back (chown, chmod 700), "
+            "or name it in KVPREFETCH_TUNING_DB if others may choose your kernels."
+        )
+
+
+class UntrustedLinkError(DatabaseError):
+    """A database would be written through somebody else's link."""
+
+    def __init__(self, path: object, problem: str) -> None:
+        super().__init__(f"{path}: nothing is written through it: {problem}. Remove it, or name the file itself.")
+
+
 class DatabaseTooLargeError(DatabaseError):
     """More bytes than any database has: refused before it is parsed, and never written."""
 
@@ -35,12 +54,19 @@ class DatabaseTooLargeError(DatabaseError):
 
 
 class CorruptDatabaseError(DatabaseError):
-    """Bytes that are no tuning database: not JSON, not its schema, or values that no job records."""
+    """Bytes that are no tuning database: not JSON, not its schema, or values that no job records. What it quotes of
+    them forges no line of a log and reaches no terminal's controls."""
 
     def __init__(self, source: object, problem: str) -> None:
         super().__init__(
-            f"{source}: not a valid tuning database: {problem}. Restore the file, or delete it and tune again."
+            f"{source}: not a valid tuning database: {_quoted(problem)}. Restore the file, or delete it and tune again."
         )
+
+
+def _quoted(text: str) -> str:
+    """Printable ASCII alone, and not much of it."""
+    printable = "".join(letter if " " <= letter <= "~" else ascii(letter)[1:-1] for letter in text[:_MAX_QUOTED])
+    return printable if len(text) <= _MAX_QUOTED else f"{printable}..."
 
 
 class ChecksumError(CorruptDatabaseError):

@@ -4,7 +4,8 @@ Places are looked into in this order, and of records of one identity that of the
 
 1. the paths of the option ``kvprefetch.tuning_db``, as listed;
 2. those of the environment variable ``KVPREFETCH_TUNING_DB``, separated as in ``PATH``;
-3. the user's cache folder (:func:`user_folder`), where the tuning job publishes;
+3. the user's cache folder (:func:`user_folder`), where the tuning job publishes, unless others can write there
+   (``private_folder``);
 4. the shipped folder (:func:`shipped_folder`).
 
 A place is a file, or a folder, of which every database is read (``store.database_files``); those of one folder are
@@ -22,10 +23,9 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-import platformdirs
-
 from .document import Database
-from .errors import DatabaseError, MissingDatabaseError, UnreadableDatabaseError
+from .errors import DatabaseError, MissingDatabaseError, UnreadableDatabaseError, UntrustedFolderError
+from .private_folder import user_folder, why_file_untrusted, why_untrusted
 from .store import database_files, read
 
 log = logging.getLogger("prefetch_compiler")
@@ -42,10 +42,12 @@ Fingerprint = tuple[str, int, int, int]
 
 @dataclass(frozen=True)
 class Place:
-    """A file or folder to look into. One that was ``named`` by the user has to be there."""
+    """A file or folder to look into. One that was ``named`` by the user has to be there; in one that is ``private``
+    nobody but the user may be able to write."""
 
     path: Path
     named: bool
+    private: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +59,6 @@ class Overlays:
 
 
 NO_DATABASES = Overlays()
-
-
-def user_folder() -> Path:
-    """Where the user's own databases are, such as ``~/.cache/kvprefetch/tuning_db``."""
-    return Path(platformdirs.user_cache_dir("kvprefetch"), "tuning_db")
 
 
 def shipped_folder() -> Path | None:
@@ -76,8 +73,8 @@ def places(named: Sequence[PathLike] = ()) -> tuple[Place, ...]:
     # Not Path.expanduser: it raises for a user without a home.
     paths = [Path(os.path.expanduser(path)) for path in (*named, *filter(None, environment))]  # noqa: PTH111
     shipped = shipped_folder()
-    ours = [user_folder(), *([] if shipped is None else [shipped])]
-    found = [Place(path, named=True) for path in paths] + [Place(path, named=False) for path in ours]
+    found = [Place(path, named=True) for path in paths] + [Place(user_folder(), named=False, private=True)]
+    found += [] if shipped is None else [Place(shipped, named=False)]
     return tuple(
         {place.path: place for place in reversed(found)}[path] for path in dict.fromkeys(p.path for p in found)
     )
@@ -120,7 +117,18 @@ def forget() -> None:
 
 
 _lock = threading.Lock()
-_read_files: dict[Path, tuple[Fingerprint, Database | DatabaseError]] = {}
+
+
+def _unlock() -> None:
+    """The thread that holds the lock does not exist in a forked child, which would wait for it for ever."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock)
+
+_read_files: dict[tuple[Path, bool], tuple[Fingerprint, Database | DatabaseError]] = {}
 _loaded: dict[tuple[tuple[Fingerprint, ...], ...], Overlays] = {}
 _warned: set[str] = set()
 
@@ -148,7 +156,7 @@ def _databases(place: Place, strict: bool) -> Iterator[tuple[Fingerprint, Databa
         _complain(place.path, error, strict)
         return
     for path in files:
-        fingerprint, found = _read_once(path)
+        fingerprint, found = _read_once(path, place.private)
         if isinstance(found, Database):
             yield fingerprint, found
         else:
@@ -156,10 +164,12 @@ def _databases(place: Place, strict: bool) -> Iterator[tuple[Fingerprint, Databa
 
 
 def _files_of(place: Place) -> tuple[Path, ...]:
-    """Raises: MissingDatabaseError, UnreadableDatabaseError."""
+    """Raises: MissingDatabaseError, UnreadableDatabaseError, UntrustedFolderError."""
     try:
         if not place.named and not place.path.exists():
             return ()
+        if place.private and (reason := why_untrusted(place.path)) is not None:
+            raise UntrustedFolderError(place.path, reason)
         place.path.stat()
         if not place.path.is_dir():
             return (place.path,)
@@ -172,12 +182,12 @@ def _files_of(place: Place) -> tuple[Path, ...]:
     return database_files(place.path)
 
 
-def _read_once(path: Path) -> tuple[Fingerprint, Database | DatabaseError]:
+def _read_once(path: Path, private: bool) -> tuple[Fingerprint, Database | DatabaseError]:
     fingerprint = _fingerprint(path)
-    known = _read_files.get(path)
+    known = _read_files.get((path, private))
     if known is None or known[0] != fingerprint:
-        known = fingerprint, _read_or_error(path)
-        _read_files[path] = known
+        known = fingerprint, _read_or_error(path, private)
+        _read_files[path, private] = known
     return known
 
 
@@ -189,8 +199,10 @@ def _fingerprint(path: Path) -> Fingerprint:
     return str(path), status.st_mtime_ns, status.st_size, status.st_ino
 
 
-def _read_or_error(path: Path) -> Database | DatabaseError:
+def _read_or_error(path: Path, private: bool) -> Database | DatabaseError:
     try:
+        if private and (reason := why_file_untrusted(path)) is not None:
+            raise UntrustedFolderError(path.parent, reason)
         return read(path)
     except DatabaseError as error:
         # Kept for as long as the process runs: without the frames, its own and its cause's, that hold the file's bytes.

@@ -8,7 +8,6 @@ whose locks and renames work.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
@@ -32,8 +31,11 @@ from .errors import (
     InadmissibleRecordError,
     MissingDatabaseError,
     UnreadableDatabaseError,
+    UntrustedFolderError,
+    UntrustedLinkError,
 )
 from .merge import merge
+from .private_folder import make_folder, sync_folder, why_link_untrusted, why_own_untrusted
 from .record import DeviceIdentity, TuningRecord
 from .strict_json import MAX_BYTES
 
@@ -95,7 +97,8 @@ def publish(
     Raises:
         DatabaseError: the records are not published, and the file is whole: InvalidRecordError,
             InadmissibleRecordError, DeviceMismatchError, UnsupportedVersionError, DatabaseTooLargeError,
-            UnreadableDatabaseError, DatabaseLockedError or DatabaseWriteError.
+            UnreadableDatabaseError, UntrustedLinkError, UntrustedFolderError, DatabaseLockedError or
+            DatabaseWriteError.
     """
     for record in database.records:
         reason = None if check is None else check(record)
@@ -140,19 +143,31 @@ def _locked(path: Path | str, timeout_s: float) -> Iterator[Path]:
     """Hold the lock of ``path``; gives the file that it names, behind all links.
 
     Raises:
+        UntrustedLinkError, UntrustedFolderError: it is not to be written there.
         DatabaseLockedError, DatabaseWriteError: also of what is done under the lock.
     """
     # A link stays a link: what it points to is replaced.
     target = Path(os.path.realpath(path))
     lock_path = target.with_name(f".{target.name}.lock")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _require_trusted(Path(path), target)
         with FileLock(lock_path, timeout=timeout_s, poll_interval=0.01, thread_local=False):
             yield target
     except Timeout as error:
         raise DatabaseLockedError(path, lock_path, timeout_s) from error
     except OSError as error:
         raise DatabaseWriteError(path, error) from error
+
+
+def _require_trusted(path: Path, target: Path) -> None:
+    """Make the folder; raises UntrustedLinkError, UntrustedFolderError."""
+    link = why_link_untrusted(path)
+    if link is not None:
+        raise UntrustedLinkError(path, link)
+    make_folder(target.parent)
+    reason = why_own_untrusted(target.parent)
+    if reason is not None:
+        raise UntrustedFolderError(target.parent, reason)
 
 
 def _publish_locked(target: Path, database: Database) -> Database:
@@ -184,7 +199,7 @@ def _holds(target: Path, data: bytes) -> bool:
         return False
     with target.open("rb") as file:
         os.fsync(file.fileno())
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
     return True
 
 
@@ -203,24 +218,12 @@ def _replace(target: Path, data: bytes) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def _created(path: Path) -> IO[bytes]:
     """A new file with the modes that the user's umask leaves; a name that exists, even a link, is refused."""
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb")
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network file systems cannot, and need not: their renames are durable by themselves.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _remove_leftovers(target: Path) -> None:

@@ -1,13 +1,14 @@
 """Bytes from anywhere -> plain data, or one error. Bounded in time and memory, whatever the bytes are.
 
 Python's own parser with everything refused that JSON readers disagree on: duplicate keys, NaN and Infinity, numbers
-beyond what any of our files holds, more than one value, encodings other than UTF-8.
+beyond what any of our files holds, more than one value, encodings other than UTF-8, halves of characters.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any, NoReturn
 
 MAX_BYTES = 64 << 20
@@ -18,6 +19,7 @@ MAX_VALUES = 4_000_000
 MAX_INTEGER_CHARACTERS = 20
 MAX_FRACTION_CHARACTERS = 32
 
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _DIGITS = bytes.maketrans(b"123456789.+-E", b"000000000000e")
 _LONG_NUMBER = b"0" * (MAX_INTEGER_CHARACTERS + 1)
 _NOT_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
@@ -55,9 +57,20 @@ def _parse(data: bytes) -> Any:
     if text.startswith("\ufeff"):
         raise StrictJsonError("it starts with a byte order mark")
     try:
-        return json.loads(text, object_pairs_hook=_object, parse_constant=_constant, **checked)
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, **checked)
     except json.JSONDecodeError as error:
         raise StrictJsonError(f"not JSON: {error}") from error
+    if _SURROGATE.search(data):
+        _require_whole_characters(value)
+    return value
+
+
+def _require_whole_characters(value: Any) -> None:
+    """Half of a surrogate pair, which only an escape can spell, is no text: it has no UTF-8."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise StrictJsonError("a string has half of a surrogate pair") from error
 
 
 def _outside_strings(data: bytes) -> bytes:

@@ -16,15 +16,21 @@ from rich.markup import escape
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
+
     from ..database.document import Database
     from ..database.record import TuningRecord
-    from .verify import Means
+    from ..tuning.compile_pool import CompilePool
+    from ..tuning.measurer import WorkerMeasurer
+    from .verify import Checked, Means
 
 app = typer.Typer(help="Look at, compare, combine and verify tuning databases.", no_args_is_help=True)
 
 FileArgument = Annotated[Path, typer.Argument(help="A database file.", metavar="FILE")]
 OutOption = Annotated[Path, typer.Option(help="The file to write.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+# A run that is ended leaves a report of all but the last few.
+_RECORDS_BETWEEN_REPORTS = 10
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace --out if it is there already.")]
 
 
@@ -172,6 +178,9 @@ def verify(
         float, typer.Option(min=1, help="With --timing: times over this many times the recorded one are wrong.")
     ] = 1.25,
     jobs: Annotated[int | None, typer.Option(min=1, help="Compiling processes.", show_default="all cores")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Keep what is found: writes REPORT.json and REPORT.txt, also while it runs.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Prove a database anew: its file, every record admissible and compilable, and on its GPU correct.
@@ -185,7 +194,15 @@ def verify(
 
     database = read(file)
     with _means(file, database, compiling, timing, tolerance, jobs) as means, _progress(len(database.records)) as step:
-        checked = verified(database, means, step)
+        keep = _kept_report(report, file, database, means)
+
+        def progress(done: list[Checked]) -> None:
+            step(len(done))
+            if len(done) % _RECORDS_BETWEEN_REPORTS == 0:
+                keep(done)
+
+        checked = verified(database, means, progress)
+        keep(checked)
     failed = sum(1 for _ in problems(checked))
     stale = sum(map(_is_stale, database.records))
     if as_json:
@@ -290,6 +307,26 @@ def _is_stale(record: TuningRecord) -> bool:
     return bool(why_stale(record))
 
 
+def _kept_report(report: Path | None, file: Path, database: Database, means: Means) -> Callable[[list[Checked]], None]:
+    """Writes the report of the records that are done, if one is wanted."""
+    if report is None:
+        return lambda checked: None
+    from .errors import ReportNotWrittenError
+    from .verify import matching_gpu
+    from .verify_report import report_data, write_report
+
+    gpu, stale = matching_gpu(database.device), sum(map(_is_stale, database.records))
+
+    def keep(checked: list[Checked]) -> None:
+        try:
+            write_report(report, report_data(file, database, means, checked, gpu, stale))
+        except OSError as error:
+            raise ReportNotWrittenError(report, error) from error
+
+    keep([])
+    return keep
+
+
 @contextmanager
 def _means(
     file: Path, database: Database, compiling: bool, timing: bool, tolerance: float, jobs: int | None
@@ -303,21 +340,29 @@ def _means(
         raise UnknownDeviceError(file, database.device)
     if timing and gpu is None:
         raise NoMatchingGpuError(file, database.device)
-    compiler = measurer = None
+    compiler: CompilePool | None = None
+    measurer: WorkerMeasurer | None = None
     try:
-        if compiling:
+        if compiling and profile.backend != "interpreter":
             from ..tuning.compile_pool import CompilePool
 
             compiler = CompilePool(profile, jobs)
-        if gpu is not None:
-            from ..tuning.measurer import GpuMeasurer
-
-            measurer = GpuMeasurer(gpu.index)
+        if gpu is not None or profile.backend == "interpreter":
+            measurer = _measurer(gpu, timing)
         yield Means(profile, compiler, measurer, tolerance if timing else None)
     finally:
         for one in (compiler, measurer):
             if one is not None:
                 one.close()
+
+
+def _measurer(gpu: torch.device | None, timing: bool) -> WorkerMeasurer:
+    """Of a GPU, or of the interpreter, which tells no times."""
+    from ..tuning.measurer import CorrectnessChecker, GpuMeasurer
+
+    if gpu is None or not timing:
+        return CorrectnessChecker(None if gpu is None else gpu.index)
+    return GpuMeasurer(gpu.index)
 
 
 @contextmanager

@@ -23,3 +23,10 @@ class NoMatchingGpuError(DatabaseError):
         super().__init__(
             f"{source}: it is a database of {describe(device)}, which is not here; leave out --timing, or run it there."
         )
+
+
+class ReportNotWrittenError(DatabaseError):
+    """The report of a verification cannot be kept where it was wanted."""
+
+    def __init__(self, report: object, cause: object) -> None:
+        super().__init__(f"{report}: the report cannot be written ({cause}); name another --report.")

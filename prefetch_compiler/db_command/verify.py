@@ -2,12 +2,13 @@
 it says.
 
 The file itself was checked when it was read. Without the GPU a record is compiled for it; the assembler tells registers
-and spills.
+and spills. A record that cannot even be looked at is one that failed; the others are checked all the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,13 +19,11 @@ from ..database.device_identity import identity_of
 from ..database.document import Database
 from ..database.merge import objective_us
 from ..database.record import DeviceIdentity, TuningRecord
-from ..device import REFERENCE_DEVICES, DeviceProfile, profile
+from ..device import INTERPRETER, REFERENCE_DEVICES, DeviceProfile, interpreting, profile
 from ..select.admissible import why_inadmissible
 from ..select.heuristic import choose
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     from ..tuning.compile_pool import CompileOutcome, Compiler
     from ..tuning.protocol import Measurer
 
@@ -60,7 +59,9 @@ class Means:
 
 def profile_of(device: DeviceIdentity) -> DeviceProfile | None:
     """Limits of a database's GPU: of the one that is here if it is that model, else public figures of its architecture
-    (with the database's own name and SM count)."""
+    (with the database's own name and SM count). The interpreter's are known where it runs."""
+    if device == identity_of(INTERPRETER) and interpreting():
+        return INTERPRETER
     present = matching_gpu(device)
     if present is not None:
         return profile(present)
@@ -74,13 +75,19 @@ def matching_gpu(device: DeviceIdentity) -> torch.device | None:
     return next((gpu for gpu in gpus if identity_of(profile(gpu)) == device), None)
 
 
-def verify(database: Database, means: Means, progress: Callable[[int], None] = lambda done: None) -> list[Checked]:
-    """Check every record, in order. ``progress`` is told how many are done."""
+def verify(
+    database: Database, means: Means, progress: Callable[[list[Checked]], None] = lambda checked: None
+) -> list[Checked]:
+    """Check every record, in order. ``progress`` is told of those that are done, after each. Never raises for what a
+    record does."""
     waiting = _submit(database, means)
-    checked = []
+    checked: list[Checked] = []
     for record in database.records:
-        checked.append(_check(record, means, waiting.get(record)))
-        progress(len(checked))
+        try:
+            checked.append(_check(record, means, waiting.get(record)))
+        except Exception as error:
+            checked.append(Checked(record, f"it cannot be checked: {type(error).__name__}: {error}"))
+        progress(checked)
     return checked
 
 
@@ -88,11 +95,18 @@ def _submit(database: Database, means: Means) -> dict[TuningRecord, Future[Compi
     """Compile whatever is admissible, all at once: the pool keeps its processes busy."""
     if means.compiler is None:
         return {}
-    return {
-        record: means.compiler.submit(record.key, record.config)
-        for record in database.records
-        if _why_inadmissible(record, means) is None
-    }
+    return {record: _compiling(record, means, means.compiler) for record in database.records}
+
+
+def _compiling(record: TuningRecord, means: Means, compiler: Compiler) -> Future[CompileOutcome]:
+    """What goes wrong here is told when the record's turn comes."""
+    failed: Future[CompileOutcome] = Future()
+    try:
+        if _why_inadmissible(record, means) is None:
+            return compiler.submit(record.key, record.config)
+    except Exception as error:
+        failed.set_exception(error)
+    return failed
 
 
 def _check(record: TuningRecord, means: Means, compiling: Future[CompileOutcome] | None) -> Checked:

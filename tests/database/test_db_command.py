@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import subprocess
@@ -16,18 +18,19 @@ import pytest
 
 from prefetch_compiler import cli
 from prefetch_compiler.config import KernelConfig, LoadPath
+from prefetch_compiler.database.device_identity import identity_of
 from prefetch_compiler.database.document import Database, encode
 from prefetch_compiler.database.errors import describe
-from prefetch_compiler.database.key import Alignment, TuningKey
+from prefetch_compiler.database.key import Alignment, MaskClass, TuningKey, key_of
 from prefetch_compiler.database.record import DeviceIdentity, Toolchain, TuningRecord
 from prefetch_compiler.database.schema import schema_bytes
-from prefetch_compiler.database.store import publish, read
+from prefetch_compiler.database.store import database_files, publish, read
 from prefetch_compiler.database.template_hash import present_hash
 from prefetch_compiler.db_command import verify as verification
 from prefetch_compiler.db_command.filters import for_sites
 from prefetch_compiler.db_command.summary import summarise
 from prefetch_compiler.db_command.verify import Means, profile_of, verify
-from prefetch_compiler.device import REFERENCE_DEVICES
+from prefetch_compiler.device import INTERPRETER, REFERENCE_DEVICES
 from prefetch_compiler.lower.precompile import CompiledKernel
 from prefetch_compiler.select.lookup import NEIGHBOURS
 from prefetch_compiler.tuning.capture import CapturedSite
@@ -255,7 +258,7 @@ def test_prune_drops_stale_and_unmeasured_records(run: Run, tmp_path: Path) -> N
 
 def _present_toolchain() -> Toolchain:
     triton = pytest.importorskip("triton")
-    present = present_hash(TOOLCHAIN.template, SMALL)
+    present = present_hash(TOOLCHAIN.template, SMALL, KernelConfig(32, 1, 4, 2))
     assert present is not None
     return replace(TOOLCHAIN, template_hash=present, triton=triton.__version__)
 
@@ -394,6 +397,48 @@ def test_on_its_gpu_a_record_is_run_again(outcome: Any, tolerance: float | None,
     assert request.seed not in (0, 10_000)
 
 
+class Breaking:
+    """A compiler, or a measurer, that breaks over one key, as no record should make it do."""
+
+    def __init__(self, key: TuningKey, whole: Any) -> None:
+        self._key, self._whole = key, whole
+
+    def submit(self, key: TuningKey, config: KernelConfig) -> Future[Any]:
+        if key == self._key:
+            raise KeyError("on purpose")
+        found: Future[Any] = self._whole.submit(key, config)
+        return found
+
+    def trial(self, request: TrialRequest) -> Any:
+        if request.key == self._key:
+            raise RuntimeError("on purpose")
+        return self._whole.trial(request)
+
+
+@pytest.mark.parametrize("part", ["compiler", "measurer", "predicate"])
+def test_a_record_that_cannot_be_checked_does_not_keep_the_others_from_it(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, gpu = FakePool(lambda key, config: (GOOD_KERNEL,)), FakeGpu(result(20.0))
+    compiler: Any = Breaking(SMALL, pool) if part == "compiler" else pool
+    measurer: Any = Breaking(SMALL, gpu) if part == "measurer" else gpu
+    if part == "predicate":
+        real = verification.why_inadmissible
+
+        def predicate(spec: Any, *more: Any) -> str | None:
+            if key_of(spec) == SMALL:
+                raise ZeroDivisionError("on purpose")
+            return real(spec, *more)
+
+        monkeypatch.setattr(verification, "why_inadmissible", predicate)
+    stored = database(measured(SMALL), measured(KEY), measured(FLOAT16))
+    found = {one.record.key: one.problem for one in verify(stored, Means(H200_PROFILE, compiler, measurer))}
+    assert found.keys() == {SMALL, KEY, FLOAT16}
+    problem = str(found.pop(SMALL))
+    assert "cannot be checked" in problem and "on purpose" in problem
+    assert list(found.values()) == [None, None]
+
+
 def test_a_record_that_is_inadmissible_never_runs() -> None:
     gpu = FakeGpu(result(20.0))
     verify(database(INADMISSIBLE), Means(H200_PROFILE, None, gpu))
@@ -450,18 +495,89 @@ def test_verify_cannot_compile_where_kernels_are_interpreted(run: Run, first: Pa
 
 
 def test_verify_compiles_for_a_gpu_that_is_not_here(tmp_path: Path) -> None:
-    """The real pool, in a process of its own that does not interpret."""
+    """The real pool, in a process of its own that does not interpret: shipped records, which compile within the limits
+    of their GPU, and one that cannot run there. KVPREFETCH_EVERY_RECORD=1 is for every one that ships."""
     pytest.importorskip("triton")
     path = tmp_path / "h200.json"
-    small = replace(FLOAT16, head_dim=64, value_dim=64)
-    # One split: one kernel to compile.
-    good: TuningRecord = measured(small, toolchain=_present_toolchain(), config=replace(CONFIG, num_splits=1))
-    publish(path, database(good, replace(INADMISSIBLE, evidence=good.evidence)))
+    (shipped,) = database_files(Path(__file__).parents[2] / "tuning_db")
+    stored = read(shipped)
+    records = stored.records if os.environ.get("KVPREFETCH_EVERY_RECORD") else stored.records[::69]
+    assert len(records) >= 3
+    publish(path, Database(stored.device, (*records, INADMISSIBLE)))
     command = [sys.executable, "-m", "prefetch_compiler.cli", "db", "verify", str(path), "--json", "--jobs", "1"]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["CUDA_VISIBLE_DEVICES"] = ""
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
     assert finished.returncode == 1, finished.stderr
     data = json.loads(finished.stdout)
-    assert (data["records"], data["failed"], data["compiled"], data["measured"]) == (2, 1, True, False)
-    assert [one["problem"] is None for one in data["checked"]] == [False, True]
+    assert (data["records"], data["failed"], data["measured"]) == (len(records) + 1, 1, False)
+    assert data["compiled"] is True
+    (failed,) = (one["key"] for one in data["checked"] if one["problem"] is not None)
+    assert failed == INADMISSIBLE.key.name
+
+
+def in_interpreter(key: TuningKey, **changes: Any) -> TuningRecord:
+    return measured(key, toolchain=_present_toolchain(), config=replace(KernelConfig(16, 2, 1, 2), **changes))
+
+
+TINY = replace(
+    KEY, dtype="float32", kv_dtype="float32", group=2, kv_heads=1, head_dim=16, value_dim=16, batch_bucket=1,
+    capacity_bucket=32, mask=MaskClass.NONE,
+)  # fmt: skip
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="only in a process that interprets")
+def test_verify_runs_every_record_where_kernels_are_interpreted_and_keeps_a_report(run: Run, tmp_path: Path) -> None:
+    """The real worker, the real kernels; one record cannot run, which does not keep the next from it."""
+    path, report = tmp_path / "interpreter.json", tmp_path / "kept" / "report"
+    report.parent.mkdir()
+    bad = in_interpreter(replace(TINY, alignment=Alignment.NONE), load_path=LoadPath.TMA)
+    publish(
+        path, Database(identity_of(INTERPRETER), (bad, in_interpreter(TINY), in_interpreter(replace(TINY, group=1))))
+    )
+    code, out, err = run("verify", path, "--report", report)
+    assert code == 1, err
+    assert "3 records checked (the file, admissible, run on the GPU), 1 failed" in out
+    data = json.loads(report.with_suffix(".json").read_text())
+    assert (data["records"], data["checked_records"], data["complete"], data["failed"]) == (3, 3, True, 1)
+    assert data["steps"] == {"compiled": False, "ran": True, "timed": False}
+    assert data["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    errors = {one["key"]: one["error"] for one in data["checked"]}
+    assert errors.pop(bad.key.name) is None
+    assert len(errors) == 2 and all(0 < error <= 1 for error in errors.values())
+    text = report.with_suffix(".txt").read_text()
+    assert "3 of 3 records checked" in text and "1 failed" in text
+    assert all(record.key.name in text for record in read(path).records)
+    assert sorted(one.name for one in report.parent.iterdir()) == ["report.json", "report.txt"]
+
+
+def test_a_verification_that_is_ended_leaves_what_it_had_found(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verification, "matching_gpu", lambda device: None)
+    monkeypatch.setattr(verification, "profile_of", lambda device: H200_PROFILE)
+    path, report = tmp_path / "h200.json", tmp_path / "report"
+    publish(path, database(*(measured(KEY.at(batch=1, capacity=1 << n)) for n in range(25))))
+    checked, real = [], verification._check
+
+    def ended(record: TuningRecord, *more: Any) -> Any:
+        checked.append(record)
+        if len(checked) == 23:
+            raise KeyboardInterrupt
+        return real(record, *more)
+
+    monkeypatch.setattr(verification, "_check", ended)
+    with contextlib.suppress(KeyboardInterrupt):
+        run("verify", path, "--no-compile", "--report", report)
+    data = json.loads(report.with_suffix(".json").read_text())
+    assert (data["records"], data["checked_records"], data["complete"]) == (25, 20, False)
+    assert "20 of 25 records checked" in report.with_suffix(".txt").read_text()
+
+
+def test_a_report_that_cannot_be_kept_is_told_before_anything_runs(
+    run: Run, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verification, "matching_gpu", lambda device: None)
+    monkeypatch.setattr(verification, "_check", lambda *_: pytest.fail("it ran"))
+    code, _, err = run("verify", first, "--no-compile", "--report", tmp_path / "nowhere" / "report")
+    assert code == 2 and "the report cannot be written" in err

@@ -37,32 +37,63 @@ RECORDS = [
 ]
 
 
+SCRIPT = Path(__file__).with_name("print_digest.py")
+# What a process may differ in without selecting otherwise: (hash seed, locale, time zone, UTF-8 mode).
+PROCESSES = {
+    "one": ("0", "C", "UTC", "0"),
+    "other hashes, east": ("1", "tr_TR.UTF-8", "Asia/Kathmandu", "1"),
+    "other hashes, west": ("4711", "de_DE.ISO-8859-1", "America/St_Johns", "0"),
+}
+
+
+def printed(python: str, folder: Path, name: str, by_environment: bool, order: random.Random) -> str:
+    """What a process prints whose databases are in ``folder``, a record a file, in any order, of any name and age."""
+    seed, locale, zone, utf8 = PROCESSES[name]
+    folder.mkdir()
+    for number, record in enumerate(order.sample(RECORDS, len(RECORDS))):
+        path = folder / f"{order.randrange(10**9)}.json"
+        path.write_bytes(encode(Database(EMULATED, (record,))))
+        os.utime(path, (number, order.randrange(10**9)))
+    environment = os.environ | {
+        "PYTHONHASHSEED": seed, "LC_ALL": locale, "LANG": locale, "TZ": zone, "PYTHONUTF8": utf8,
+        "TRITON_INTERPRET": "1", "XDG_CACHE_HOME": str(folder / "cache"),
+    }  # fmt: skip
+    if by_environment:
+        environment["KVPREFETCH_TUNING_DB"] = str(folder)
+    command = [python, str(SCRIPT), seed, *([] if by_environment else [str(folder)])]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=True).stdout
+
+
 def test_fresh_processes_agree(tmp_path: Path) -> None:
-    """Other hash seeds, paths, file names, times and orders, by option or by environment."""
+    """On the digest, and byte by byte on what is selected for every site that something is on record for, on two
+    devices: with other hash seeds, locales, time zones, paths, file names, times and orders."""
     order = random.Random(1)
-    found = set()
-    for seed in ("0", "1", "4711"):
-        folder = tmp_path / f"process {seed}"
-        folder.mkdir()
-        shuffled = order.sample(RECORDS, len(RECORDS))
-        files = []
-        for number, record in enumerate(shuffled):
-            path = folder / f"{order.randrange(10**9)}.json"
-            path.write_bytes(encode(Database(EMULATED, (record,))))
-            os.utime(path, (number, order.randrange(10**9)))
-            files.append(path)
-        environment = os.environ | {"PYTHONHASHSEED": seed, "TRITON_INTERPRET": "1", "XDG_CACHE_HOME": str(folder)}
-        if seed == "1":
-            environment["KVPREFETCH_TUNING_DB"] = str(folder)
-        command = [sys.executable, str(Path(__file__).with_name("print_digest.py"))]
-        command += [] if seed == "1" else [str(folder)]
-        process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
-        found.add(process.stdout.strip())
+    found = {printed(sys.executable, tmp_path / name, name, name == "other hashes, east", order) for name in PROCESSES}
     (agreed,) = found
-    assert len(bytes.fromhex(agreed)) == 32
+    digest, *selected = agreed.splitlines()
+    assert len(bytes.fromhex(digest)) == 32
+    assert len(selected) > 400
+    assert {f"| {verdict} |" in agreed for verdict in ("exact", "bucket", "heuristic")} == {True}
     everything = Overlays((tuple(Database(EMULATED, (record,)) for record in RECORDS),))
-    assert agreed == digest_of(INTERPRETER, everything)
-    assert agreed != digest_of(INTERPRETER, NO_DATABASES)
+    assert digest == digest_of(INTERPRETER, everything)
+    assert digest != digest_of(INTERPRETER, NO_DATABASES)
+
+
+@pytest.mark.parametrize("minor", [minor for minor in range(10, 15) if minor != sys.version_info.minor])
+def test_other_versions_of_python_agree(minor: int, tmp_path: Path) -> None:
+    """Those that have this package. KVPREFETCH_OTHER_PYTHONS names them, separated by colons."""
+    named = os.environ.get("KVPREFETCH_OTHER_PYTHONS", "").split(os.pathsep)
+    pythons = [python for python in filter(None, named) if _version_of(python) == f"3.{minor}"]
+    if not pythons:
+        pytest.skip(f"no python3.{minor} with this package in KVPREFETCH_OTHER_PYTHONS")
+    here = printed(sys.executable, tmp_path / "here", "one", False, random.Random(1))
+    there = printed(pythons[0], tmp_path / "there", "other hashes, west", False, random.Random(2))
+    assert there == here
+
+
+def _version_of(python: str) -> str:
+    command = [python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
 
 
 def overlays(*layers: list[TuningRecord], device: Any = H200, family_fallback: bool = False) -> Overlays:

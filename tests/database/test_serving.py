@@ -23,6 +23,7 @@ from prefetch_compiler.database.errors import CorruptDatabaseError, MissingDatab
 from prefetch_compiler.database.key import TuningKey, key_of
 from prefetch_compiler.database.overlay import NO_DATABASES, Overlays
 from prefetch_compiler.database.record import Toolchain, TuningRecord
+from prefetch_compiler.database.store import database_files
 from prefetch_compiler.database.template_hash import template_hash
 from prefetch_compiler.device import profile
 from prefetch_compiler.lower import rewrite
@@ -115,7 +116,16 @@ def test_a_reset_reads_files_again(tuned: Path, key: TuningKey) -> None:
     assert run(tuning_db=tuned).config == other
 
 
-@pytest.mark.parametrize("content", [b"", b'{"schema_version": 1', b"[" * 5000])
+def _damaged_shipped(flip: int | None, cut: int | None) -> bytes:
+    folder = overlay.shipped_folder()
+    assert folder is not None
+    data = bytearray(database_files(folder)[0].read_bytes())
+    if flip is not None:
+        data[flip] ^= 1
+    return bytes(data[:cut])
+
+
+@pytest.mark.parametrize("content", [b"", _damaged_shipped(flip=100_000, cut=None), b"[" * 5000])
 def test_a_corrupt_file_costs_one_warning(content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     bad = tmp_path / "bad.json"
     bad.write_bytes(content)
@@ -126,6 +136,26 @@ def test_a_corrupt_file_costs_one_warning(content: bytes, tmp_path: Path, caplog
     ours = [record for record in caplog.records if record.name == "prefetch_compiler"]
     assert len(ours) == 1
     assert str(bad) in ours[0].getMessage()
+
+
+def test_nothing_but_corrupt_files_and_inductor_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The shipped file with a flipped bit, the user's own cut off: compiled to the end, right, two files, two
+    warnings."""
+    shipped, own = tmp_path / "shipped" / "h200.json", tmp_path / "kvprefetch" / "tuning_db" / "own.json"
+    for path, content in ((shipped, _damaged_shipped(5000, None)), (own, _damaged_shipped(None, 9000))):
+        path.parent.mkdir(parents=True, mode=0o700)
+        path.write_bytes(content)
+    monkeypatch.setattr(overlay, "shipped_folder", lambda: shipped.parent)
+    monkeypatch.setattr(overlay, "user_folder", lambda: own.parent)
+    caplog.set_level(logging.WARNING, "prefetch_compiler")
+    q, k, v = operands()
+    with collect_reports() as report, torch.no_grad():
+        result = torch.compile(attend, backend="kvprefetch", fullgraph=True)(q, k, v)
+    torch.testing.assert_close(result, attend(q, k, v))
+    assert [site.verdict for site in report.sites] == [Verdict.HEURISTIC]
+    assert [str(path) in message for path, message in zip((own, shipped), caplog.messages, strict=True)] == [True, True]
 
 
 def test_under_strict_it_is_an_error(tmp_path: Path) -> None:
@@ -146,7 +176,7 @@ def test_whatever_fails_while_loading_is_no_users_exception(monkeypatch: pytest.
 
 
 def test_a_config_that_does_not_compile_gives_way(tuned: Path, key: TuningKey, monkeypatch: pytest.MonkeyPatch) -> None:
-    def precompile(spec: Any, config: KernelConfig, device: torch.device) -> None:
+    def precompile(spec: Any, config: KernelConfig, *_: Any) -> None:
         if config == CONFIG:
             raise RuntimeError("out of resource")
 

@@ -52,6 +52,9 @@ def test_what_json_writes_is_read_back(value: Any, ascii_only: bool, indent: int
         (b'"\xed\xa0\x80"', "byte 1 is not UTF-8"),
         (b'\xef\xbb\xbf{"a": 1}', "byte order mark"),
         ('{"a": 1}'.encode("utf-16"), "not UTF-8"),
+        (b'["\\ud800"]', "half of a surrogate pair"),
+        (b'{"\\uDFFF": 1}', "half of a surrogate pair"),
+        (b'"\\ude00\\ud83d"', "half of a surrogate pair"),
         (b'"a\nb"', "not JSON"),
         (b'"\x00"', "not JSON"),
         (b"1" * 21, "an integer of 21 characters"),
@@ -62,6 +65,10 @@ def test_what_readers_disagree_on_is_refused(data: bytes, problem: str) -> None:
     with pytest.raises(StrictJsonError) as error:
         parse(data)
     assert problem in str(error.value)
+
+
+def test_whole_surrogate_pairs_and_what_only_looks_like_half_of_one_are_text() -> None:
+    assert parse(b'["\\ud83d\\ude00", "\\\\ud800"]') == ["\U0001f600", "\\ud800"]
 
 
 def test_depth_is_bounded() -> None:
