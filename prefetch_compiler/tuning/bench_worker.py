@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import os
-import signal
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
 
 import torch
 
@@ -18,15 +13,15 @@ from ..config import KernelConfig
 from ..database.key import TuningKey
 from ..errors import InadmissibleConfigError
 from .ceilings import Ceilings
+from .contained import die_with, lead_process_group
 from .errors import KeyTooLargeError, WrongResultError
-from .protocol import FailureKind, Outcome, TrialFailure, TrialRequest
+from .protocol import FailureKind, Outcome, TrialFailure, TrialRequest, TrialResult
 from .session import Session
 from .verification import forget_checks, verify
 
 # Inputs that finalists are verified on.
 HELD_OUT_SEEDS = 2
 _DETAIL_CHARACTERS = 300
-_PR_SET_PDEATHSIG = 1
 _TRITON_FAILURES = {
     "OutOfResources": FailureKind.RESOURCES,
     "CompilationError": FailureKind.COMPILE_ERROR,
@@ -47,34 +42,19 @@ _session: Session | None = None
 _ceilings: Ceilings | None = None
 
 
-def start(device_index: int, parent: int) -> None:
-    """Take the GPU. The process dies with ``parent``, whatever way that goes: a measuring process left behind would
-    hold the GPU's memory."""
+def start(device_index: int | None, parent: int) -> None:
+    """Take the GPU; without one (None) this process interprets. The process dies with ``parent``, whatever way that
+    goes: a measuring process left behind would hold the GPU's memory."""
     global _device, _ceilings
     die_with(parent)
     lead_process_group()
     logging.getLogger("prefetch_compiler").setLevel(logging.ERROR)
+    if device_index is None:
+        torch.set_num_threads(1)  # tensors this small have nothing for a second one to do
+        return
     _device = torch.device("cuda", device_index)
     torch.cuda.set_device(_device)
     _ceilings = Ceilings(lambda byte_count: measure_ceiling(byte_count, _device).samples.median_us)
-
-
-def die_with(parent: int) -> None:
-    """Ask Linux to kill this process when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def lead_process_group() -> None:
-    """Lead a group of our own, so that an assembler dies with us when we are told to end."""
-    os.setpgrp()
-    signal.signal(signal.SIGTERM, _end_group)
-
-
-def _end_group(signum: int, frame: FrameType | None) -> None:
-    os.killpg(0, signal.SIGKILL)
 
 
 def trial(request: TrialRequest) -> Reply:
@@ -85,6 +65,11 @@ def trial(request: TrialRequest) -> Reply:
         return _session_of(request.key).trial(request.config, error)
 
     return guarded([measure])
+
+
+def correctness(request: TrialRequest) -> Reply:
+    """Verify one configuration on every held-out seed, and time nothing."""
+    return guarded([lambda: TrialResult((), (), _verified(request.key, request.config, request.seed))])
 
 
 def finals(key: TuningKey, configs: tuple[KernelConfig, ...], seed: int) -> Reply:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from threading import Lock
 from typing import Any, Protocol
@@ -34,7 +35,8 @@ class Compiler(Protocol):
     """Whoever tells what a configuration takes before it is measured."""
 
     def submit(self, key: TuningKey, config: KernelConfig) -> Future[CompileOutcome]:
-        """The kernels of ``config`` for ``key``, or why there are none. The future never raises."""
+        """The kernels of ``config`` for ``key``, or why there are none; no kernels where the compilers died before they
+        came to it. The future never raises."""
 
     def close(self) -> None:
         """End every process."""
@@ -55,8 +57,13 @@ class CompilePool:
         self._profile = profile
         self._timeout_s = timeout_s
         self.processes = processes or available_cores()
-        self._pool = ProcessPool(self.processes, initializer=start_worker, context=get_context("spawn"))
+        self._pool = self._started()
         self._kernels: dict[str, Future[Any]] = {}
+
+    def _started(self) -> ProcessPool:
+        return ProcessPool(
+            self.processes, initializer=start_worker, initargs=[os.getpid()], context=get_context("spawn")
+        )
 
     @property
     def kernels(self) -> int:
@@ -75,15 +82,29 @@ class CompilePool:
         return [self._kernel(spec, config, number, kernel_identity(call)) for number, call in enumerate(calls)]
 
     def _kernel(self, spec: AttentionSpec, config: KernelConfig, number: int, identity: str) -> Future[Any]:
+        if not self._pool.active:
+            self._renew()
         if identity not in self._kernels:
             self._kernels[identity] = self._pool.schedule(
                 compile_kernel, args=(spec, config, self._profile, number), timeout=self._timeout_s
             )
         return self._kernels[identity]
 
+    def _renew(self) -> None:
+        """Start anew. A process that dies while none of them has anything to do takes the pool along, and all that was
+        to be compiled."""
+        self.close()
+        self._pool = self._started()
+        self._kernels = {name: kernel for name, kernel in self._kernels.items() if not _lost(kernel)}
+
     def close(self) -> None:
         self._pool.stop()
         self._pool.join()
+
+
+def _lost(kernel: Future[Any]) -> bool:
+    """Whether nobody has compiled ``kernel``, and nobody will."""
+    return not kernel.done() or kernel.cancelled() or isinstance(kernel.exception(), BrokenProcessPool)
 
 
 def available_cores() -> int:
@@ -120,6 +141,8 @@ def _outcome(kernels: list[Future[Any]], timeout_s: float) -> CompileOutcome:
             kernel = future.result()
         except FutureTimeoutError:
             return TrialFailure(FailureKind.COMPILE_TIMEOUT, f"not compiled within {timeout_s:g} s", timeout_s)
+        except BrokenProcessPool:
+            return ()  # nothing is known of it: compiling it is the measurer's business
         except CancelledError:
             return TrialFailure(FailureKind.COMPILE_ERROR, "the compile pool was closed", 0.0)
         except ProcessExpired as error:

@@ -4,28 +4,23 @@ disk hands the binary to the process that launches it."""
 from __future__ import annotations
 
 import os
-import signal
-from types import FrameType
 
 from ..config import KernelConfig
 from ..device import DeviceProfile
 from ..lower.precompile import CompiledKernel, compile_call, example_tensors, kernel_calls, target_of
 from ..spec import AttentionSpec
+from .contained import die_with, lead_process_group
 
 # Behind whatever measures on the same machine.
 NICENESS = 10
 _DETAIL_CHARACTERS = 300
 
 
-def start_worker() -> None:
-    """Lead a process group of our own, so that an assembler dies with the worker that started it."""
-    os.setpgrp()
+def start_worker(parent: int) -> None:
+    """Nothing of this process outlives the job, an assembler that never ends least of all."""
+    die_with(parent)
+    lead_process_group()
     os.nice(NICENESS)
-    signal.signal(signal.SIGTERM, _end_group)
-
-
-def _end_group(signum: int, frame: FrameType | None) -> None:
-    os.killpg(0, signal.SIGKILL)
 
 
 def compile_kernel(

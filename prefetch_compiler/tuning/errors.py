@@ -27,6 +27,17 @@ class InvalidStorageError(KVPrefetchError, ValueError):
         )
 
 
+class StudyStorageError(KVPrefetchError):
+    """A storage of studies that was open and failed: a full disk, or a server that went away."""
+
+    def __init__(self, cause: BaseException) -> None:
+        detail = " ".join(str(cause.__cause__ or cause).split())
+        super().__init__(
+            f"the storage of studies failed: {without_password(detail)}. Records that were published stay; "
+            "make room, or bring the server back, and start the job again: it goes on where it stopped."
+        )
+
+
 class UnknownSamplerError(KVPrefetchError, ValueError):
     """A sampler that does not exist."""
 

@@ -9,7 +9,7 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..database.device_identity import identity_of
 from ..database.document import Database
 from ..database.errors import DatabaseError
 from ..database.key import TuningKey, sort_key
-from ..database.record import Evidence, Measurement, Toolchain, TuningRecord
+from ..database.record import Evidence, Measurement, TuningRecord
 from ..database.store import file_name, publish, read
 from ..device import DeviceProfile
 from ..errors import InadmissibleConfigError
@@ -35,8 +35,10 @@ from .pipeline import KeyRun
 from .protocol import Measurer, Outcome, TrialFailure, TrialResult
 from .sampler import DEFAULT_SAMPLER, sampler_choice
 from .seeds import seeds_for
+from .storage import storage_errors
 from .study import KeyStudy
 from .study_store import mark_published, mark_settling, open_study, published, settled_elsewhere
+from .toolchain import ToolchainOf
 
 DEFAULT_TRIALS = 64
 DEFAULT_TIMEOUT_S = 300.0
@@ -91,7 +93,7 @@ def tune_keys(
     measurer: Measurer,
     *,
     profile: DeviceProfile,
-    toolchain: Callable[[TuningKey], Toolchain],
+    toolchain: ToolchainOf,
     storage: BaseStorage,
     out: Path,
     settings: JobSettings | None = None,
@@ -103,18 +105,20 @@ def tune_keys(
 
     Args:
         measurer: of the device that ``profile`` describes. It is not closed here, nor is ``compiler``.
-        toolchain: what a record of a key will depend on.
+        toolchain: what a record of a key and a configuration will depend on, and without one the key's study.
         records: of earlier jobs, whose configurations are tried first.
 
     Raises:
         UnknownSamplerError, MissingSamplerPackageError: ``settings.sampler``.
         DatabaseError: a record could not be published.
+        StudyStorageError: ``storage`` failed. The job can be started again: what was told to it and published stays.
     """
     settings = settings or JobSettings()
     sampler_choice(settings.sampler)
     path = database_path(out, profile, settings.modelled)
     job = _Job(profile, toolchain, measurer, compiler, storage, path, settings, list(records), report)
-    return job.run(keys)
+    with storage_errors():
+        return job.run(keys)
 
 
 @dataclass
@@ -135,7 +139,7 @@ class _Open:
 @dataclass
 class _Job:
     profile: DeviceProfile
-    toolchain: Callable[[TuningKey], Toolchain]
+    toolchain: ToolchainOf
     measurer: Measurer
     compiler: Compiler | None
     storage: BaseStorage
@@ -180,7 +184,7 @@ class _Job:
         study = open_study(
             key,
             self.profile,
-            self.toolchain(key),
+            self.toolchain(key, None),
             self.storage,
             seeds,
             trials=settings.trials,
@@ -267,7 +271,7 @@ class _Job:
     def _record(self, opened: _Open, config: KernelConfig, measurement: Measurement) -> TuningRecord:
         modelled = self.settings.modelled
         evidence = Evidence(
-            toolchain=self.toolchain(opened.key),
+            toolchain=self.toolchain(opened.key, config),
             trials=opened.study.counted,
             seed=self.settings.seed,
             date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -281,10 +285,13 @@ class _Job:
 
     def _recorded(self, key: TuningKey) -> TuningRecord | None:
         """What the database holds for ``key`` from these kernels and this compiler."""
-        toolchain = self.toolchain(key)
-        wanted = (key, toolchain.template, toolchain.template_hash, toolchain.triton_minor)
+
+        def is_it(record: TuningRecord) -> bool:
+            here = self.toolchain(key, record.config)
+            return record.identity == (key, here.template, here.template_hash, here.triton_minor)
+
         try:
-            return next((record for record in read(self.path).records if record.identity == wanted), None)
+            return next((record for record in read(self.path).records if record.key == key and is_it(record)), None)
         except DatabaseError:
             return None
 

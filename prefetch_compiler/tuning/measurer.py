@@ -142,6 +142,13 @@ class GpuMeasurer(WorkerMeasurer):
         super().__init__(Worker(bench_worker.start, (device_index,)), deadline_s)
 
 
+class CorrectnessChecker(WorkerMeasurer):
+    """A Measurer that times nothing: its results are errors alone. On a GPU, or (None) in Triton's interpreter."""
+
+    def __init__(self, device_index: int | None, deadline_s: float = TRIAL_DEADLINE_S) -> None:
+        super().__init__(Worker(bench_worker.start, (device_index,)), deadline_s, trial=bench_worker.correctness)
+
+
 def _failed(kind: FailureKind, detail: str, count: int, broken: bool = True) -> Reply:
     return Reply((TrialFailure(kind, detail, 0.0),) * count, broken)
 

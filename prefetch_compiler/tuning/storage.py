@@ -7,17 +7,20 @@ from __future__ import annotations
 import sqlite3
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from .errors import InvalidStorageError
+from ..database.private_folder import make_folder
+from .errors import InvalidStorageError, StudyStorageError
 
 # Psycopg 3 is what we install; SQLAlchemy's own default for these URLs is the older psycopg2.
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg", "mysql": "mysql+pymysql"}
@@ -41,12 +44,25 @@ def open_storage(where: str) -> BaseStorage:
         raise InvalidStorageError(where, f"{type(error).__name__}: {error}") from error
 
 
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Inside, a storage that fails raises one error of ours, whichever storage it is.
+
+    Raises:
+        StudyStorageError: a storage failed.
+    """
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError, OSError) as error:
+        raise StudyStorageError(error) from error
+
+
 def _open(where: str) -> BaseStorage:
     if where.startswith("grpc://"):
         return _grpc_proxy(where)
     if where.startswith("journal:") or ("://" not in where and where.endswith(".log")):
         path = Path(where.removeprefix("journal:").removeprefix("//"))
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         return JournalStorage(JournalFileBackend(str(path)))
     if "://" not in where or where.startswith("sqlite:///"):
         return _sqlite(Path(where.removeprefix("sqlite:///")))
@@ -69,7 +85,7 @@ class _Connection(sqlite3.Connection):
 
 
 def _sqlite(path: Path) -> BaseStorage:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     options = {"connect_args": {"timeout": _SQLITE_WAIT_S, "factory": _Connection}}
     return _database(f"sqlite:///{path}", options)
 

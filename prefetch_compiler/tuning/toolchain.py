@@ -8,6 +8,7 @@ import torch
 
 from prefetch_compiler.templates.manifest import TEMPLATES
 
+from ..config import KernelConfig
 from ..database.key import TuningKey
 from ..database.record import Toolchain
 from ..database.template_hash import hash_for
@@ -16,9 +17,13 @@ from ..database.template_hash import hash_for
 NO_DRIVER = "none"
 
 
-def present_toolchain(measured: bool) -> Callable[[TuningKey], Toolchain]:
-    """What a record of a key depends on here: the versions at hand, and the kernels as that key uses them. The driver
-    counts only where something is measured."""
+# Of a key's kernels under a configuration; or without one, of all that a study of the key chooses from.
+ToolchainOf = Callable[[TuningKey, KernelConfig | None], Toolchain]
+
+
+def present_toolchain(measured: bool) -> ToolchainOf:
+    """What records and studies depend on here: the versions at hand, and the kernels. The driver counts only where
+    something is measured."""
     import triton
 
     from ..bench.environment import driver_version
@@ -26,9 +31,9 @@ def present_toolchain(measured: bool) -> Callable[[TuningKey], Toolchain]:
     driver = (driver_version() or "unknown") if measured else NO_DRIVER
     versions = (str(torch.__version__), str(triton.__version__), driver)
 
-    def toolchain(key: TuningKey) -> Toolchain:
+    def toolchain(key: TuningKey, config: KernelConfig | None) -> Toolchain:
         spec = key.spec()
         template = next(one for one in TEMPLATES if one.refusal(spec) is None)
-        return Toolchain(template.name, hash_for(template, key), *versions)
+        return Toolchain(template.name, hash_for(template, key, config), *versions)
 
     return toolchain

@@ -10,11 +10,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
+
+import torch
 
 from prefetch_compiler.config import KernelConfig
 from prefetch_compiler.database.key import TuningKey
 from prefetch_compiler.database.record import FillTiming
-from prefetch_compiler.tuning.bench_worker import Reply, die_with, guarded, lead_process_group
+from prefetch_compiler.tuning import bench_worker
+from prefetch_compiler.tuning.bench_worker import Reply, guarded
+from prefetch_compiler.tuning.contained import die_with, lead_process_group
 from prefetch_compiler.tuning.errors import WrongResultError
 from prefetch_compiler.tuning.protocol import Outcome, TrialRequest, TrialResult
 
@@ -48,6 +53,36 @@ def pid_in(path: Path) -> Reply:
 def segmentation_fault() -> Reply:
     ctypes.string_at(0)
     return fine()
+
+
+def aborts() -> Reply:
+    """As a failed assertion of LLVM's."""
+    os.abort()
+
+
+def _illegal_access() -> Outcome:
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def illegal_access() -> Reply:
+    """An error of the device's, which sticks to its context: nothing more can run in this process."""
+    with mock.patch.object(bench_worker, "_device_works", lambda: False):
+        return guarded([_illegal_access, result])
+
+
+def _device_memory_runs_out() -> Outcome:
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 32.00 TiB")
+
+
+def device_out_of_memory() -> Reply:
+    return guarded([_device_memory_runs_out])
+
+
+def killed_while_assembling(path: Path) -> Reply:
+    """As Linux does when the machine's memory runs out, and a compiler's child process is left."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+    path.write_text(str(child.pid))
+    return killed()
 
 
 def killed() -> Reply:

@@ -26,7 +26,7 @@ def main(storage: str, out: str, trials: str, log: str, slow_ms: str = "0") -> N
         [KEY],
         measurer,
         profile=H200,
-        toolchain=lambda key: TOOLCHAIN,
+        toolchain=lambda key, config: TOOLCHAIN,
         storage=open_storage(storage),
         out=Path(out),
         settings=JobSettings(trials=int(trials), sampler="tpe-group", shared=True, timeout_s=60),

@@ -117,7 +117,7 @@ def tuned(folder: Path, keys: Sequence[TuningKey], trials: int = 64) -> tuple[Pa
         list(keys),
         FakeMeasurer(times, noise=0.01),
         profile=H200,
-        toolchain=lambda key: TOOLCHAIN,
+        toolchain=lambda key, config: TOOLCHAIN,
         storage=open_storage(str(storage)),
         out=folder,
         settings=JobSettings(trials=trials, seed=0),

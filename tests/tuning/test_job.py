@@ -40,12 +40,23 @@ def tune(
     settings: JobSettings = QUICK,
     events: list[Event] | None = None,
 ) -> JobResult:
+    return tune_in(str(tmp_path / "studies.db"), tmp_path, measurer, keys, settings, events)
+
+
+def tune_in(
+    storage: str,
+    tmp_path: Path,
+    measurer: FakeMeasurer,
+    keys: list[TuningKey] | None = None,
+    settings: JobSettings = QUICK,
+    events: list[Event] | None = None,
+) -> JobResult:
     return tune_keys(
         keys or [KEY],
         measurer,
         profile=H200,
-        toolchain=lambda key: TOOLCHAIN,
-        storage=open_storage(str(tmp_path / "studies.db")),
+        toolchain=lambda key, config: TOOLCHAIN,
+        storage=open_storage(storage),
         out=tmp_path / "database",
         settings=settings,
         report=(events if events is not None else []).append,
@@ -122,7 +133,7 @@ def test_a_key_that_no_configuration_fits_is_reported_and_left_out(tmp_path: Pat
         [key, KEY],
         FakeMeasurer(),
         profile=device,
-        toolchain=lambda key: TOOLCHAIN,
+        toolchain=lambda key, config: TOOLCHAIN,
         storage=optuna.storages.InMemoryStorage(),
         out=tmp_path,
         settings=QUICK,

@@ -16,7 +16,7 @@ import pytest
 from prefetch_compiler.database.key import Alignment, Layout, MaskClass, TuningKey
 from prefetch_compiler.tuning.bench_worker import Reply
 from prefetch_compiler.tuning.errors import NoTuningGpuError
-from prefetch_compiler.tuning.measurer import GpuMeasurer, Worker, WorkerMeasurer
+from prefetch_compiler.tuning.measurer import KILL_S, GpuMeasurer, Worker, WorkerMeasurer
 from prefetch_compiler.tuning.protocol import FailureKind, Outcome, TrialFailure, TrialRequest, TrialResult
 
 from . import faults
@@ -69,27 +69,30 @@ def gone(pid: int, within_s: float) -> bool:
     return not alive(pid)
 
 
+def parent_of(process: Path) -> int | None:
+    """The parent of a live process, a folder in /proc."""
+    try:
+        fields = (process / "stat").read_text().rsplit(")", 1)[1].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] == "Z" else int(fields[1])
+
+
 def children() -> set[int]:
     """Live processes that this one started."""
-    found = set()
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = status.read_text().rsplit(")", 1)[1].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(fields[1]) == os.getpid() and fields[0] != "Z":
-            found.add(int(status.parent.name))
-    return found
+    return {int(process.name) for process in Path("/proc").glob("[0-9]*") if parent_of(process) == os.getpid()}
 
 
 @pytest.mark.parametrize(
     ("task", "kind", "detail"),
     [
         (faults.segmentation_fault, FailureKind.CRASH, f"exit code -{int(signal.SIGSEGV)}"),
+        (faults.aborts, FailureKind.CRASH, f"exit code -{int(signal.SIGABRT)}"),
         (faults.killed, FailureKind.CRASH, f"exit code -{int(signal.SIGKILL)}"),
         (faults.endless, FailureKind.HANG, "killed after 1 s"),
         (faults.deaf, FailureKind.HANG, "killed after 1 s"),
         (faults.raises, FailureKind.ERROR, "RuntimeError: something else"),
+        (faults.device_out_of_memory, FailureKind.OUT_OF_MEMORY, "CUDA out of memory"),
         (faults.out_of_memory, FailureKind.OUT_OF_MEMORY, "MemoryError"),
         (faults.wrong, FailureKind.WRONG, "a long cache: the error is 3 times its bound"),
     ],
@@ -105,9 +108,27 @@ def test_a_fault_costs_one_trial(worker: Worker, task: Callable[..., Reply], kin
     assert outcome.kind is kind
     assert detail in outcome.detail
     assert outcome.seconds == pytest.approx(took, abs=0.5)
-    assert took < MOST_S
+    assert took < (SHORT_DEADLINE_S + KILL_S if kind is FailureKind.HANG else MOST_S)
     assert works(worker)
     assert len(children()) == before
+
+
+def test_an_error_that_sticks_to_the_device_costs_one_trial_and_the_process(worker: Worker, tmp_path: Path) -> None:
+    """What else was asked of that process was not measured; the next trial is, by another one."""
+    assert ask(worker, faults.pid_in, tmp_path / "pid") == faults.result()
+    outcomes = worker.run(faults.illegal_access, (), DEADLINE_S, 2)
+    assert [getattr(outcome, "kind", None) for outcome in outcomes] == [FailureKind.CRASH] * 2
+    assert all("illegal memory access" in getattr(outcome, "detail", "") for outcome in outcomes)
+    assert gone(int((tmp_path / "pid").read_text()), within_s=2)
+    assert works(worker)
+
+
+def test_what_a_killed_worker_had_started_dies_with_it(worker: Worker, tmp_path: Path) -> None:
+    outcome = ask(worker, faults.killed_while_assembling, tmp_path / "pid")
+    assert isinstance(outcome, TrialFailure)
+    assert outcome.kind is FailureKind.CRASH
+    assert gone(int((tmp_path / "pid").read_text()), within_s=2)
+    assert works(worker)
 
 
 def test_a_compiler_that_hangs_is_killed_with_its_worker(worker: Worker, tmp_path: Path) -> None:
@@ -154,7 +175,7 @@ def test_closing_leaves_no_process(tmp_path: Path) -> None:
     assert not alive(pid)
 
 
-def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:
+def test_a_worker_and_its_compiler_die_with_their_parent(tmp_path: Path) -> None:
     """Killed itself, the parent can do nothing about it."""
     pid_file = tmp_path / "pid"
     parent = subprocess.Popen([sys.executable, Path(__file__).with_name("worker_parent.py"), ROOT, pid_file])
@@ -163,12 +184,13 @@ def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:
         while not (pid_file.exists() and pid_file.read_text()) and time.monotonic() < until:
             assert parent.poll() is None
             time.sleep(0.05)
-        worker_pid = int(pid_file.read_text())
-        assert alive(worker_pid)
+        compiler = int(pid_file.read_text())
+        started = [int(process.name) for process in Path("/proc").glob("[0-9]*") if parent_of(process) == parent.pid]
+        assert parent_of(Path(f"/proc/{compiler}")) in started
     finally:
         parent.kill()
         parent.wait()
-    assert gone(worker_pid, within_s=3)
+    assert all(gone(pid, within_s=3) for pid in (compiler, *started))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A process that has a worker run an endless task, to be killed itself: ``python worker_parent.py ROOT PID_FILE``."""
+"""Has a worker run a compiler that never ends, to be killed itself: ``python worker_parent.py ROOT PID_FILE``."""
 
 import sys
 from pathlib import Path
@@ -8,4 +8,4 @@ if __name__ == "__main__":
     from prefetch_compiler.tuning.measurer import Worker
     from tests.tuning import faults
 
-    Worker(faults.start).run(faults.endless, (Path(sys.argv[2]),), 600.0, 1)
+    Worker(faults.start).run(faults.slow_assembler, (Path(sys.argv[2]),), 600.0, 1)
