@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch.fx import GraphModule
 
 from .database import overlay
-from .errors import LoweringError, SiteNotLoweredError
-from .graph_dump import GraphDump, dump_folder
+from .errors import KVPrefetchError, LoweringError, SiteNotLoweredError
+from .graph_dump import NO_DUMP, GraphDump, dump_folder
 from .lower.call_op import forget_selections
 from .lower.graph_pass import LoweringPass
 from .lower.mark import Marks, mark
+from .lower.ops import forget_failed_launches
 from .lower.rewrite import Lowering
 from .options import Options, split_options
 from .report import SiteReport, first_number, publish
@@ -53,8 +55,10 @@ def kvprefetch(
 
     if not ours.enabled:
         return compile_with_inductor()
-    dump = GraphDump(dump_folder(ours.dump_graphs, inductor_options))
-    dump.captured(module, "dynamo")
+    dump = NO_DUMP
+    with _left_out("writing graphs", ours):
+        dump = GraphDump(dump_folder(ours.dump_graphs, inductor_options))
+        dump.captured(module, "dynamo")
     return lower_and_compile(module, ours, dump, inductor.config, compile_with_inductor)
 
 
@@ -82,36 +86,72 @@ def lower_and_compile(
     if not marks.marked:
         _finish(marks, ours, dump)
         return compile_with_inductor()
-    databases = overlay.load_or_none(ours.tuning_db, strict=ours.strict)
-    lowering = Lowering(marks.reports, ours.strict, databases, ours.allow_unmeasured, ours.deterministic, embed_kernels)
     try:
-        compiled = _compile(inductor_config, lowering, dump, compile_with_inductor)
+        compiled = _lowered(marks, ours, dump, inductor_config, compile_with_inductor, embed_kernels)
     except Exception as error:
         if _is_control_flow(error):
             raise
         if ours.strict:
-            raise LoweringError("compiling the lowered graph", error) from error
+            raise _as_ours("compiling the lowered graph", error) from error
         log.warning("the lowered graph did not compile, Inductor serves alone: %s: %s", type(error).__name__, error)
         _leave_untouched(marks, f"the lowered graph did not compile: {type(error).__name__}: {error}")
         compiled = compile_with_inductor()
-    _raise_failures(lowering, ours)
     _finish(marks, ours, dump)
     return compiled
+
+
+def _as_ours(stage: str, error: Exception) -> KVPrefetchError:
+    """What ``strict`` raises for ``error``: itself, where it says what is wrong in our words."""
+    return error if isinstance(error, KVPrefetchError) else LoweringError(stage, error)
+
+
+@contextmanager
+def _left_out(what: str, ours: Options) -> Iterator[None]:
+    """Something that no result depends on: a failure inside costs a warning, or is an error under ``strict``."""
+    try:
+        yield
+    except Exception as error:
+        if ours.strict:
+            raise _as_ours(what, error) from error
+        log.warning("%s failed: %s: %s", what, type(error).__name__, error)
 
 
 def _mark_or_leave(module: GraphModule, ours: Options) -> Marks:
     try:
         marks = mark(module, first_number())
+        failures = list(marks.failures)
+        _log_marks(marks)
     except Exception as error:
-        marks = Marks(failures=[error])
-    for failure in marks.failures:
+        marks, failures = Marks(), [error]
+    for failure in failures:
         if ours.strict:
             raise LoweringError("marking", failure) from failure
         log.warning("marking failed, Inductor serves alone: %s: %s", type(failure).__name__, failure)
+    return marks
+
+
+def _log_marks(marks: Marks) -> None:
     for report in marks.reports.values():
         decision = "marked" if report.index in marks.marked else f"left: {report.reason}"
         log.debug("Dynamo graph: %s %s: %s", report.form, report.layer or report.index, decision)
-    return marks
+
+
+def _lowered(
+    marks: Marks,
+    ours: Options,
+    dump: GraphDump,
+    inductor_config: dict[str, Any],
+    compile_with_inductor: Callable[[], Compiled],
+    embed_kernels: bool,
+) -> Compiled:
+    """Raises: what a stage does; under ``strict`` also the first failure that cost a site."""
+    databases = overlay.load_or_none(ours.tuning_db, strict=ours.strict)
+    lowering = Lowering(marks.reports, ours.strict, databases, ours.allow_unmeasured, ours.deterministic, embed_kernels)
+    compiled = _compile(inductor_config, lowering, dump, compile_with_inductor)
+    if ours.strict and lowering.failures:
+        error = lowering.failures[0]
+        raise LoweringError("lowering", error) from error
+    return compiled
 
 
 def _compile(
@@ -148,34 +188,35 @@ def _is_control_flow(error: Exception) -> bool:
 
 
 def _leave_untouched(marks: Marks, reason: str) -> None:
-    marks.undo()
+    try:
+        marks.undo()
+    except Exception as error:
+        # A marker is an operator that runs, and does what it stands for.
+        log.warning("sites stay marked: %s: %s", type(error).__name__, error)
     for index in marks.marked:
         report = marks.reports[index]
         marks.reports[index] = SiteReport(index, report.graph, report.layer, report.form, reason=reason)
 
 
-def _raise_failures(lowering: Lowering, ours: Options) -> None:
-    if ours.strict and lowering.failures:
-        error = lowering.failures[0]
-        raise LoweringError("lowering", error) from error
-
-
 def _finish(marks: Marks, ours: Options, dump: GraphDump) -> None:
     """Publish the report; under ``strict`` an untouched decode site is an error."""
     reports = list(marks.reports.values())
-    publish(reports)
-    dump.sites(reports)
-    for report in reports:
-        log.info("%s", report)
+    with _left_out("reporting", ours):
+        publish(reports)
+        dump.sites(reports)
+        for report in reports:
+            log.info("%s", report)
     for report in reports:
         if ours.strict and not report.lowered and report.index not in marks.not_decode:
             raise SiteNotLoweredError(report.layer or str(report.index), report.reason)
 
 
 def _reset() -> None:
-    """What torch.compiler.reset() asks of a backend: forget recorded CUDA graphs, as Inductor does, and databases."""
+    """What torch.compiler.reset() asks of a backend: forget recorded CUDA graphs, as Inductor does, databases, and
+    which kernels could not be launched."""
     overlay.forget()
     forget_selections()
+    forget_failed_launches()
     if "torch._inductor.cudagraph_trees" in sys.modules:
         sys.modules["torch._inductor.cudagraph_trees"].reset_cudagraph_trees()
 

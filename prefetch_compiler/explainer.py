@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from .lower.ops import observe_keys_read
-from .report import Report, collect_reports
+from .lower.ops import observe_keys_read, why_not_launched
+from .report import Report, Verdict, collect_reports
 from .select.digest import selection_digest
 
 
@@ -48,3 +48,9 @@ def _attach(report: Report, keys_read: dict[int, float]) -> None:
     for site in report.sites:
         if site.lowered:
             site.keys_read = keys_read.get(site.index)
+        config = site.config
+        failure = None if config is None else why_not_launched(config)
+        if config is not None and failure is not None:
+            site.verdict = Verdict.UNTOUCHED
+            site.reason = f"kernel {config.encode()} failed to launch, PyTorch serves: {failure}"
+            site.template = site.config = site.record = site.keys_read = None

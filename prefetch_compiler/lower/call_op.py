@@ -18,7 +18,14 @@ from torch import Tensor
 from ..config import KernelConfig
 from ..database.overlay import Overlays, load_or_none
 from ..device import profile
-from ..errors import InadmissibleConfigError, KernelLaunchError, Refused, SiteNotLoweredError
+from ..errors import (
+    InadmissibleConfigError,
+    KernelLaunchError,
+    KVPrefetchError,
+    LoweringError,
+    Refused,
+    SiteNotLoweredError,
+)
 from ..options import DecodeOptions
 from ..recognize.bounds import mask_bounds
 from ..recognize.marker import fake_output, library
@@ -107,6 +114,11 @@ def _attended(call: AttentionCall, options: DecodeOptions, *, lse: Tensor | None
         if options.strict:
             raise SiteNotLoweredError(call.function, str(refusal)) from refusal
         _say_once(f"no kernel serves this {call.function}, SDPA does: {refusal}")
+        return plain_attention(call, lse)
+    except Exception as error:
+        if options.strict:
+            raise error if isinstance(error, KVPrefetchError) else LoweringError("selecting a kernel", error) from error
+        _say_once(f"no kernel was selected for this {call.function}, SDPA serves: {type(error).__name__}: {error}")
         return plain_attention(call, lse)
     if (spec, config) not in _failed_configs:
         try:

@@ -11,7 +11,7 @@ import torch
 
 from prefetch_compiler.templates.manifest import LATENT
 
-from ..config import KernelConfig, LoadPath, OperandOrder, PrefetchKind
+from ..config import KernelConfig, LoadPath, OperandOrder
 from ..device import interpreting
 from ..select.footprint import latent_row_tile, padded_dim
 from .latent_producer_call import latent_producer_call
@@ -96,7 +96,8 @@ def latent_call(
         "TMA": use_tma,
         "KEYS_FIRST": config.operand_order is OperandOrder.KQ,
         "PREFETCH_DEPTH": 0 if emulated else config.prefetch_depth,
-        "PREFETCH_BULK": config.prefetch_kind is PrefetchKind.BULK,
+        "PREFETCH_BULK": config.prefetch_kind.is_bulk,
+        "EVICTION": config.prefetch_kind.eviction,
         "ROWS_ADJACENT": latent.stride(2) == latent_dim and rope.stride(2) == rope_dim,
         **partition_constants(batch, config),
         "LAUNCH_OVERLAP": config.launch_overlap and not emulated,

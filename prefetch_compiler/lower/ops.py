@@ -42,7 +42,18 @@ DECODE_ATTENTION_LSE = torch.ops.kvprefetch.decode_attention_lse.default
 
 # Sequences' bounds seen per site while explain() runs a model; None, and free, at all other times.
 _observed: dict[int, float] | None = None
-_failed_configs: set[str] = set()
+# Configurations that could not be launched, and why.
+_failed_configs: dict[str, str] = {}
+
+
+def why_not_launched(config: KernelConfig) -> str | None:
+    """What a launch of ``config`` failed with in this process, since when PyTorch has served in its place; or None."""
+    return _failed_configs.get(config.encode())
+
+
+def forget_failed_launches() -> None:
+    """Try again: what was wrong with the machine may have been mended."""
+    _failed_configs.clear()
 
 
 @contextmanager
@@ -101,18 +112,19 @@ def _attend(
         _observe(site, bounds, kv_len, q_len, is_causal)
     if mask is not None:
         mask = mask.expand(batch, query_heads, q_len, kv_len)
-    if config not in _failed_configs and readable(k, v):
-        chosen = for_these_addresses(KernelConfig.decode(config), k, v if rope is None else rope)
+    if config not in _failed_configs:
         try:
-            return launch_decode(
-                q, k, v, mask, bounds, is_causal=is_causal, scale=scale, heads_first=heads_first, config=chosen,
-                softcap=softcap, sink=sink, lse=lse, k_scale=k_scale, v_scale=v_scale, table=table,
-                k_zero=k_zero, v_zero=v_zero, storage=stored_as, rope=rope,
-            )  # fmt: skip
+            if readable(k, v):
+                chosen = for_these_addresses(KernelConfig.decode(config), k, v if rope is None else rope)
+                return launch_decode(
+                    q, k, v, mask, bounds, is_causal=is_causal, scale=scale, heads_first=heads_first, config=chosen,
+                    softcap=softcap, sink=sink, lse=lse, k_scale=k_scale, v_scale=v_scale, table=table,
+                    k_zero=k_zero, v_zero=v_zero, storage=stored_as, rope=rope,
+                )  # fmt: skip
         except Exception as error:
             if strict:
                 raise KernelLaunchError(config, error) from error
-            _failed_configs.add(config)
+            _failed_configs[config] = f"{type(error).__name__}: {error}"
             log.warning(
                 "kernel %s failed to launch, PyTorch serves from now on: %s: %s", config, type(error).__name__, error
             )

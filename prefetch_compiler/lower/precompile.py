@@ -14,8 +14,9 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from ..device import profile as profile_of
 from ..quantisation import scale_shape
 from ..spec import AS_THE_DTYPE_SAYS, AttentionSpec, MaskKind, ScaleGranularity, TensorLayout
 from .launch import allocate, calls_of, empty_lse
+from .scale_layouts import ScaleLayout, ScaleLayouts
 from .specialise import DecodeTensors, KernelCall
 
 log = logging.getLogger(__name__)
@@ -55,8 +57,11 @@ class CompiledKernel:
     spill_bytes: int | None
 
 
-def example_tensors(spec: AttentionSpec, config: KernelConfig, device: torch.device | str) -> DecodeTensors:
-    """Operands with the dtypes, shapes and strides of ``spec``; on "meta" they take no memory.
+def example_tensors(
+    spec: AttentionSpec, config: KernelConfig, device: torch.device | str, layouts: ScaleLayouts = ()
+) -> DecodeTensors:
+    """Operands with the dtypes, shapes and strides of ``spec``; on "meta" they take no memory. Scales and zeros are
+    contiguous, or lie as ``layouts`` says.
 
     Their addresses count as 16-byte aligned, as those of torch's allocations are.
     """
@@ -81,7 +86,7 @@ def example_tensors(spec: AttentionSpec, config: KernelConfig, device: torch.dev
         bounds = torch.empty((spec.batch, 4), dtype=torch.int32, device=device)
     if spec.page_size:
         table = torch.empty((spec.batch, spec.kv_len // spec.page_size), dtype=torch.int32, device=device)
-    scales = _example_scales(spec, device)
+    scales = _example_scales(spec, device, dict(layouts))
     sink = torch.empty(spec.query_heads, dtype=spec.dtype, device=device) if spec.sink else None
     return allocate(
         q, k, v, mask, bounds, spec.out_heads_first, config, lengths=lengths, table=table, sink=sink, rope=rope,
@@ -90,7 +95,9 @@ def example_tensors(spec: AttentionSpec, config: KernelConfig, device: torch.dev
     )  # fmt: skip
 
 
-def _example_scales(spec: AttentionSpec, device: torch.device | str) -> dict[str, torch.Tensor]:
+def _example_scales(
+    spec: AttentionSpec, device: torch.device | str, layouts: dict[str, ScaleLayout]
+) -> dict[str, torch.Tensor]:
     """Scales and zeros, by the names of the launch's arguments."""
     cache = spec.cache
     if cache is None:
@@ -103,10 +110,21 @@ def _example_scales(spec: AttentionSpec, device: torch.device | str) -> dict[str
         "v_zero": (cache.value_zeros, cache.zero_dtype, values),
     }
     return {
-        name: torch.empty(scale_shape(granularity, *spec.cache_shape, *group), dtype=dtype, device=device)
+        name: _laid_out(scale_shape(granularity, *spec.cache_shape, *group), layouts.get(name), dtype, device)
         for name, (granularity, dtype, group) in wanted.items()
         if granularity is not ScaleGranularity.NONE
     }
+
+
+def _laid_out(
+    shape: tuple[int, ...], layout: ScaleLayout, dtype: torch.dtype | None, device: torch.device | str
+) -> torch.Tensor:
+    """Of ``shape``, or of 1 where ``layout`` has 1, with its strides. Of the pages of a pool a spec knows fewer than
+    there may be."""
+    if layout is None or len(layout[0]) != len(shape):
+        return torch.empty(shape, dtype=dtype, device=device)
+    sizes = tuple(1 if size == 1 else whole for size, whole in zip(layout[0], shape, strict=True))
+    return torch.empty_strided(sizes, layout[1], dtype=dtype, device=device)
 
 
 def kernel_calls(
@@ -119,21 +137,25 @@ def kernel_calls(
     )
 
 
-def precompile(spec: AttentionSpec, config: KernelConfig, device: torch.device) -> None:
-    """Compile and load the kernels of ``spec`` for the present ``device``. The interpreter has nothing to compile.
+def precompile(spec: AttentionSpec, config: KernelConfig, device: torch.device, layouts: ScaleLayouts = ()) -> None:
+    """Compile and load the kernels of ``spec`` for the present ``device``, over scales that lie as ``layouts`` says.
+    The interpreter has nothing to compile.
 
     Raises:
         triton.OutOfResources, triton.CompilationError or a driver error: the device refuses the configuration.
+        ImportError: there is no Triton.
     """
-    if device.type != "cuda":
-        return
+    on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     # Inductor runs its passes under a fake-tensor mode, in which tensors have no addresses.
-    with torch.cuda.device(device), _disable_current_modes():
-        for call in kernel_calls(spec, config, example_tensors(spec, config, "meta"), profile_of(device)):
-            began = time.perf_counter()
-            call.precompile()
-            took_ms = (time.perf_counter() - began) * 1e3
-            log.debug("%s %s: compiled and loaded in %.0f ms", call.kernel.__name__, config.encode(), took_ms)
+    with on_device, _disable_current_modes():
+        tensors = example_tensors(spec, config, "meta", layouts)
+        for call in kernel_calls(spec, config, tensors, profile_of(device)):
+            # The interpreter has nothing to compile, but a launch that cannot be put together is found here too.
+            if device.type == "cuda":
+                began = time.perf_counter()
+                call.precompile()
+                took_ms = (time.perf_counter() - began) * 1e3
+                log.debug("%s %s: compiled and loaded in %.0f ms", call.kernel.__name__, config.encode(), took_ms)
 
 
 def compile_for_target(spec: AttentionSpec, config: KernelConfig, profile: DeviceProfile) -> list[CompiledKernel]:
@@ -162,16 +184,26 @@ def source_of(call: KernelCall) -> Any:
     constants = {name: value for name, value in call.arguments.items() if value is None} | call.constants
     signature = {name: _type_name(value) for name, value in call.arguments.items()}
     signature |= dict.fromkeys(call.constants, "constexpr")
+    every_constant = _constants_have_attributes()
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     for index, name in enumerate(signature):
         if signature[name].startswith("*"):
             attributes[index,] = [["tt.divisibility", 16]]
-        elif isinstance(call.constants.get(name), str):
-            # The launcher takes a constant's text for a list of attributes, and finds none in it.
+        elif signature[name] == "constexpr" and (every_constant or isinstance(constants[name], str)):
             attributes[index,] = []
     # A kernel in Gluon begins further down.
     source = _gluon_source() if call.kernel.is_gluon() else ASTSource
     return source(fn=call.kernel, signature=signature, constexprs=constants, attrs=attributes)
+
+
+@cache
+def _constants_have_attributes() -> bool:
+    """Whether the launcher notes a list of attributes, which is empty, for every constant, as it does since Triton 3.7.
+    Triton 3.6 takes a constant's value for such a list where it is text, and notes what it finds in it: nothing."""
+    import triton
+
+    major, minor = triton.__version__.split(".")[:2]
+    return (int(major), int(minor)) >= (3, 7)
 
 
 def _gluon_source() -> Any:

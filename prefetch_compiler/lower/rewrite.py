@@ -36,6 +36,7 @@ from .embedded import LEFT_OUT, embeddable, emit_launches, is_embeddable
 from .ops import DECODE_ATTENTION, DECODE_ATTENTION_LSE
 from .precompile import precompile
 from .quick_check import why_wrong
+from .scale_layouts import ScaleLayouts, scale_layouts
 
 log = logging.getLogger("prefetch_compiler")
 
@@ -68,7 +69,7 @@ class Lowering:
     _bounds: dict[Any, Node] = field(default_factory=dict)
     _tables: dict[Any, Node] = field(default_factory=dict)
     _selected: dict[SpecOnDevice, Selection] = field(default_factory=dict)
-    _compiling: dict[SpecOnDevice, Future[None]] = field(default_factory=dict)
+    _compiling: dict[tuple[SpecOnDevice, ScaleLayouts], Future[None]] = field(default_factory=dict)
     _unusable: dict[SpecOnDevice, str] = field(default_factory=dict)
     _rejected: dict[tuple[SpecOnDevice, KernelConfig], str] = field(default_factory=dict)
     _compilers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(COMPILER_THREADS, "kvprefetch"))
@@ -99,8 +100,9 @@ class Lowering:
             again. The next ``run`` selects something else where the kernel's configuration came from a record, and
             leaves the other sites of that kernel as they were.
         """
-        failed = {spec: error for spec, future in self._compiling.items() if (error := future.exception()) is not None}
+        done = [(spec, future.exception()) for (spec, _), future in self._compiling.items()]
         self._compiling.clear()
+        failed = {spec: error for spec, error in done if error is not None}
         for spec, error in failed.items():
             selection = self._selected.pop(spec)
             if selection.tuned_at is not None:
@@ -192,10 +194,13 @@ class Lowering:
                 deterministic=self.deterministic,
                 objection=self._objection(key),
             )
-            selection = self._as_launched(selection)
-            self._compiling[key] = self._compilers.submit(precompile, site.spec, selection.config, device)
-            self._selected[key] = selection
-        return self._selected[key]
+            self._selected[key] = self._as_launched(selection)
+        selection, layouts = self._selected[key], scale_layouts(site)
+        if (key, layouts) not in self._compiling:
+            self._compiling[key, layouts] = self._compilers.submit(
+                precompile, site.spec, selection.config, device, layouts
+            )
+        return selection
 
     def _as_launched(self, selection: Selection) -> Selection:
         """What is selected, as far as launches can have it."""
@@ -297,7 +302,7 @@ def _replace_anchor(site: Site, result: Node) -> bool:
     graph = site.anchor.graph
     with graph.inserting_before(site.anchor):
         out, lse = (_taken(result, 0), _taken(result, 1)) if site.spec.lse else (result, result)
-        restored = site.restore(out)
+        restored = site.restore(out) if site.merge is None else site.merge(out, lse)
         replaced = [(use.anchor, use.restore(lse)) for use in site.log_sum_exps]
     moved = False
     for anchor, value in replaced:

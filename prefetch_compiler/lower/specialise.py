@@ -7,6 +7,8 @@ compiling for an absent one all start from the ``KernelCall`` objects made here.
 from __future__ import annotations
 
 import math
+import threading
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 
 from prefetch_compiler.templates.manifest import SPLIT_KV
 
-from ..config import KernelConfig, LoadPath, Merge, OperandOrder, Partition, PrefetchKind
+from ..config import KernelConfig, LoadPath, Merge, OperandOrder, Partition
 from ..device import interpreting
 from ..select.footprint import padded_dim, row_tile, row_tiles
 from ..spec import AS_THE_DTYPE_SAYS, Storage
@@ -26,6 +28,9 @@ MERGE_TILE_ELEMENTS = 32768
 MERGE_WARPS, WIDE_MERGE_WARPS = 4, 8
 # Of balanced splits a sequence gets this many times its even share at most.
 BALANCED_LIMIT = 4
+# Triton's interpreter puts its own functions in the place of Triton's language while a kernel runs: a second thread's
+# kernel would lose them half way through.
+_one_at_a_time: AbstractContextManager[Any] = threading.RLock() if interpreting() else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ class KernelCall:
     options: dict[str, Any]
 
     def launch(self) -> None:
-        self.kernel[self.grid](**self.arguments, **self.constants, **self.options)
+        with _one_at_a_time:
+            self.kernel[self.grid](**self.arguments, **self.constants, **self.options)
 
     def precompile(self) -> Any:
         """Compile for the present GPU and load the binary, without running it; later launches find it ready."""
@@ -215,11 +221,13 @@ def decode_call(
         "KV_STRIDE_UNIT": kv_unit,
         "MASK": mask_mode(t.mask),
         "MASK_PER_ROW": mask_strides[1] != 0 or mask_strides[2] != 0,
+        "CLEAN_APART": mask_strides[1] != 0 or mask_strides[2] != 0,
         "CAUSAL": is_causal and t.lengths is None,
         "TMA": use_tma,
         "KEYS_FIRST": config.operand_order is OperandOrder.KQ,
         "PREFETCH_DEPTH": 0 if emulated else config.prefetch_depth,
-        "PREFETCH_BULK": config.prefetch_kind is PrefetchKind.BULK,
+        "PREFETCH_BULK": config.prefetch_kind.is_bulk,
+        "EVICTION": config.prefetch_kind.eviction,
         "ROWS_ADJACENT": t.k.stride(2) == head_dim and t.v.stride(2) == value_dim,
         **partition_constants(batch, config),
         "PROLOGUE_PREFETCH": config.prologue_prefetch and not emulated,

@@ -13,6 +13,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from prefetch_compiler.lower import mark, ops, quantised_call, rewrite
 from prefetch_compiler.recognize import (
+    beside,
     block_lists,
     block_mask,
     bounds,
@@ -21,10 +22,12 @@ from prefetch_compiler.recognize import (
     columns,
     compose,
     dequantised,
+    exact_key,
     flex,
     latent,
     log_space,
     marked,
+    multi_head,
     pack,
     paged,
     score_mod,
@@ -323,6 +326,21 @@ def _scales(number: int, change: Callable[[Graph, Node | None], Node | None]) ->
     return blind
 
 
+def to_tokens_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens besides what a kernel reads are not there."""
+    monkeypatch.setattr(beside, "with_few", lambda scale, out, *_: out.clone())
+
+
+def to_mask_of_tokens_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_few = beside.with_few
+    monkeypatch.setattr(beside, "with_few", lambda *given: with_few(*given[:6]))
+
+
+def to_place_of_exact_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The numbers that it was written over are seen besides it."""
+    monkeypatch.setattr(exact_key, "hide", lambda kv_len, index, mask: mask.clone())
+
+
 def to_key_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     _scales(0, lambda graph, scale: None)(monkeypatch)
 
@@ -476,6 +494,24 @@ def to_other_terms(monkeypatch: pytest.MonkeyPatch) -> None:
         return self._values[node.args[0]] if adds else value_of(self, node)
 
     monkeypatch.setattr(log_space._Reader, "_value_of", without)
+
+
+def to_mask_of_multi_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nn.MultiheadAttention is marked as if it had no mask."""
+    mark_sdpa = multi_head._marked_sdpa
+    monkeypatch.setattr(
+        multi_head, "_marked_sdpa", lambda site, q, k, v, mask=None, *rest: mark_sdpa(site, q, k, v, None, *rest)
+    )
+
+
+def to_heads_of_multi_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each head of nn.MultiheadAttention attends to the keys of the one before."""
+    mark_sdpa = multi_head._marked_sdpa
+    monkeypatch.setattr(
+        multi_head,
+        "_marked_sdpa",
+        lambda site, q, k, v, *rest: mark_sdpa(site, q, k.roll(1, 1), v.roll(1, 1), *rest),
+    )
 
 
 def to_packing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,16 +55,12 @@ def _in_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inductor, "joint_graph_passes", passes_unless_lowered)
 
 
+# Within a module; what one module calls of another is test_stage_boundaries.py's.
 COMPILE_STAGES = {
     "parse": _in(sdpa, "parse"),
     "replace": _in(mark, "_replace"),
-    "recognise": _in(rewrite, "recognise"),
-    "select": _in(rewrite, "select"),
-    "precompile": _in(rewrite, "precompile"),
-    "bounds": _in(rewrite, "mask_bounds"),
     "arrange": _in(rewrite, "_arrange"),
-    "emit": _in(rewrite, "insert_call"),
-    "trace": _in(rewrite, "inline"),
+    "replace the anchor": _in(rewrite, "_replace_anchor"),
     "account": _in(rewrite.Lowering, "_account"),
     "inductor": _in_inductor,
 }

@@ -15,6 +15,7 @@ from unittest import mock
 import torch
 from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch._inductor import compile_fx as inductor
+from torch.fx._lazy_graph_module import _LazyGraphModule
 
 
 @contextmanager
@@ -23,6 +24,8 @@ def graphs_run_uncompiled() -> Iterator[list[torch.fx.GraphModule]]:
     graphs: list[torch.fx.GraphModule] = []
 
     def run_graph(module: torch.fx.GraphModule, _: Sequence[Any], **_unused: Any) -> Any:
+        # At once, as code is generated, and not when it is first called.
+        _LazyGraphModule.force_recompile(module)
         module.recompile()
         graphs.append(module)
         return make_boxed_func(module.forward)

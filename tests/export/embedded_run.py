@@ -72,6 +72,7 @@ def final_graph() -> tuple[GraphModule, Report]:
     with ExitStack() as stack:
         for owner, name, replacement in (
             (rewrite, "profile", lambda device: H200),
+            (precompile, "profile_of", lambda device: H200),
             (rewrite, "select", selected),
             (sdpa, "require_device", lambda value: None),
             (softmax, "require_device", lambda value: None),
