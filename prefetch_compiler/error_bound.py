@@ -76,6 +76,20 @@ class Problem(Protocol):
 
 
 @dataclass(frozen=True)
+class GivenProblem:
+    """A :class:`Problem` and nothing else."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None
+    is_causal: bool
+    scale: float
+    softcap: float | None = None
+    sink: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Yardstick:
     """What a kernel's output is held against, both float64: ``answer`` (batch, query_heads, q_len, value_dim) is the
     oracle's, ``bound`` (batch, q_len) the most that a kernel may err."""

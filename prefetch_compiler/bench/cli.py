@@ -20,6 +20,7 @@ from .case import RANDOM_LLAMA, parse_cases
 from .ceiling_cli import ceiling
 from .errors import NoGpuError
 from .kernel.cli import kernel
+from .numerics.cli import numerics
 from .paper.cli import paper
 from .rounds import Rounds
 from .search_cli import search
@@ -48,6 +49,7 @@ app.command()(architectures)
 app.command()(search)
 app.command()(selection)
 app.command()(paper)
+app.command()(numerics)
 
 
 @app.command()

@@ -84,3 +84,10 @@ class DeviceLostError(KVPrefetchError):
 
     def __init__(self, peer: str, reason: str) -> None:
         super().__init__(f"{peer} left the GPU unusable to this process: {reason}")
+
+
+class UnknownGroupError(KVPrefetchError, ValueError):
+    """A name that no group of numeric cases has in its own."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        super().__init__(f"no group's name has {name!r} in it; there are {'; '.join(known)}.")

@@ -26,6 +26,7 @@ from prefetch_compiler.bench.kernel.readers import MORE_SHAPES, Reader
 from prefetch_compiler.bench.kernel.result import (
     BEST_BARE,
     BEST_PREFETCHING,
+    DETERMINISTIC,
     HEURISTIC,
     OURS,
     SHIPPED,
@@ -145,6 +146,7 @@ def test_everyone_is_listed_and_only_the_right_are_ranked() -> None:
     assert statuses(case.peers) == {
         SHIPPED: Status.MEASURED,
         HEURISTIC: Status.MEASURED,
+        DETERMINISTIC: Status.MEASURED,
         BEST_BARE: Status.UNSUPPORTED,
         BEST_PREFETCHING: Status.UNSUPPORTED,
         MATH.name: Status.MEASURED,
@@ -230,7 +232,7 @@ def test_a_wrong_result_of_ours_is_a_problem(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(contest_module, "attend_with", lambda operands, config: _zeros(operands))
     run = bench((CASE,))
     assert statuses(run.cases[0].peers)[SHIPPED] is Status.WRONG
-    assert [line.split(": ")[1].split(" (")[0] for line in problems(run)] == [SHIPPED, HEURISTIC]
+    assert [line.split(": ")[1].split(" (")[0] for line in problems(run)] == [SHIPPED, HEURISTIC, DETERMINISTIC]
     assert problems(bench((CASE,), ours=False)) == []
 
 

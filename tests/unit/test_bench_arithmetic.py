@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 
 from prefetch_compiler.bench.case import RANDOM_MODEL_CASES, Case, by_shape, parse_cases
 from prefetch_compiler.bench.ceiling import L2_MULTIPLE, REGION_QUANTUM_BYTES, region_layout
-from prefetch_compiler.bench.check import Errors
+from prefetch_compiler.bench.check import Errors, upper_quartile_error
 from prefetch_compiler.bench.errors import NoRoomError
 from prefetch_compiler.bench.floor import StepBytes, floor_us, step_bytes
 from prefetch_compiler.bench.guard import problems
@@ -152,3 +152,11 @@ def case_result(
     )
     inductor = VariantResult(BASELINE, times=StepTimes(burst=Samples(inductor_us or [1.0])))
     return CaseResult(Case(1, 64, 10), 2, StepBytes(1, 1, 1, 1), None, [inductor, ours], eager_float64_error=0.01)
+
+
+def test_the_error_of_a_routed_model_is_that_of_most_sequences() -> None:
+    exact = torch.ones(4, 8)
+    one_routed_otherwise = exact * torch.tensor([1.5, 1.01, 1.0, 1.0])[:, None]
+    assert upper_quartile_error(one_routed_otherwise, exact) < 0.2
+    assert upper_quartile_error(exact * 1.01, exact) == pytest.approx(0.01, rel=1e-4)
+    assert upper_quartile_error(exact * torch.tensor([1.5, 1.5, 1.0, 1.0])[:, None], exact) > 0.2

@@ -27,6 +27,8 @@ class Architecture:
         attention: the ``attn_implementation`` whose results are the architecture's own: ``sdpa``, unless transformers
             has none, or one that leaves something out.
         needs_mask: whether positions come from a padding mask, which has to be as long as a static cache.
+        routed: whether a router chooses among experts. Of two that are all but as good rounding decides, so that right
+            results may differ much in a sequence or two.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Architecture:
     settings: Mapping[str, Any] = field(hash=False)
     attention: str = "sdpa"
     needs_mask: bool = False
+    routed: bool = False
 
     def config(self) -> Any:
         """A new configuration: models write into theirs."""
@@ -122,6 +125,7 @@ CATALOGUE = (
         _sizes(2880, 2880, 64, 8, head_dim=64, sliding_window=128, num_local_experts=32, num_experts_per_tok=4)
         | {"layer_types": _ONE_OF_EACH},
         attention="eager",
+        routed=True,
     ),
 )
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from ..case import Case
-from ..check import Errors, relative_error
+from ..check import Errors, relative_error, upper_quartile_error
 from ..flex_mask import unbroken_block_mask
 from ..floor import step_bytes
 from ..group import compile_facts
@@ -27,6 +27,7 @@ from .catalogue import Architecture
 from .state import WindowedState
 
 Say = Callable[[str], None]
+ErrorOf = Callable[[torch.Tensor, torch.Tensor], float]
 T = TypeVar("T")
 
 
@@ -122,9 +123,10 @@ def _check(
     exact_state = state.in_float64(_in_float64(state.model))
     exact = exact_state.eager_step()[:, -1]
     del exact_state
+    error_of = upper_quartile_error if architecture.routed else relative_error
     for result, step in compiled:
-        result.errors = _attempt(result, partial(_errors, step, eager, exact, case, seed), say)
-    return relative_error(eager.logits, exact)
+        result.errors = _attempt(result, partial(_errors, step, eager, exact, error_of, case, seed), say)
+    return error_of(eager.logits, exact)
 
 
 def _in_float64(model: Any) -> Any:
@@ -135,12 +137,14 @@ def _in_float64(model: Any) -> Any:
     return exact
 
 
-def _errors(step: DecodeStep, eager: _Observed, exact: torch.Tensor, case: Case, seed: int) -> Errors:
+def _errors(
+    step: DecodeStep, eager: _Observed, exact: torch.Tensor, error_of: ErrorOf, case: Case, seed: int
+) -> Errors:
     step.select()
     own = _observed(step.state, step, case, seed)
     return Errors(
-        logits_float64=relative_error(own.logits, exact),
-        logits_eager=relative_error(own.logits, eager.logits),
+        logits_float64=error_of(own.logits, exact),
+        logits_eager=error_of(own.logits, eager.logits),
         logits_inductor=None,
         cache_eager=max(relative_error(*pair) for pair in zip(own.contents, eager.contents, strict=True)),
         lengths_advanced=own.lengths == eager.lengths,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...error_bound import Yardstick, yardstick
+from ...error_bound import GivenProblem, Yardstick, yardstick
 from .operands import Operands
 
 OUR_LIMIT = 1.0
@@ -48,20 +48,6 @@ class Correctness:
         return f"errors {self.bound_share:.3g} times the bound, {self.relative_error:.2g} relative"
 
 
-@dataclass(frozen=True)
-class _Problem:
-    """Some sequences of a case, as ``error_bound.Problem``."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    mask: Tensor | None
-    is_causal: bool
-    scale: float
-    softcap: float | None = None
-    sink: Tensor | None = None
-
-
 class Oracle:
     """The float64 answer to one cache of a case, the last unless told otherwise."""
 
@@ -70,7 +56,7 @@ class Oracle:
         k, v = operands.sequences(cache, self._rows)
         held = torch.tensor([operands.lengths[row] for row in self._rows], device=k.device)
         mask = (torch.arange(k.shape[2], device=k.device) < held[:, None])[:, None, None, :]
-        problem = _Problem(operands.q[self._rows], k, v, mask, False, operands.case.scale)
+        problem = GivenProblem(operands.q[self._rows], k, v, mask, False, operands.case.scale)
         self._yardstick: Yardstick = yardstick(problem)
 
     def judge(self, output: Tensor, limit: float) -> Correctness:

@@ -1,5 +1,5 @@
-"""Our own kernels as four peers: the heuristic's configuration, the one that users get, and the best of a small search
-without prefetch and with it."""
+"""Our own kernels as five peers: the heuristic's configuration, the one that users get, the one that they get where
+results must not depend on the batch, and the best of a small search without prefetch and with it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ...database import overlay
 from ...device import DeviceProfile
 from ...errors import KVPrefetchError
 from ...lower.launch import launch_decode
-from ...select.heuristic import choose
+from ...select.heuristic import choose, choose_for_any_batch
 from ...select.selection import select
 from ...spec import AttentionSpec
 from .operands import Operands
 from .peers.peer import Attend
-from .result import HEURISTIC, SHIPPED
+from .result import DETERMINISTIC, HEURISTIC, SHIPPED
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,19 @@ class NoChoice:
 
 
 def standing_choices(spec: AttentionSpec, profile: DeviceProfile) -> list[OurChoice | NoChoice]:
-    """What we would choose for ``spec`` without measuring: from the databases in effect, and by the heuristic alone."""
+    """What we would choose for ``spec`` without measuring: from the databases in effect, by the heuristic alone, and
+    with ``kvprefetch.deterministic``."""
     found: list[OurChoice | NoChoice] = []
     try:
         selection = select(spec, profile, overlay.load())
         found.append(OurChoice(SHIPPED, selection.config, f"{selection.verdict.value}: {selection.reason}"))
     except KVPrefetchError as error:
         found.append(NoChoice(SHIPPED, str(error)))
-    try:
-        found.append(OurChoice(HEURISTIC, choose(spec, profile), "heuristic"))
-    except KVPrefetchError as error:
-        found.append(NoChoice(HEURISTIC, str(error)))
+    for name, by in ((HEURISTIC, choose), (DETERMINISTIC, choose_for_any_batch)):
+        try:
+            found.append(OurChoice(name, by(spec, profile), "heuristic"))
+        except KVPrefetchError as error:
+            found.append(NoChoice(name, str(error)))
     return found
 
 

@@ -17,9 +17,9 @@ from .oracle import Correctness
 
 FORMAT = 1
 OUR_FAMILY = "kvprefetch"
-HEURISTIC, SHIPPED = "kvprefetch heuristic", "kvprefetch shipped"
+HEURISTIC, SHIPPED, DETERMINISTIC = "kvprefetch heuristic", "kvprefetch shipped", "kvprefetch deterministic"
 BEST_BARE, BEST_PREFETCHING = "kvprefetch best depth 0", "kvprefetch best depth > 0"
-OURS = (SHIPPED, HEURISTIC, BEST_BARE, BEST_PREFETCHING)
+OURS = (SHIPPED, HEURISTIC, DETERMINISTIC, BEST_BARE, BEST_PREFETCHING)
 
 
 class Status(str, Enum):

@@ -15,6 +15,7 @@ from ...space import KNOBS, Knob, config_at, point_of
 
 # Depths that a configuration without prefetch is given first, in the search for the best with it.
 FIRST_DEPTHS = (1, 2)
+FIRST_KINDS = (PrefetchKind.LINE, PrefetchKind.BULK)
 
 # Measures configurations, in order: microseconds, or None for one that cannot run or is wrong.
 MeasureAll = Callable[[Sequence[KernelConfig]], Sequence[float | None]]
@@ -102,6 +103,6 @@ def with_prefetch(configs: Iterable[KernelConfig]) -> list[KernelConfig]:
             found.append(config)
             continue
         found += [
-            replace(config, prefetch_depth=depth, prefetch_kind=kind) for depth in FIRST_DEPTHS for kind in PrefetchKind
+            replace(config, prefetch_depth=depth, prefetch_kind=kind) for depth in FIRST_DEPTHS for kind in FIRST_KINDS
         ]
     return list(dict.fromkeys(found))

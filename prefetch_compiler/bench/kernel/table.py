@@ -11,6 +11,7 @@ from .peers.peer import Peer
 from .result import (
     BEST_BARE,
     BEST_PREFETCHING,
+    DETERMINISTIC,
     HEURISTIC,
     OURS,
     SHIPPED,
@@ -21,11 +22,18 @@ from .result import (
 )
 from .summary import GroupSummary, summaries
 
-_OUR_WORDS = {SHIPPED: "shipped", HEURISTIC: "heuristic", BEST_BARE: "depth 0", BEST_PREFETCHING: "depth > 0"}
+_OUR_WORDS = {
+    SHIPPED: "shipped",
+    HEURISTIC: "heuristic",
+    DETERMINISTIC: "deterministic",
+    BEST_BARE: "depth 0",
+    BEST_PREFETCHING: "depth > 0",
+}
 _BEST_PEERS = 3
 _REASON_CHARACTERS = 150
 _OURS_NOTE = (
-    "shipped: what users get; depth 0, depth > 0: the best found without and with prefetch; faster: than the best peer."
+    "shipped: what users get; depth 0, depth > 0: the best found without and with prefetch; deterministic: what users "
+    "get whose results must not depend on the batch; faster: than the best peer."
 )
 _VERDICT_NOTE = "Of shipped: exact, bucket or family say that a tuning database decided; heuristic that none did."
 
@@ -40,7 +48,8 @@ def run_tables(run: KernelRun, everyone: bool = False) -> list[Table]:
 def ours_table(run: KernelRun) -> Table:
     """Medians in microseconds; ratios within this run."""
     columns = (
-        "case", "ceiling", "shipped", "depth 0", "depth > 0", "of ceiling", "best peer", "its µs", "faster",
+        "case", "ceiling", "shipped", "depth 0", "depth > 0", "deterministic", "of ceiling", "best peer", "its µs",
+        "faster",
     )  # fmt: skip
     environment = run.environment
     title = f"Decode attention, µs: {environment.get('device')}, torch {environment.get('torch')}"
@@ -54,7 +63,7 @@ def _ours_row(case: CaseResult) -> tuple[str, ...]:
     return (
         case.case.name,
         f"{case.ceiling.time_us:.1f}",
-        *(_us(case.time_us(name)) for name in (SHIPPED, BEST_BARE, BEST_PREFETCHING)),
+        *(_us(case.time_us(name)) for name in (SHIPPED, BEST_BARE, BEST_PREFETCHING, DETERMINISTIC)),
         _percent(case.ceiling_share(SHIPPED)),
         MISSING if best is None else best.name,
         MISSING if best is None else _us(best.ranked_us),
