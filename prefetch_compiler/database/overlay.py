@@ -173,7 +173,9 @@ def _files_of(place: Place) -> tuple[Path, ...]:
         place.path.stat()
         if not place.path.is_dir():
             return (place.path,)
-        next(os.scandir(place.path), None)
+        # It can be listed.
+        with os.scandir(place.path) as entries:
+            next(entries, None)
     except FileNotFoundError as error:
         raise MissingDatabaseError(place.path) from error
     except (OSError, ValueError) as error:

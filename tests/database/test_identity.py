@@ -329,6 +329,8 @@ def rule(record: TuningKey, site: TuningKey) -> Effect:
         return Effect.NOTHING
     sixteen_bits = {"float16", "bfloat16"}
     dtypes = different & {"dtype", "kv_dtype", "mask_dtype"}
+    if dtypes and site.dtype not in sixteen_bits:
+        return Effect.MISS  # float32 has no other dtype of its size, whatever its mask has
     if dtypes and not all({getattr(record, name), getattr(site, name)} == sixteen_bits for name in dtypes):
         return Effect.MISS
     if dtypes and dtypes != {
