@@ -34,13 +34,13 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .gluon_plan import balanced_counts, balanced_split
+from .gluon_tma import async_load
 from .masking import apply_mask_by_row
 from .softmax import finite_maximum, sink_statistics, soft_cap
 from .split_plan import active_splits, split_range, valid_keys
@@ -84,9 +84,9 @@ def producer(latent_descriptor, rope_descriptor, left, right, rope, bars, sequen
         key = first + tile * step
         full = bars.index(FULL + stage)
         mbarrier.expect(full, KEYS * (2 * HALF + ROPE) * 2)
-        tma.async_copy_global_to_shared(latent_descriptor, [sequence, key, 0], full, left.index(stage))
-        tma.async_copy_global_to_shared(latent_descriptor, [sequence, key, HALF], full, right.index(stage))
-        tma.async_copy_global_to_shared(rope_descriptor, [sequence, key, 0], full, rope.index(stage))
+        async_load(latent_descriptor, [sequence, key, 0], full, left.index(stage))
+        async_load(latent_descriptor, [sequence, key, HALF], full, right.index(stage))
+        async_load(rope_descriptor, [sequence, key, 0], full, rope.index(stage))
         stage += 1
         if stage == STAGES:
             stage = 0
