@@ -151,6 +151,7 @@ _EVICTION = OptionalFeature(
 _CLEAN_APART = OptionalFeature(
     "mask_by_row", absent={"CLEAN_APART": False}, present=lambda key: key.mask.value.endswith("_rows")
 )
+_CHAINS = OptionalFeature("chains", absent={"CHAINS": 1}, present=lambda key: key.dtype == "float32")
 _LENGTHS = OptionalFeature("lengths", absent={"lengths_ptr": None, "HAS_LENGTHS": False}, present=_has_lengths)
 _SOFTCAP = OptionalFeature("softcap", absent={"softcap": None}, present=_has("softcap"))
 _SINK = OptionalFeature("sink", absent={"sink_ptr": None}, present=_has("sink"))
@@ -236,7 +237,7 @@ SPLIT_KV = Template(
     name="split_kv_decode",
     entries=("split_kv_decode.split_kv_decode", "merge_splits.merge_splits"),
     refusal=_split_kv_refusal,
-    features=(*_FEATURES, _CLEAN_APART, _PAGED, _DOUBLE_SCALARS),
+    features=(*_FEATURES, _CLEAN_APART, _CHAINS, _PAGED, _DOUBLE_SCALARS),
 )
 
 QUANTISED = Template(

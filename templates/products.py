@@ -14,3 +14,13 @@ def multiply(a, b, accumulator, UPCAST: tl.constexpr):
     if accumulator is None:
         return tl.dot(a, b, input_precision="ieee")
     return tl.dot(a, b, accumulator, input_precision="ieee")
+
+
+@triton.jit
+def sum_of_products(a, b, CHAINS: tl.constexpr):
+    """a @ b.T in fp32, where both are CHAINS tiles of as many columns. A product of fp32 is a chain of additions, each
+    of which rounds what was added so far: shorter chains round less."""
+    total = multiply(a[0], tl.trans(b[0]), None, False)
+    for part in tl.static_range(1, CHAINS):
+        total += multiply(a[part], tl.trans(b[part]), None, False)
+    return total

@@ -16,7 +16,7 @@ from .heads import head_start
 from .masking import apply_mask_by_row, key_bias
 from .paging import page_rows, prefetch_paged_l2, tile_pages
 from .prefetch import prefetch_tile_l2
-from .products import multiply
+from .products import multiply, sum_of_products
 from .rounding import round_to
 from .softmax import along_keys, finite_maximum, online_softmax, sink_statistics, soft_cap, store_lse
 from .split_plan import active_splits, balanced_counts, balanced_split, guessed_begin, split_range, valid_keys
@@ -94,6 +94,7 @@ def fold_tile(
     CAUSAL: tl.constexpr,
     KEYS_FIRST: tl.constexpr,
     UPCAST: tl.constexpr,
+    CHAINS: tl.constexpr,
     EXP2_SCALE: tl.constexpr,
     WHOLE: tl.constexpr,
     row_last,
@@ -104,7 +105,9 @@ def fold_tile(
     key that a row sees where there is a CAUSAL_TAIL."""
     KEYS_AXIS: tl.constexpr = 0 if KEYS_FIRST else 1
     keys = first + tl.arange(0, BLOCK_KV)
-    if KEYS_FIRST:
+    if CHAINS > 1:
+        scores = sum_of_products(k, q, CHAINS) if KEYS_FIRST else sum_of_products(q, k, CHAINS)
+    elif KEYS_FIRST:
         scores = multiply(k, tl.trans(q), None, UPCAST)
     else:
         scores = multiply(q, tl.trans(k), None, UPCAST)
@@ -179,6 +182,7 @@ def attend_tile(
     TMA: tl.constexpr,
     KEYS_FIRST: tl.constexpr,
     UPCAST: tl.constexpr,
+    CHAINS: tl.constexpr,
     EXP2_SCALE: tl.constexpr,
     WHOLE: tl.constexpr,
     row_last,
@@ -194,10 +198,21 @@ def attend_tile(
     that they lie in."""
     # A partial tile by pointers reads only what is valid.
     BY_TMA: tl.constexpr = TMA and (WHOLE or KEYS_FIRST)
-    k = load_tile(
-        k_head_ptr, k_descriptor, sequence, kv_head, first, end, k_row_stride,
-        HEAD_DIM, BLOCK_D, BLOCK_KV, BY_TMA, WHOLE, pages, k_page_stride, PAGED, PAGE_SIZE, TILES_IN_PAGES,
-    )  # fmt: skip
+    if CHAINS > 1:
+        k = ()
+        for part in tl.static_range(CHAINS):
+            k = k + (
+                load_tile(
+                    k_head_ptr + part * (BLOCK_D // CHAINS), k_descriptor, sequence, kv_head, first, end, k_row_stride,
+                    HEAD_DIM - part * (BLOCK_D // CHAINS), BLOCK_D // CHAINS, BLOCK_KV, BY_TMA, WHOLE, pages,
+                    k_page_stride, PAGED, PAGE_SIZE, TILES_IN_PAGES,
+                ),
+            )  # fmt: skip
+    else:
+        k = load_tile(
+            k_head_ptr, k_descriptor, sequence, kv_head, first, end, k_row_stride,
+            HEAD_DIM, BLOCK_D, BLOCK_KV, BY_TMA, WHOLE, pages, k_page_stride, PAGED, PAGE_SIZE, TILES_IN_PAGES,
+        )  # fmt: skip
     # Asked for before it is needed, so that both loads are in flight where the loop is not pipelined.
     v = load_tile(
         v_head_ptr, v_descriptor, sequence, kv_head, first, end, v_row_stride,
@@ -206,7 +221,7 @@ def attend_tile(
     return fold_tile(
         q, maximum, total, accumulator, k, v, mask_ptr, mask_row_offsets, mask_key_stride, first, end,
         clean_first, clean_end, row_query, score_scale, softcap, BLOCK_KV, MASK, MASK_PER_ROW, CAUSAL, KEYS_FIRST,
-        UPCAST, EXP2_SCALE, WHOLE, row_last, CAUSAL_TAIL,
+        UPCAST, CHAINS, EXP2_SCALE, WHOLE, row_last, CAUSAL_TAIL,
     )  # fmt: skip
 
 
@@ -247,6 +262,7 @@ def attend_range(
     TMA: tl.constexpr,
     KEYS_FIRST: tl.constexpr,
     UPCAST: tl.constexpr,
+    CHAINS: tl.constexpr,
     EXP2_SCALE: tl.constexpr,
     PREFETCH_DEPTH: tl.constexpr,
     PREFETCH_BULK: tl.constexpr,
@@ -342,7 +358,7 @@ def attend_range(
             q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
             mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, tile_first, end, clean_first, clean_end,
             row_query, score_scale, softcap, k_row_stride, v_row_stride, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV,
-            BLOCK_KV, MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, WHOLE, row_last, pages,
+            BLOCK_KV, MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, CHAINS, EXP2_SCALE, WHOLE, row_last, pages,
             k_page_stride, v_page_stride, CAUSAL_TAIL, PAGED, PAGE_SIZE, TILES_IN_PAGES,
         )  # fmt: skip
         if PAGED:
@@ -401,6 +417,7 @@ def attend_around(
     TMA: tl.constexpr,
     KEYS_FIRST: tl.constexpr,
     UPCAST: tl.constexpr,
+    CHAINS: tl.constexpr,
     EXP2_SCALE: tl.constexpr,
     WHOLE: tl.constexpr,
     row_last,
@@ -422,7 +439,7 @@ def attend_around(
             q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
             mask_ptr, mask_row_offsets, mask_key_stride, sequence, kv_head, tile_first, end, clean_first, clean_end,
             row_query, score_scale, softcap, k_row_stride, v_row_stride, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV,
-            BLOCK_KV, MASK, True, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, WHOLE, row_last, pages,
+            BLOCK_KV, MASK, True, CAUSAL, TMA, KEYS_FIRST, UPCAST, CHAINS, EXP2_SCALE, WHOLE, row_last, pages,
             k_page_stride, v_page_stride, CAUSAL_TAIL, PAGED, PAGE_SIZE, TILES_IN_PAGES,
         )  # fmt: skip
     return maximum, total, accumulator
@@ -562,6 +579,7 @@ def split_kv_decode(
     SPLITS_AT_ONCE: tl.constexpr,
     EXP2_SCALE: tl.constexpr,
     UPCAST: tl.constexpr,
+    CHAINS: tl.constexpr,
     CAUSAL_TAIL: tl.constexpr,
     PAGED: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
@@ -583,6 +601,9 @@ def split_kv_decode(
 
     CLEAN_APART, with a mask by row, has a loop of its own for tiles that the mask hides nothing in: its code would hold
     back their products.
+
+    CHAINS is how many sums of columns a score is made of: more than one in float32, whose products are added one after
+    another. Then queries and keys are as many tiles of adjacent columns.
 
     DOUBLE_SCALARS says that floats come as fp64, which is how AOTInductor passes them.
 
@@ -669,11 +690,18 @@ def split_kv_decode(
         q_rows = (
             sequence_wide * q_batch_stride + row_head.to(tl.int64) * q_head_stride + row_query * q_row_stride
         ) * Q_STRIDE_UNIT
-        q = tl.load(
-            q_ptr + q_rows[:, None] + columns[None, :],
-            mask=row_valid[:, None] & (columns < HEAD_DIM)[None, :],
-            other=0.0,
-        )
+        if CHAINS > 1:
+            q = ()
+            for part in tl.static_range(CHAINS):
+                columns = part * (BLOCK_D // CHAINS) + tl.arange(0, BLOCK_D // CHAINS)
+                inside = row_valid[:, None] & (columns < HEAD_DIM)[None, :]
+                q = q + (tl.load(q_ptr + q_rows[:, None] + columns[None, :], mask=inside, other=0.0),)
+        else:
+            q = tl.load(
+                q_ptr + q_rows[:, None] + columns[None, :],
+                mask=row_valid[:, None] & (columns < HEAD_DIM)[None, :],
+                other=0.0,
+            )
         mask_rows = (
             sequence_wide * mask_batch_stride + row_head.to(tl.int64) * mask_head_stride + row_query * mask_row_stride
         )
@@ -686,7 +714,7 @@ def split_kv_decode(
         maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
         if sink_ptr is not None:
-            maximum, total = sink_statistics(sink_ptr, row_head, row_valid & (split == 0), EXP2_SCALE)
+            maximum, total = sink_statistics(sink_ptr, row_head, row < tl.where(split == 0, rows, 0), EXP2_SCALE)
         if KEYS_FIRST:
             accumulator = tl.zeros([BLOCK_DV, BLOCK_M], tl.float32)
         else:
@@ -707,7 +735,7 @@ def split_kv_decode(
                 q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
                 mask_base, mask_rows, mask_key_stride, sequence, kv_head, clean_begin, clean_limit, step, end_key,
                 clean_first, clean_end, row_query, score_scale, softcap, k_row, v_row, HEAD_DIM, VALUE_DIM, BLOCK_D,
-                BLOCK_DV, BLOCK_KV, "none", False, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, PREFETCH_DEPTH,
+                BLOCK_DV, BLOCK_KV, "none", False, CAUSAL, TMA, KEYS_FIRST, UPCAST, CHAINS, EXP2_SCALE, PREFETCH_DEPTH,
                 PREFETCH_BULK, EVICTION, ROWS_ADJACENT, PEEL, row_last, table_row, k_page, v_page, CAUSAL_TAIL, PAGED,
                 PAGE_SIZE,
                 TILES_IN_PAGES,
@@ -716,7 +744,7 @@ def split_kv_decode(
                 q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
                 mask_base, mask_rows, mask_key_stride, sequence, kv_head, first, loop_end, step, before, clean, after,
                 end_key, clean_first, clean_end, row_query, score_scale, softcap, k_row, v_row, HEAD_DIM, VALUE_DIM,
-                BLOCK_D, BLOCK_DV, BLOCK_KV, MASK, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, PEEL,
+                BLOCK_D, BLOCK_DV, BLOCK_KV, MASK, CAUSAL, TMA, KEYS_FIRST, UPCAST, CHAINS, EXP2_SCALE, PEEL,
                 row_last, table_row, k_page, v_page, CAUSAL_TAIL, PAGED, PAGE_SIZE, TILES_IN_PAGES,
             )  # fmt: skip
         else:
@@ -724,7 +752,7 @@ def split_kv_decode(
                 q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
                 mask_base, mask_rows, mask_key_stride, sequence, kv_head, first, loop_end, step, end_key, clean_first,
                 clean_end, row_query, score_scale, softcap, k_row, v_row, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV,
-                BLOCK_KV, MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, PREFETCH_DEPTH,
+                BLOCK_KV, MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, CHAINS, EXP2_SCALE, PREFETCH_DEPTH,
                 PREFETCH_BULK, EVICTION, ROWS_ADJACENT, PEEL, row_last, table_row, k_page, v_page, CAUSAL_TAIL, PAGED,
                 PAGE_SIZE,
                 TILES_IN_PAGES,
@@ -738,7 +766,7 @@ def split_kv_decode(
                 q, maximum, total, accumulator, k_head_ptr, v_head_ptr, k_descriptor, v_descriptor,
                 mask_base, mask_rows, mask_key_stride, sequence, kv_head, whole_end, end_key, clean_first, clean_end,
                 row_query, score_scale, softcap, k_row, v_row, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_DV, BLOCK_KV,
-                MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, EXP2_SCALE, False, row_last, pages, k_page,
+                MASK, MASK_PER_ROW, CAUSAL, TMA, KEYS_FIRST, UPCAST, CHAINS, EXP2_SCALE, False, row_last, pages, k_page,
                 v_page, CAUSAL_TAIL, PAGED, PAGE_SIZE, TILES_IN_PAGES,
             )  # fmt: skip
 

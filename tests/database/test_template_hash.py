@@ -123,6 +123,11 @@ def test_each_mask_class_has_its_features() -> None:
     ]
 
 
+def test_sums_in_chains_are_a_feature_of_float32() -> None:
+    wide = replace(KEY, dtype="float32", kv_dtype="float32")
+    assert SPLIT_KV.features_of(wide, PLAIN) == SPLIT_KV.features_of(KEY, PLAIN) | {"chains"}
+
+
 @pytest.mark.parametrize("key", QUANTISED_KEYS, ids=lambda key: key.name)
 def test_scales_for_each_token_are_features(key: TuningKey) -> None:
     scales = {Feature.KEY_TOKEN_SCALES, Feature.VALUE_TOKEN_SCALES}
@@ -148,7 +153,7 @@ def test_hashes_are_of_the_keys_features() -> None:
     assert present_hash("gone", KEY, PLAIN) is None
     common = {"mask", "lengths", "causal", "causal_tail", "softcap", "sink", "lse", "eviction", "paged"}
     assert whole_hashes() == {
-        SPLIT_KV.name: template_hash(SPLIT_KV, frozenset({*common, "mask_by_row", "double_scalars"})),
+        SPLIT_KV.name: template_hash(SPLIT_KV, frozenset({*common, "mask_by_row", "chains", "double_scalars"})),
         QUANTISED.name: template_hash(QUANTISED, frozenset({*common, *OF_QUANTISED})),
         LATENT.name: template_hash(LATENT, frozenset(common - {"paged"})),
     }

@@ -7,9 +7,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from triton.runtime import interpreter
 from typer.testing import CliRunner
 
 from prefetch_compiler.bench.cli import app
@@ -44,6 +46,26 @@ def test_kernels_err_no_more_than_pytorch() -> None:
     assert [group.feature for group in result.groups if group.skipped_because] == []
     assert result.cases == 3 * len(result.groups) == 24
     assert {group.template for group in result.groups} == {"split_kv_decode", "quantised_decode", "latent_decode"}
+    assert result.wrong == ()
+
+
+def one_addition_after_another(builder: Any, a: Any, b: Any, sums: Any, *_: Any) -> Any:
+    """A product of two tiles in float32 as a GPU without tensor cores for it has it, where NumPy keeps several sums.
+    float64 holds a product of two float32 exactly, and nearly always its sum with another: one rounding, as by fma."""
+    total = sums.data
+    for column in range(a.data.shape[1]):
+        product = a.data[:, column : column + 1].astype(np.float64) * b.data[column : column + 1].astype(np.float64)
+        total = (product + total).astype(np.float32)
+    return interpreter.TensorHandle(total, sums.dtype.scalar)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of Triton's interpreter")
+def test_float32_errs_no_more_than_pytorch_where_products_are_added_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the columns and keys of GPU cases: in one chain of 128 columns it errs up to three times as much."""
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", one_addition_after_another)
+    (group,) = (group for group in GROUPS if group.feature == "float32")
+    with torch.no_grad():
+        result = measure((group,), GPU_SIZES, 24, 0, DEVICE, profile(DEVICE), lambda line: None)
     assert result.wrong == ()
 
 
