@@ -55,13 +55,7 @@ KNOBS: tuple[Knob, ...] = (
         Merge.SEPARATE.value,
         active=lambda point: point["num_splits"] > 1 and _is_free(point),
     ),
-    # Chunks of a fixed size are for results that depend on no batch, not for speed.
-    Knob(
-        "partition",
-        (Partition.EVEN.value, Partition.STRIDED.value, Partition.BALANCED.value),
-        Partition.EVEN.value,
-        active=lambda point: point["num_splits"] > 1,
-    ),
+    Knob("partition", _values(Partition), Partition.EVEN.value, active=lambda point: point["num_splits"] > 1),
     Knob(
         "prologue_prefetch",
         (False, True),

@@ -331,7 +331,7 @@ def latent_decode(
         maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
         if sink_ptr is not None:
-            maximum, total = sink_statistics(sink_ptr, row_head, row_valid & (split == 0), EXP2_SCALE)
+            maximum, total = sink_statistics(sink_ptr, row_head, row < tl.where(split == 0, rows, 0), EXP2_SCALE)
         if KEYS_FIRST:
             accumulator = tl.zeros([BLOCK_L, BLOCK_M], tl.float32)
         else:

@@ -626,7 +626,7 @@ def quantised_decode(
         maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
         if sink_ptr is not None:
-            maximum, total = sink_statistics(sink_ptr, row_head, row_valid & (split == 0), EXP2_SCALE)
+            maximum, total = sink_statistics(sink_ptr, row_head, row < tl.where(split == 0, rows, 0), EXP2_SCALE)
         peak = tl.full([], SMALLEST_PEAK, tl.float32)
         offset = tl.zeros([BLOCK_M], tl.float32)
         even = tl.zeros([V_PAIRS, BLOCK_M], tl.float32)

@@ -14,7 +14,10 @@ import torch
 
 # On a busy machine drawing examples is slow, and an example may take any time: neither says anything of the code.
 hypothesis.settings.register_profile(
-    "other examples each time", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], derandomize=False
+    "other examples each time",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize=False,
 )
 # A change is judged by what it does, and not by which examples it happens to meet: those are the same each time, until
 # the test itself changes. Examples that nobody has met are looked for on purpose, under the other profile.

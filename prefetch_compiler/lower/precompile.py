@@ -257,15 +257,14 @@ def _type_name(value: Any) -> str:
 
 def _ptxas_usage(ptx: str, arch: int) -> tuple[int | None, int | None]:
     """Registers per thread and bytes spilled, as the assembler that Triton bundles reports them."""
-    from triton import knobs
+    from triton.backends.nvidia.compiler import get_ptxas
 
-    ptxas = knobs.nvidia.ptxas_blackwell if arch >= 100 else knobs.nvidia.ptxas
     suffix = "a" if arch >= 90 else ""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
         source.write_text(ptx)
         result = subprocess.run(
-            [ptxas.path, "-v", f"--gpu-name=sm_{arch}{suffix}", str(source), "-o", os.devnull],
+            [get_ptxas(arch).path, "-v", f"--gpu-name=sm_{arch}{suffix}", str(source), "-o", os.devnull],
             capture_output=True,
             text=True,
             check=False,

@@ -8,6 +8,7 @@ What is found is an error that is none of ours, or a database that is not writte
 from __future__ import annotations
 
 import json
+import resource
 import sys
 from collections import Counter
 from pathlib import Path
@@ -25,6 +26,8 @@ from tests.fuzz.repaired import with_digest
 
 # libFuzzer ends the process without a word to Python.
 INPUTS_BETWEEN_REPORTS = 200
+# Of a process that reads files of 8 KB at most.
+MOST_GROWTH_MB = 2048
 
 counts: Counter[str] = Counter()
 report = Path()
@@ -58,5 +61,7 @@ def read_twice(data: bytes) -> None:
 
 if __name__ == "__main__":
     report = Path(sys.argv.pop(1))
-    atheris.Setup(sys.argv, read_twice)
+    # With all of CUDA's libraries PyTorch alone takes more than libFuzzer allows a process.
+    before_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    atheris.Setup([*sys.argv, f"-rss_limit_mb={before_mb + MOST_GROWTH_MB}"], read_twice)
     atheris.Fuzz()

@@ -54,7 +54,7 @@ def test_no_input_that_coverage_leads_to_breaks_the_reader(tmp_path: Path) -> No
     (corpus / "two").write_bytes(encode(database(modelled(), measured(KEY.at(batch=1, capacity=512)))))
     words.write_text("".join(f'"{word}"\n' for word in WORDS))
     command = [
-        sys.executable, str(SCRIPT), str(report), f"-max_total_time={SECONDS}", "-timeout=20", "-rss_limit_mb=4096",
+        sys.executable, str(SCRIPT), str(report), f"-max_total_time={SECONDS}", "-timeout=20",
         "-max_len=8192", "-seed=1", f"-dict={words}", f"-artifact_prefix={tmp_path}/", str(corpus), str(SEEDS),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS + 240, check=False)

@@ -80,12 +80,21 @@ def at_once(work: Callable[[int], None]) -> list[BaseException]:
 STRICT = {"kvprefetch.strict": True}
 
 
+def _compile_in_turn(models: list[Layer], steps: list[Callable[[Tensor], Tensor]]) -> None:
+    """Dynamo of PyTorch 2.11 itself takes a thread that calls while another compiles for one that is being traced."""
+    if torch.__version__ < "2.12":
+        with torch.no_grad():
+            for model, step in zip(models, steps, strict=True):
+                step(query(model, 0))
+
+
 def test_threads_compile_and_call_models_of_their_own() -> None:
     models = [Layer(dim, 40) for dim in (8, 16, 24, 32)]
+    steps = [torch.compile(model, backend="kvprefetch", options=STRICT) for model in models]
+    _compile_in_turn(models, steps)
 
     def work(number: int) -> None:
-        model = models[number]
-        step = torch.compile(model, backend="kvprefetch", options=STRICT)
+        model, step = models[number], steps[number]
         for seed in range(ROUNDS):
             torch.testing.assert_close(step(query(model, seed)), model(query(model, seed)))
 
@@ -96,9 +105,7 @@ def test_threads_compile_and_call_models_of_their_own() -> None:
 def test_threads_call_one_model_with_inputs_of_their_own() -> None:
     model = Layer(16, 40)
     step = torch.compile(model, backend="kvprefetch", options=STRICT)
-    if torch.__version__ < "2.12":
-        # Dynamo itself takes a thread that calls while another compiles for one that is being traced.
-        step(query(model, 0))
+    _compile_in_turn([model], [step])
 
     def work(number: int) -> None:
         for seed in range(ROUNDS):

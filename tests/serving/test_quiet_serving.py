@@ -92,6 +92,12 @@ def paged_step() -> Step:
     return run
 
 
+# PyTorch 2.11 defines a class at every call of prims.convert_element_type, which graphs run here uncompiled.
+OF_TORCH_2_11 = (
+    ("compile (b'int',)", "compile (b'lambda _cls, size, stride: _tuple_new(_cls, (size, stride))',)")
+    if torch.__version__ < "2.12"
+    else ()
+)
 SERVED = {"a compiled model": decoder_step, "a quantised cache": quantised_step, "a paged cache": paged_step}
 
 
@@ -127,7 +133,7 @@ def test_after_warm_up_nothing_but_steps(served: str, monkeypatch: pytest.Monkey
         _launch_nothing(monkeypatch)
         for number in range(STEPS):
             step(number)
-    assert events == []
+    assert [event for event in events if event not in OF_TORCH_2_11] == []
     assert records == []
     assert again == []
     assert report.graphs == 0

@@ -78,12 +78,13 @@ class Faults:
     """A pool of one process, and an assembler that hangs when told to."""
 
     def __init__(self, folder: Path) -> None:
-        from triton import knobs
+        from triton.backends.nvidia.compiler import get_ptxas
 
         hanging = folder / "ptxas"
-        hanging.write_text(HANGING.format(real=knobs.nvidia.ptxas.path, folder=folder))
+        hanging.write_text(HANGING.format(real=get_ptxas(H200.arch).path, folder=folder))
         hanging.chmod(hanging.stat().st_mode | stat.S_IEXEC)
-        os.environ["TRITON_PTXAS_PATH"] = str(hanging)
+        # Triton has two assemblers, and from 3.9 on takes the newer one for sm_90 too.
+        os.environ["TRITON_PTXAS_PATH"] = os.environ["TRITON_PTXAS_BLACKWELL_PATH"] = str(hanging)
         self.folder = folder
         self.pool = CompilePool(H200, processes=1, timeout_s=LONG_S)
         # Each a kernel of its own.

@@ -231,7 +231,7 @@ SEEDED_BUGS: dict[str, SeededBug] = {
     "dropped soft cap": decode(
         CAPPED, ONE_SPLIT, "scores = soft_cap(scores * score_scale, softcap)", "scores = scores * score_scale"
     ),
-    "a sink in every split": decode(CAPPED, SPLIT, "row_valid & (split == 0), EXP2_SCALE", "row_valid, EXP2_SCALE"),
+    "a sink in every split": decode(CAPPED, SPLIT, "tl.where(split == 0, rows, 0), EXP2_SCALE", "rows, EXP2_SCALE"),
     "one sink for all heads": softmax(CAPPED, ONE_SPLIT, "sink_ptr + row_head", "sink_ptr + 0 * row_head"),
     "sinks of another base": softmax(
         CAPPED, ONE_SPLIT, "sink * (1.4426950408889634 / EXP2_SCALE)", "sink * 1.4426950408889634"
@@ -240,7 +240,7 @@ SEEDED_BUGS: dict[str, SeededBug] = {
         QUANTISED_CAPPED, QUANTISED_ONE, "scores = soft_cap(scores, softcap)", "pass"
     ),
     "a sink in every split of a quantised cache": quantised(
-        QUANTISED_CAPPED, QUANTISED_SPLIT, "row_valid & (split == 0), EXP2_SCALE", "row_valid, EXP2_SCALE"
+        QUANTISED_CAPPED, QUANTISED_SPLIT, "tl.where(split == 0, rows, 0), EXP2_SCALE", "rows, EXP2_SCALE"
     ),
     "dropped mask over a quantised cache": masking(
         QUANTISED_BOOL, QUANTISED_ONE,

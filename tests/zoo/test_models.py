@@ -57,6 +57,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("compiled_cell", "workload"), runs, ids=str)
 
 
+@pytest.mark.skipif(
+    torch.__version__ < "2.12" and not torch.cuda.is_available(),
+    reason="Inductor of PyTorch 2.11 writes C++ for this step that does not compile, on its own too",
+)
 def test_decoding_through_inductors_code_follows_eager(compiled_cell: Cell, workload: Workload) -> None:
     cell = compiled_cell
     eager, exact = _eager_and_exact(cell, workload=workload)
