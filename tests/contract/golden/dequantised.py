@@ -123,6 +123,14 @@ def in_rows_of_groups(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Ten
     return (scales * numbers.reshape(-1, 8) - shifts).view(numbers.shape).to(dtype)
 
 
+def in_rows_of_tokens(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """As HQQ has it, of eight bits and groups of a head: one row for every token, less a zero point, times a scale."""
+    scales = scale.reshape(-1, 1)
+    return ((numbers.reshape(-1, DIM).to(dtype) - zero_like(scales).to(dtype)) * scales.to(dtype)).reshape(
+        numbers.shape
+    )
+
+
 def of_runs(numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """As KIVI has keys: a scale and a minimum for every channel over ten tokens."""
     doubled = torch.tensor([1.0, 4.0], device=scale.device)[:, None, None]
@@ -419,6 +427,14 @@ DEQUANTISED = (
     Dequantised("uint8_column_groups", format=UINT8, dequantise=of_column_groups, **_GROUPS, **_GROUP_ZEROS),
     Dequantised(
         "uint8_rows_of_groups", format=UINT8, dequantise=in_rows_of_groups, minima=True, **_GROUPS, **_GROUP_ZEROS
+    ),
+    Dequantised(
+        "uint8_rows_of_tokens",
+        format=UINT8,
+        dequantise=in_rows_of_tokens,
+        scale_dtype=torch.float16,
+        residual=2,
+        **{**_TOKEN_ZEROS, "zero_dtype": torch.float16},
     ),
     Dequantised("int8_column_groups", dequantise=of_column_groups_unzeroed, scale_dtype=torch.float16, **_GROUPS),
     Dequantised(
