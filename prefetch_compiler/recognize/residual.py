@@ -12,9 +12,9 @@ from torch.fx import Node
 
 from .axes import shape_of
 from .beside import may_be_parted, merged_with, read_numbers_beside
-from .reshape import permute
+from .reshape import SizeArgument, permute, size_argument
 from .site import Site
-from .sizes import hint, is_symbolic, same
+from .sizes import Size, hint, holds, same
 from .trace import insert_call
 from .views import StoredKV, aten
 
@@ -33,8 +33,8 @@ class _InTwo:
     last: tuple[Node, ...]
 
     @property
-    def first_len(self) -> int:
-        return int(shape_of(self.first.base)[self.first.order[_LENGTH]])
+    def first_len(self) -> Size:
+        return shape_of(self.first.base)[self.first.order[_LENGTH]]
 
     def joined(self) -> Node:
         """The last tokens, in one tensor."""
@@ -52,9 +52,14 @@ def read_before_residual(site: Site) -> Site | None:
     if not may_be_parted(site):
         return None
     key, value = _in_two(site.key), _in_two(site.value)
-    if key is None or value is None or key.first_len != value.first_len:
+    if key is None or value is None:
         return None
-    graph, first_len = site.anchor.graph, key.first_len
+    # Tensors of their own have symbols of their own. What does not hold here is another graph's case.
+    if not holds(key.first_len == value.first_len, "as many keys as values are quantised"):
+        return None
+    graph = site.anchor.graph
+    with graph.inserting_before(site.met_at):
+        first_len = None if site.mask is None else size_argument(graph, key.first.base, key.first.order[_LENGTH])
     mask = _keys_of(site, 0, first_len)
 
     def merge(out: Node, lse: Node) -> Node:
@@ -73,13 +78,13 @@ def _in_two(stored: StoredKV) -> _InTwo | None:
     ndim, dim = len(shape_of(node)), arguments[1] if len(arguments) > 1 else 0
     if dim % ndim != at or not last or any(len(shape_of(part)) != ndim for part in arguments[0]):
         return None
-    first_len, whole_len = shape_of(first)[at], shape_of(node)[at]
-    if is_symbolic(first_len) or hint(whole_len, int(first_len)) - int(first_len) > LONGEST_RESIDUAL:
+    first_len, whole_len = hint(shape_of(first)[at], 0), hint(shape_of(node)[at], 0)
+    if first_len < 1 or whole_len - first_len > LONGEST_RESIDUAL:
         return None
     return _InTwo(StoredKV(first, stored.order), tuple(last))
 
 
-def _keys_of(site: Site, start: int, end: int) -> Node | None:
+def _keys_of(site: Site, start: SizeArgument, end: SizeArgument) -> Node | None:
     """The part of the site's mask that is of these keys: a view, put where the first site with that mask is met."""
     mask = site.mask
     if mask is None or same(shape_of(mask)[-1], 1):

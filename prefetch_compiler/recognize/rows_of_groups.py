@@ -13,7 +13,8 @@ from torch.fx import Graph, Node
 
 from ..spec import QUANTISED_FORMATS
 from .axes import CONVERSIONS, shape_of
-from .sizes import is_symbolic
+from .reshape import SizeArgument
+from .sizes import Size, is_symbolic, same
 from .trace import insert_call
 from .views import NotRepresentable, aten
 
@@ -35,42 +36,47 @@ def with_groups_apart(node: Node) -> Node:
     source: Any = node.args[0] if node.target in _VIEWS else None
     if source is None or len(shape_of(source)) != 2 or source.target not in (*_CHANGES, *CONVERSIONS):
         return node
-    whole = shape_of(node)
-    if any(is_symbolic(size) for size in (*whole, *shape_of(source))):
+    whole, (rows, group) = shape_of(node), shape_of(source)
+    if len(whole) != 4 or is_symbolic(group) or is_symbolic(whole[3]) or int(whole[3]) % int(group):
         return node
-    rows, group = (int(size) for size in shape_of(source))
-    *outer, dim = (int(size) for size in whole)
-    if len(whole) != 4 or dim % group:
-        return node
-    graph = node.graph
+    *outer, _ = _sizes(node)
+    graph, groups = node.graph, int(whole[3]) // int(group)
     with graph.inserting_before(node):
         try:
-            apart = _apart(graph, source, rows, [*outer, dim // group, group])
+            apart = _apart(graph, source, rows, outer, groups, int(group))
         except NotRepresentable:
             return node
-        return insert_call(graph, aten.view.default, apart, [*outer, dim])
+        return insert_call(graph, aten.view.default, apart, [*outer, int(whole[3])])
 
 
-def _apart(graph: Graph, node: Node, rows: int, shape: list[int]) -> Node:
-    """``node`` (rows, 1|group) as (batch, heads, len, groups, 1|group).
+def _sizes(view: Node) -> list[SizeArgument]:
+    """Of a view, as it is given them: what is symbolic is a node, or what is left."""
+    given: Any = view.args[1]
+    return [one if is_symbolic(size) else int(size) for one, size in zip(given, shape_of(view), strict=True)]
+
+
+def _apart(graph: Graph, node: Node, rows: Size, outer: list[SizeArgument], groups: int, group: int) -> Node:
+    """``node`` (rows, 1|group) as (batch, heads, len, groups, 1|group), the first three of sizes ``outer``.
 
     Raises:
         NotRepresentable: it is not computed of numbers and of operands for each row.
     """
-    *outer, groups, group = shape
-    if list(shape_of(node)) == [rows, 1] and group > 1:
+    have = shape_of(node)
+    if len(have) != 2 or not same(have[0], rows):
+        raise NotRepresentable
+    if same(have[1], 1) and group > 1:
         if not node.meta["val"].is_contiguous():
             raise NotRepresentable
         return insert_call(graph, aten.view.default, node, [*outer, groups, 1])
-    if list(shape_of(node)) != [rows, group]:
+    if not same(have[1], group):
         raise NotRepresentable
     if node.meta["val"].dtype in QUANTISED_FORMATS:
         if not node.meta["val"].is_contiguous():
             raise NotRepresentable
         # As the cache is shaped, and so what a kernel reads.
         cache = insert_call(graph, aten.view.default, node, [*outer, groups * group])
-        return insert_call(graph, aten.view.default, cache, shape)
+        return insert_call(graph, aten.view.default, cache, [*outer, groups, group])
     if node.target not in (*_CHANGES, *CONVERSIONS) or node.kwargs:
         raise NotRepresentable
-    operands = [_apart(graph, one, rows, shape) if isinstance(one, Node) else one for one in node.args]
+    operands = [_apart(graph, one, rows, outer, groups, group) if isinstance(one, Node) else one for one in node.args]
     return insert_call(graph, node.target, *operands)

@@ -14,7 +14,7 @@ from prefetch_compiler.lower import ops
 from prefetch_compiler.recognize.residual import LONGEST_RESIDUAL
 from prefetch_compiler.spec import ScaleGranularity
 
-from .golden.dequantised import E4M3, HEAD, Dequantised, in_float32
+from .golden.dequantised import E4M3, HEAD, Dequantised, in_float32, in_rows_of_tokens
 from .golden.graph import DEVICE, Golden
 from .golden.run import assert_follows_eager, run_compiled, run_eagerly
 from .uncompiled import graphs_run_uncompiled
@@ -205,9 +205,15 @@ def test_a_scale_of_a_slice_is_that_of_its_tokens() -> None:
     assert cache is not None and cache.key_scales is ScaleGranularity.TOKEN  # type: ignore[attr-defined]
 
 
-def _gathering(lengths: list[int], masked: bool) -> Golden:
+_BYTES = Dequantised("gathering", mask=False)
+_ROWS = Dequantised(
+    "gathering_rows", mask=False, format=torch.uint8, dequantise=in_rows_of_tokens, scale_dtype=torch.float16
+)
+
+
+def _gathering(lengths: list[int], masked: bool, form: Dequantised = _BYTES) -> Golden:
     """Steps of a cache that gathers tokens before it quantises them: ``lengths`` of them after twenty numbers each."""
-    golden = Dequantised("gathering", mask=False).golden
+    golden = form.golden
 
     def attend(
         q: Tensor,
@@ -219,7 +225,7 @@ def _gathering(lengths: list[int], masked: bool) -> Golden:
         mask: Tensor,
         **_: object,
     ) -> Tensor:
-        k, v = in_float32(keys, key_scale, q.dtype), in_float32(values, value_scale, q.dtype)
+        k, v = form.dequantise(keys, key_scale, q.dtype), form.dequantise(values, value_scale, q.dtype)
         k, v = torch.cat([k, few, q[:, :2]], 2), torch.cat([v, few.flip(-1), q[:, 2:]], 2)
         attn_mask = mask if masked else None
         return functional.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, enable_gqa=True)
@@ -243,6 +249,27 @@ def test_tokens_that_gather_before_they_are_quantised(masked: bool) -> None:
         compiled, report = run_compiled(golden)
     assert_follows_eager(compiled, eager, problems)
     assert [site.spec.cache.dtype for site in report.lowered if site.spec and site.spec.cache] == [torch.int8] * 2
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+def test_numbers_whose_length_grows_are_read_as_they_are_stored(masked: bool) -> None:
+    """In rows, as HQQ has them, and before tokens that are not quantised: both lengths are symbolic from the second
+    step on, and the third has no graph of its own."""
+    gathering = _gathering([2, 3, 4], masked, _ROWS)
+
+    def steps() -> list[dict[str, Tensor]]:
+        found = []
+        for step, length in zip(gathering.steps(), (12, 16, 20), strict=True):
+            cache = {name: step[name][:, :, :length].clone() for name in ("keys", "values", "key_scale", "value_scale")}
+            found.append({**step, **cache, "mask": step["mask"][..., 20 - length :].clone()})
+        return found
+
+    golden = replace(gathering, steps=steps)
+    eager, problems = run_eagerly(golden)
+    with graphs_run_uncompiled():
+        compiled, report = run_compiled(golden)
+    assert_follows_eager(compiled, eager, problems)
+    assert [site.spec.cache.dtype for site in report.lowered if site.spec and site.spec.cache] == [torch.uint8] * 2
 
 
 def test_many_tokens_that_are_not_quantised_are_a_kernels() -> None:
