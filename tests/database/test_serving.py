@@ -40,7 +40,9 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PROFILE = profile(DEVICE)
 CONFIG = KernelConfig(16, 2, 1, 2, merge=Merge.INPLACE)
 # The site has no mask, and is in float32: none of the template's other features.
-FRESH = Toolchain(SPLIT_KV.name, template_hash(SPLIT_KV, frozenset({"chains"})), "2.11.0", f"{triton_minor()}.0", "none")
+FRESH = Toolchain(
+    SPLIT_KV.name, template_hash(SPLIT_KV, frozenset({"chains"})), "2.11.0", f"{triton_minor()}.0", "none"
+)
 STALE = replace(FRESH, triton="2.1.0")
 
 
