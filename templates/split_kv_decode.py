@@ -201,7 +201,7 @@ def attend_tile(
     if CHAINS > 1:
         k = ()
         for part in tl.static_range(CHAINS):
-            k = k + (
+            k = k + (  # type: ignore[assignment]
                 load_tile(
                     k_head_ptr + part * (BLOCK_D // CHAINS), k_descriptor, sequence, kv_head, first, end, k_row_stride,
                     HEAD_DIM - part * (BLOCK_D // CHAINS), BLOCK_D // CHAINS, BLOCK_KV, BY_TMA, WHOLE, pages,
@@ -695,7 +695,7 @@ def split_kv_decode(
             for part in tl.static_range(CHAINS):
                 columns = part * (BLOCK_D // CHAINS) + tl.arange(0, BLOCK_D // CHAINS)
                 inside = row_valid[:, None] & (columns < HEAD_DIM)[None, :]
-                q = q + (tl.load(q_ptr + q_rows[:, None] + columns[None, :], mask=inside, other=0.0),)
+                q = q + (tl.load(q_ptr + q_rows[:, None] + columns[None, :], mask=inside, other=0.0),)  # type: ignore[assignment]
         else:
             q = tl.load(
                 q_ptr + q_rows[:, None] + columns[None, :],
