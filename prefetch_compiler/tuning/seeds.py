@@ -70,8 +70,8 @@ def _recorded(key: TuningKey, records: Sequence[TuningRecord]) -> Iterable[Seed]
 
 
 def _large_tiles(key: TuningKey, default: KernelConfig) -> Iterable[Seed]:
-    """For many query rows over one KV head, as several queries with a mask by row have: on an H200 16 queries of four
-    heads over 8,192 keys read at 93% of the ceiling so, and at 81% in the tiles of 64 that searches had stopped at."""
+    """For many query rows over one KV head, as several queries with a mask by row have: searches of a few
+    trials do not come from the heuristic's tiles of 64 keys to these, which change three knobs at once."""
     if key.spec().rows > MOST_ROWS_OF_LARGE_TILES and default.load_path is not LoadPath.PRODUCER:
         large = replace(
             default, block_kv=_LARGE_TILE_KEYS, num_warps=_LARGE_TILE_WARPS, num_stages=3, load_path=LoadPath.TMA
