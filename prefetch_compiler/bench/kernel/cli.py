@@ -14,6 +14,7 @@ import typer
 from ...errors import InvalidOptionError, KVPrefetchError
 from ..errors import NoGpuError
 from .grid import Sweep, chosen
+from .parts import parse_part
 
 if TYPE_CHECKING:
     from .cases import Case
@@ -57,6 +58,9 @@ def kernel(
             show_default=f"{SEARCH}, quick {QUICK_SEARCH}",
         ),
     ] = None,
+    part: Annotated[
+        str, typer.Option(help="K/N: every N-th case from the K-th on, as for one of N GPUs.", show_default="all")
+    ] = "",
     budget: Annotated[float | None, typer.Option(min=0, help="Seconds after which no case is started.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of inputs, ragged lengths and page tables.")] = 0,
     dry_run: Annotated[bool, typer.Option(help="List cases, bytes and peers; needs no GPU.")] = False,
@@ -66,18 +70,20 @@ def kernel(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     out: Annotated[Path | None, typer.Option(help="Also write the JSON, raw samples included, case by case.")] = None,
     plots: Annotated[Path | None, typer.Option(help="Draw plots into this folder; needs matplotlib.")] = None,
-    from_file: Annotated[
-        Path | None, typer.Option("--from", help="Show and draw what --out wrote, and measure nothing.")
+    from_files: Annotated[
+        list[Path] | None,
+        typer.Option("--from", help="Show and draw what --out wrote, and measure nothing. May be repeated: parts."),
     ] = None,
 ) -> None:
     """Decode attention kernels: ours, every peer that is installed, and the read ceiling, in one run."""
     try:
         if plots is not None:
             require_matplotlib()
-        if from_file is not None:
-            _show(_read(from_file), _Shown(everyone, as_json, plots))
+        if from_files:
+            _show(_read(from_files), _Shown(everyone, as_json, plots))
             return
-        wanted = chosen(cases, quick, sweep)
+        taken = parse_part(part)
+        wanted = taken.of(chosen(cases, quick, sweep))
         selected, ours = _selected_peers(peers)
         if dry_run:
             _dry_run(wanted, selected, seed, as_json)
@@ -95,6 +101,7 @@ def kernel(
             budget_s=budget,
             sweep=None if sweep is None else sweep.value,
             ours=ours,
+            part=str(taken),
         )
         _measure(settings, _Shown(everyone, as_json, plots), out)
     except KVPrefetchError as error:
@@ -120,11 +127,11 @@ def _measure(settings: KernelSettings, shown: _Shown, out: Path | None) -> None:
     raise typer.Exit(1 if found else 0)
 
 
-def _read(path: Path) -> KernelRun:
+def _read(paths: list[Path]) -> KernelRun:
     """Raises: InvalidResultError."""
-    from .result import read_run
+    from .parts import read_parts
 
-    return read_run(path)
+    return read_parts(paths)
 
 
 def _show(run: KernelRun, shown: _Shown) -> None:

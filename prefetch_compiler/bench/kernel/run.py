@@ -36,6 +36,7 @@ class KernelSettings:
         budget_s: no case is started after so many seconds; None for no limit.
         sweep: the size that ``cases`` sweep, for plots; None where they sweep none.
         ours: whether our own kernels take part.
+        part: which of how many parts ``cases`` are, as ``K/N``.
     """
 
     cases: tuple[Case, ...]
@@ -46,6 +47,7 @@ class KernelSettings:
     budget_s: float | None = None
     sweep: str | None = None
     ours: bool = True
+    part: str = "1/1"
 
     def to_dict(self) -> dict[str, Any]:
         plain = {name: value for name, value in vars(self).items() if name not in ("cases", "peers")}
