@@ -9,13 +9,16 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from prefetch_compiler.templates.manifest import TEMPLATES
 
 from prefetch_compiler.bench.table import Table, show
@@ -26,6 +29,7 @@ TOOLS = ("memcheck", "racecheck", "initcheck")
 FOUND = 9
 WORKER = "tests.gpu.sanitized_launches"
 TIMEOUT_S = 600
+NOTHING_RAN = "no case could run here"
 _SUMMARY = re.compile(
     r"^========= (?:ERROR SUMMARY: (?P<errors>\d+) error|RACECHECK SUMMARY: (?P<hazards>\d+) hazard)", re.MULTILINE
 )
@@ -55,18 +59,40 @@ def kernel_names() -> tuple[str, ...]:
     return tuple(dict.fromkeys(entry.rpartition(".")[2] for template in TEMPLATES for entry in template.entries))
 
 
-def command(sanitizer: str, tool: str, only: str = "") -> list[str]:
+@dataclass(frozen=True)
+class Part:
+    """Of the cases whose name has ``only`` in it, every ``shares``-th from ``share`` on."""
+
+    only: str = ""
+    share: int = 0
+    shares: int = 1
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", WORKER, self.only, str(self.share), str(self.shares)]
+
+
+def parts_of(only: str, jobs: int) -> list[Part]:
+    return [Part(only, share, jobs) for share in range(jobs)]
+
+
+def command(sanitizer: str, tool: str, part: Part) -> list[str]:
     """initcheck instruments all kernels: to it, what an unwatched one writes is not written."""
     filters = [] if tool == "initcheck" else [f"--kernel-regex=kns={name}" for name in kernel_names()]
     return [
         sanitizer, "--tool", tool, "--error-exitcode", str(FOUND), "--target-processes", "application-only", *filters,
-        sys.executable, "-m", WORKER, *([only] if only else []),
+        *part.command(),
     ]  # fmt: skip
 
 
-def environment(tool: str) -> dict[str, str]:
-    """Without PyTorch's pool each tensor is an allocation of its own: whatever lies beyond it is nobody's."""
+def environment(tool: str, share: int = 0) -> dict[str, str]:
+    """Without PyTorch's pool each tensor is an allocation of its own: whatever lies beyond it is nobody's. Shares are
+    dealt to the GPUs in turn."""
     changed = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    gpus = os.environ["CUDA_VISIBLE_DEVICES"].split(",") if "CUDA_VISIBLE_DEVICES" in os.environ else None
+    if gpus is None:
+        gpus = [str(index) for index in range(torch.cuda.device_count())]
+    if gpus:
+        changed["CUDA_VISIBLE_DEVICES"] = gpus[share % len(gpus)]
     if tool != "racecheck":
         changed["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
     return changed
@@ -89,7 +115,7 @@ def outcome_of(tool: str, code: int, output: str) -> Outcome:
     elif done is None or summary is None:
         problem = f"it did not reach the end: {output.strip()[-300:]}"
     elif int(done["cases"]) == 0:
-        problem = "no case could run here"
+        problem = NOTHING_RAN
     elif code == FOUND and count == 0:
         problem = f"it exits with {FOUND} and names no finding: {output.strip()[-300:]}"
     return Outcome(tool, int(done["cases"]) if done else 0, max(count, len(findings)), tuple(findings), problem)
@@ -103,17 +129,34 @@ def find_sanitizer() -> str | None:
     return next((path for path in candidates if path and Path(path).is_file()), None)
 
 
-def run_tool(sanitizer: str, tool: str, only: str, seconds: float = TIMEOUT_S) -> Outcome:
+def together(outcomes: Sequence[Outcome]) -> Outcome:
+    """Of one tool, the parts as one. A part in which nothing could run is a problem only if all are such."""
+    problems = [one.problem for one in outcomes if one.problem and one.problem != NOTHING_RAN]
+    cases = sum(one.cases for one in outcomes)
+    if cases == 0 and not problems:
+        problems = [NOTHING_RAN]
+    findings = tuple(finding for one in outcomes for finding in one.findings)
+    return Outcome(outcomes[0].tool, cases, sum(one.count for one in outcomes), findings, "; ".join(problems))
+
+
+def run_tool(sanitizer: str, tool: str, parts: Sequence[Part], seconds: float = TIMEOUT_S) -> Outcome:
+    """All parts at once."""
+    with ThreadPoolExecutor(len(parts)) as pool:
+        return together(list(pool.map(lambda part: run_part(sanitizer, tool, part, seconds), parts)))
+
+
+def run_part(sanitizer: str, tool: str, part: Part, seconds: float) -> Outcome:
     """What was found until then counts where ``seconds`` are not enough."""
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
-            command(sanitizer, tool, only), cwd=ROOT, env=environment(tool), text=True, stdout=log,
-            stderr=subprocess.STDOUT,
+            command(sanitizer, tool, part), cwd=ROOT, env=environment(tool, part.share), text=True, stdout=log,
+            stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
             code: int | None = process.wait(seconds)
         except subprocess.TimeoutExpired:
-            process.kill()
+            # The tool and what it watches: that would go on without it.
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             code = None
         log.seek(0)
@@ -140,11 +183,27 @@ def exit_code(outcomes: Sequence[Outcome]) -> int:
     return 1 if any(one.count for one in outcomes) else 0
 
 
+def compile_kernels(parts: Sequence[Part]) -> str:
+    """Launches everything without a sanitizer, so that what is watched finds its kernels compiled. Returns what went
+    wrong, if anything did."""
+
+    def plain(part: Part) -> str:
+        run = subprocess.run(
+            part.command(), cwd=ROOT, env=environment("memcheck", part.share), text=True, capture_output=True,
+            check=False,
+        )  # fmt: skip
+        return run.stderr.strip()[-500:] or f"exit code {run.returncode}" if run.returncode else ""
+
+    with ThreadPoolExecutor(len(parts)) as pool:
+        return "; ".join(filter(None, pool.map(plain, parts)))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.gpu.sanitize", description=__doc__)
     parser.add_argument("--tools", default=",".join(TOOLS), help="comma-separated")
     parser.add_argument("--only", default="", help="cases whose name has this in it")
     parser.add_argument("--seconds", type=float, default=TIMEOUT_S, help="of each tool")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, each with its share of the cases")
     given = parser.parse_args()
     sanitizer = find_sanitizer()
     if sanitizer is None:
@@ -152,18 +211,15 @@ def main() -> int:
             "error: there is no compute-sanitizer; install the CUDA toolkit or set COMPUTE_SANITIZER", file=sys.stderr
         )
         return 2
-    # Without the sanitizer first, so that what is watched finds its kernels compiled.
-    plain = subprocess.run(
-        [sys.executable, "-m", WORKER, *([given.only] if given.only else [])], cwd=ROOT, env=environment("memcheck"),
-        text=True, capture_output=True, check=False,
-    )  # fmt: skip
-    if plain.returncode != 0:
-        print(f"error: the launches fail without a sanitizer: {plain.stderr.strip()[-500:]}", file=sys.stderr)
+    parts = parts_of(given.only, max(1, given.jobs))
+    failure = compile_kernels(parts)
+    if failure:
+        print(f"error: the launches fail without a sanitizer: {failure}", file=sys.stderr)
         return 2
     outcomes = []
     for tool in given.tools.split(","):
         print(f"{tool} ...", file=sys.stderr, flush=True)
-        outcomes.append(run_tool(sanitizer, tool, given.only, given.seconds))
+        outcomes.append(run_tool(sanitizer, tool, parts, given.seconds))
     show(table_of(outcomes))
     for one in outcomes:
         for case, text in one.findings:

@@ -1,7 +1,8 @@
 """Launches every kernel that this GPU can run, one small case for each template and feature, for compute-sanitizer to
 watch: PyTorch allocates and copies, and computes on the CPU. ``python -m tests.gpu.sanitize`` runs it under each tool.
 
-Prints ``case: NAME`` before each launch, and ``done: N`` after the last."""
+Prints ``case: NAME`` before each launch, and ``done: N`` after the last. Arguments: what names must have
+in them, which share of those it is, and of how many shares."""
 
 from __future__ import annotations
 
@@ -68,9 +69,9 @@ def run(group: Group, sizes: Sizes, device: torch.device) -> bool:
     return True
 
 
-def main(only: str = "") -> None:
+def main(only: str = "", share: str = "0", shares: str = "1") -> None:
     sizes = INTERPRETER_SIZES if interpreting() else SIZES
-    wanted = [group for group in GROUPS if only in group.name]
+    wanted = [group for group in GROUPS if only in group.name][int(share) :: int(shares)]
     with torch.no_grad():
         ran = sum(run(group, sizes, current_device()) for group in wanted)
     print(f"done: {ran}", flush=True)

@@ -8,8 +8,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from prefetch_compiler.bench.numerics.group import GROUPS
+
 from ..gpu import sanitize, sanitized_launches
-from ..gpu.sanitize import FOUND, TOOLS, command, environment, exit_code, kernel_names, outcome_of
+from ..gpu.sanitize import (
+    FOUND,
+    NOTHING_RAN,
+    TOOLS,
+    Outcome,
+    Part,
+    command,
+    environment,
+    exit_code,
+    kernel_names,
+    outcome_of,
+    parts_of,
+    together,
+)
 
 # Triton's interpreter warns at every scalar that it converts.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -92,9 +107,9 @@ def test_only_our_kernels_are_watched_where_that_is_enough() -> None:
         kernel_names()
     )
     for tool in TOOLS:
-        line = command("compute-sanitizer", tool)
+        line = command("compute-sanitizer", tool, Part("pages", 1, 3))
         assert line[1:5] == ["--tool", tool, "--error-exitcode", "9"]
-        assert line[-3:] == [sys.executable, "-m", "tests.gpu.sanitized_launches"]
+        assert line[-6:] == [sys.executable, "-m", "tests.gpu.sanitized_launches", "pages", "1", "3"]
         filtered = [argument for argument in line if argument.startswith("--kernel-regex=kns=")]
         assert len(filtered) == (0 if tool == "initcheck" else len(kernel_names()))
         assert (environment(tool).get("PYTORCH_NO_CUDA_MEMORY_CACHING") == "1") is (tool != "racecheck")
@@ -111,7 +126,7 @@ def test_a_stand_in_is_run_to_the_end(tmp_path: Path, monkeypatch: pytest.Monkey
     stand_in.chmod(0o755)
     monkeypatch.setenv("COMPUTE_SANITIZER", str(stand_in))
     assert sanitize.find_sanitizer() == str(stand_in)
-    outcomes = [sanitize.run_tool(str(stand_in), tool, "") for tool in TOOLS]
+    outcomes = [sanitize.run_tool(str(stand_in), tool, parts_of("", 1)) for tool in TOOLS]
     assert [(one.tool, one.count, one.problem) for one in outcomes] == [
         ("memcheck", 1, ""), ("racecheck", 0, ""), ("initcheck", 0, ""),
     ]  # fmt: skip
@@ -139,6 +154,32 @@ def test_the_launches_run(capsys: pytest.CaptureFixture[str]) -> None:
     }  # fmt: skip
 
 
+def test_each_case_is_in_one_share(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sanitized_launches, "run", lambda group, *_: print(group.name) or True)
+    shares = []
+    for part in parts_of("", 5):
+        sanitized_launches.main(*part.command()[3:])
+        shares.append(capsys.readouterr().out.splitlines()[:-1])
+    assert [len(share) > 0 for share in shares] == [True] * 5
+    assert sorted(name for share in shares for name in share) == sorted(group.name for group in GROUPS)
+
+
+def test_shares_take_turns_on_the_gpus_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert [environment("memcheck", share)["CUDA_VISIBLE_DEVICES"] for share in range(4)] == ["2", "5", "2", "5"]
+
+
+def test_shares_are_told_as_one() -> None:
+    nothing = Outcome("memcheck", 0, 0, (), NOTHING_RAN)
+    clean = Outcome("memcheck", 3, 0, ())
+    found = Outcome("memcheck", 2, 1, (("pages", "Invalid __global__ read of size 4 bytes"),))
+    broken = Outcome("memcheck", 0, 0, (), "exit code 1: no driver")
+    assert together([clean, nothing]) == clean
+    assert together([clean, found]) == Outcome("memcheck", 5, 1, found.findings)
+    assert together([clean, broken]).problem == "exit code 1: no driver"
+    assert together([nothing, nothing]).problem == NOTHING_RAN
+
+
 def test_a_tool_that_takes_too_long_is_told_with_the_case_that_it_was_in(tmp_path: Path) -> None:
     """A stand-in for the tool: it begins two cases, finds something in the second, and never ends."""
     stand_in = tmp_path / "compute-sanitizer"
@@ -147,7 +188,7 @@ def test_a_tool_that_takes_too_long_is_told_with_the_case_that_it_was_in(tmp_pat
         "echo '========= Invalid __global__ read of size 4 bytes'\nexec sleep 60\n"
     )
     stand_in.chmod(0o755)
-    outcome = sanitize.run_tool(str(stand_in), "memcheck", "", seconds=1.0)
+    outcome = sanitize.run_tool(str(stand_in), "memcheck", parts_of("", 1), seconds=1.0)
     assert (outcome.cases, outcome.problem) == (2, "no end after 1 s: pages")
     assert outcome.findings == (("pages", "Invalid __global__ read of size 4 bytes"),)
     assert exit_code([outcome]) == 2
