@@ -22,5 +22,6 @@ def sum_of_products(a, b, CHAINS: tl.constexpr):
     of which rounds what was added so far: shorter chains round less."""
     total = multiply(a[0], tl.trans(b[0]), None, False)
     for part in tl.static_range(1, CHAINS):
-        total += multiply(a[part], tl.trans(b[part]), None, False)
+        # A plain sum would make one chain of them again: Triton rewrites dot(a, b) + c as dot(a, b, c).
+        total = tl.fma(multiply(a[part], tl.trans(b[part]), None, False), 1.0, total)
     return total
