@@ -16,7 +16,7 @@ from prefetch_compiler.bench.kernel import case_ceiling as case_ceiling_module
 from prefetch_compiler.bench.kernel import contest as contest_module
 from prefetch_compiler.bench.kernel import run as run_module
 from prefetch_compiler.bench.kernel.cases import CacheLayout, Case, Fill
-from prefetch_compiler.bench.kernel.contest import Contest
+from prefetch_compiler.bench.kernel.contest import Contest, device_works
 from prefetch_compiler.bench.kernel.guard import problems
 from prefetch_compiler.bench.kernel.operands import Operands, cache_count, create_operands, why_too_large
 from prefetch_compiler.bench.kernel.oracle import checked_sequences
@@ -316,3 +316,13 @@ def test_a_large_batch_is_checked_in_part() -> None:
     assert {0, 255} <= set(chosen)
     assert len(chosen) == 4
     assert checked_sequences((1 << 20, 5), 1 << 20) == [0]
+
+
+@pytest.mark.parametrize(("refused", "works"), [(0, True), (1, True), (2, False)])
+def test_an_error_that_is_told_once_is_not_a_lost_device(
+    refused: int, works: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As CUDA does after a launch with too many threads, and after an illegal access."""
+    left = [False] * refused
+    monkeypatch.setattr(contest_module, "_computes", lambda device: left.pop() if left else True)
+    assert device_works(torch.device("cpu")) is works

@@ -162,3 +162,19 @@ def test_page_tables_are_scattered_and_complete() -> None:
     pages = operands.table.flatten().tolist()
     assert sorted(pages) == list(range(64))
     assert pages != sorted(pages)
+
+
+@pytest.mark.parametrize(
+    ("name", "dim", "taken"),
+    [
+        ("flashinfer", 80, False),
+        ("flashinfer", 128, True),
+        ("flashinfer", 256, True),
+        ("flashinfer cudnn", 80, True),
+    ],
+)
+def test_flashinfer_is_asked_for_heads_that_it_has_kernels_for(name: str, dim: int, taken: bool) -> None:
+    (peer,) = (one for one in all_peers() if one.name == name)
+    reason = peer.unsupported(Case(32, 8, dim, 1, 1024))
+    assert (reason is None) is taken
+    assert taken or reason == "head_dim 80: takes 64, 128, 256, 512"

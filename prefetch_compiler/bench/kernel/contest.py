@@ -184,7 +184,12 @@ def _mark(results: Sequence[PeerResult], status: Status, reason: str) -> None:
 
 
 def device_works(device: torch.device) -> bool:
-    """Whether the CUDA context is still good: errors of kernels stick to it."""
+    """Whether the CUDA context is still good: errors of kernels stick to it. What a launch that was refused left behind
+    is no such error: whoever asks next is told of it, once."""
+    return _computes(device) or _computes(device)
+
+
+def _computes(device: torch.device) -> bool:
     try:
         torch.zeros(1, device=device).add_(1).item()
         torch.cuda.synchronize(device)

@@ -20,6 +20,8 @@ from .peer import Attend, load, why_not_loaded
 FAMILY = "FlashInfer"
 _WORKSPACE_BYTES = 256 << 20
 _XQA_PAGES = (16, 32, 64, 128)
+# Of the kernels that merge splits (DISPATCH_HEAD_DIM).
+_HEAD_DIMS = (64, 128, 256, 512)
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,10 @@ class BatchDecode:
         return reason
 
     def unsupported(self, case: Case) -> str | None:
-        return None
+        if self.backend == "cudnn" or case.head_dim in _HEAD_DIMS:
+            return None
+        # Others are planned and launched, and an exception comes from the middle of a launch.
+        return f"head_dim {case.head_dim}: takes {', '.join(map(str, _HEAD_DIMS))}"
 
     def prepare(self, operands: Operands) -> Attend:
         wrapper_class = load("flashinfer").BatchDecodeWithPagedKVCacheWrapper
