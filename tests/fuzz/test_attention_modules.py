@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from prefetch_compiler.lower import ops
 from prefetch_compiler.paging import in_one_piece
 from prefetch_compiler.quantisation import dequantise, granularity_of
+from prefetch_compiler.recognize.marker import in_memory_order
 from prefetch_compiler.reference import same_dtype_attention, same_dtype_lse
 from prefetch_compiler.report import collect_reports
 from prefetch_compiler.spec import ScaleGranularity
@@ -76,7 +77,7 @@ def _by_pytorch(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bounds: Te
     options = {name: given[name] for name in ("is_causal", "scale", "softcap", "sink")}
     if given["lse"] is not None:
         given["lse"].copy_(same_dtype_lse(q, k, mask, **options))
-    return same_dtype_attention(q, k, v, mask, **options)
+    return in_memory_order(same_dtype_attention(q, k, v, mask, **options), given["heads_first"])
 
 
 def _run_eagerly(found: list[Module]) -> tuple[list[dict[str, Any]], list[Attention]]:

@@ -6,6 +6,7 @@ Exits with 1 where there are findings, and with 2 where a tool could not run to 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -220,6 +221,8 @@ def main() -> int:
     for tool in given.tools.split(","):
         print(f"{tool} ...", file=sys.stderr, flush=True)
         outcomes.append(run_tool(sanitizer, tool, parts, given.seconds))
+        # At once: what tools found after minutes should not depend on what comes after.
+        print(json.dumps(asdict(outcomes[-1])), file=sys.stderr, flush=True)
     show(table_of(outcomes))
     for one in outcomes:
         for case, text in one.findings:
