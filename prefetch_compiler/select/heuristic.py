@@ -47,7 +47,7 @@ PLANNED_SYMBOLIC_KV_LEN = 8192
 SPLIT_ROUNDING = 8
 # More splits than these are merged at a cost that only long shares repay.
 EASILY_MERGED_SPLITS = 64
-KEYS_OF_A_LONG_SHARE = 1024
+KEYS_OF_A_LONG_SHARE = 512
 # 512 KB of bf16 K and V of head_dim 256: a memory latency is a small part of reading them.
 FIXED_CHUNK_KEYS = 512
 # Caches whose sequences are taken to hold different numbers of keys: of any batch but the smallest, from so many keys;

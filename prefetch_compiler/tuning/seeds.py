@@ -11,7 +11,7 @@ from ..config import KernelConfig, LoadPath, OperandOrder, Partition
 from ..database.key import TuningKey
 from ..database.record import TuningRecord
 from ..device import DeviceProfile
-from ..select.heuristic import MOST_ROWS_OF_LARGE_TILES, choose, choose_without_producer
+from ..select.heuristic import MOST_ROWS_OF_LARGE_TILES, choose, choose_for_any_batch, choose_without_producer
 from .feasible import why_infeasible
 
 # What a study needs no key of its own for: a record of another dtype or head count is as far as this many doublings.
@@ -48,7 +48,7 @@ def seeds_for(key: TuningKey, profile: DeviceProfile, records: Sequence[TuningRe
     """
     default = choose(key.spec(), profile)
     found = [Seed(default, "heuristic")]
-    known = (*_recorded(key, records), *_large_tiles(key, default), *_variants(default))
+    known = (*_recorded(key, records), *_large_tiles(key, default), *_in_chunks(key, profile), *_variants(default))
     for seed in (*known, *_pipelined(key, default, profile)):
         new = all(seed.config != known.config for known in found)
         if new and why_infeasible(key, seed.config, profile) is None:
@@ -77,6 +77,12 @@ def _large_tiles(key: TuningKey, default: KernelConfig) -> Iterable[Seed]:
             default, block_kv=_LARGE_TILE_KEYS, num_warps=_LARGE_TILE_WARPS, num_stages=3, load_path=LoadPath.TMA
         )
         yield Seed(replace(large, num_splits=1, partition=Partition.EVEN), "large tiles for many rows")
+
+
+def _in_chunks(key: TuningKey, profile: DeviceProfile) -> Iterable[Seed]:
+    """What users get whose results must not depend on the batch: no record should be slower than that."""
+    if not key.spec().rope_dim:
+        yield Seed(choose_for_any_batch(key.spec(), profile), "that of deterministic results")
 
 
 def _pipelined(key: TuningKey, default: KernelConfig, profile: DeviceProfile) -> Iterable[Seed]:
