@@ -133,12 +133,15 @@ def prune(
     *,
     stale: Callable[[TuningRecord], bool] | None = None,
     unmeasured: bool = False,
+    outranked: Callable[[TuningRecord], bool] | None = None,
 ) -> Database:
-    """Drop what is stale or unmeasured.
+    """Drop what is stale, unmeasured or outranked.
 
     Args:
         stale: says of a record whether it was made with other kernels or another Triton; None keeps such records.
         unmeasured: whether records that never ran on the device go.
+        outranked: as ``stale``: of the others of a key only the best evidenced stays. They need not be rivals, for a
+            configuration with other features has other sources. None keeps them.
     """
 
     def stays(record: TuningRecord) -> bool:
@@ -146,7 +149,17 @@ def prune(
             return False
         return record.measured or not unmeasured
 
-    return keep(database, stays)
+    kept = keep(database, stays)
+    return kept if outranked is None else _best_of_each_key(kept, outranked)
+
+
+def _best_of_each_key(database: Database, stale: Callable[[TuningRecord], bool]) -> Database:
+    fresh = [record for record in database.records if not stale(record)]
+    best: dict[TuningKey, TuningRecord] = {}
+    for record in sorted(fresh, key=evidence_rank):
+        best[record.key] = record
+    dropped = {record.identity for record in fresh if best[record.key] is not record}
+    return keep(database, lambda record: record.identity not in dropped)
 
 
 def export(database: Database, keys: Collection[TuningKey]) -> Database:

@@ -145,6 +145,9 @@ def prune(
         bool, typer.Option("--stale", help="Drop records of other kernel sources or another Triton minor version.")
     ] = False,
     unmeasured: Annotated[bool, typer.Option("--unmeasured", help="Drop records that never ran on the GPU.")] = False,
+    outranked: Annotated[
+        bool, typer.Option("--outranked", help="Of the records of a key that are not stale keep the best evidenced.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Write there.", show_default="replace FILE")] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
@@ -153,11 +156,16 @@ def prune(
     from ..database.merge import prune as pruned
     from ..database.store import create, read, rewrite
 
-    if not (stale or unmeasured):
-        raise typer.BadParameter("say what to drop: --stale, --unmeasured, or both")
+    if not (stale or unmeasured or outranked):
+        raise typer.BadParameter("say what to drop: --stale, --unmeasured, --outranked, or several")
 
     def drop(database: Database) -> Database:
-        return pruned(database, stale=_is_stale if stale else None, unmeasured=unmeasured)
+        return pruned(
+            database,
+            stale=_is_stale if stale else None,
+            unmeasured=unmeasured,
+            outranked=_is_stale if outranked else None,
+        )
 
     if out is None:
         kept = rewrite(file, drop)

@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 
 from prefetch_compiler import cli
-from prefetch_compiler.config import KernelConfig, LoadPath
+from prefetch_compiler.config import KernelConfig, LoadPath, PrefetchKind
 from prefetch_compiler.database.device_identity import identity_of
 from prefetch_compiler.database.document import Database, encode
 from prefetch_compiler.database.errors import describe
 from prefetch_compiler.database.key import Alignment, MaskClass, TuningKey, key_of
 from prefetch_compiler.database.record import DeviceIdentity, Toolchain, TuningRecord
 from prefetch_compiler.database.schema import schema_bytes
-from prefetch_compiler.database.store import database_files, publish, read
+from prefetch_compiler.database.store import create, database_files, publish, read
 from prefetch_compiler.database.template_hash import present_hash
 from prefetch_compiler.db_command import verify as verification
 from prefetch_compiler.db_command.filters import for_sites
@@ -256,9 +256,27 @@ def test_prune_drops_stale_and_unmeasured_records(run: Run, tmp_path: Path) -> N
     assert run("prune", path)[0] == 2
 
 
+def test_prune_keeps_the_best_evidenced_of_each_key(run: Run, tmp_path: Path) -> None:
+    better, worse = (measured(SMALL, toolchain=_present_toolchain(), trials=trials) for trials in (30, 20))
+    stale = measured(SMALL)
+    path = tmp_path / "h200.json"
+    create(path, database(better, stale))
+    other = replace(worse, config=replace(worse.config, prefetch_depth=1, prefetch_kind=PrefetchKind.LINE_KEEP))
+    other = replace(other, evidence=replace(other.evidence, toolchain=_toolchain_of(other.config)))
+    create(tmp_path / "other.json", database(other))
+    assert run("merge", path, tmp_path / "other.json", "--out", tmp_path / "all.json")[0] == 0
+    assert len(read(tmp_path / "all.json").records) == 3
+    assert run("prune", tmp_path / "all.json", "--outranked")[0] == 0
+    assert set(read(tmp_path / "all.json").records) == {better, stale}
+
+
 def _present_toolchain() -> Toolchain:
+    return _toolchain_of(KernelConfig(32, 1, 4, 2))
+
+
+def _toolchain_of(config: KernelConfig) -> Toolchain:
     triton = pytest.importorskip("triton")
-    present = present_hash(TOOLCHAIN.template, SMALL, KernelConfig(32, 1, 4, 2))
+    present = present_hash(TOOLCHAIN.template, SMALL, config)
     assert present is not None
     return replace(TOOLCHAIN, template_hash=present, triton=triton.__version__)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from prefetch_compiler.database.document import Database, decode, encode
 from prefetch_compiler.database.errors import DeviceMismatchError
-from prefetch_compiler.database.merge import diff, export, keep, merge, prune
+from prefetch_compiler.database.merge import diff, evidence_rank, export, keep, merge, prune
 from prefetch_compiler.database.record import TuningRecord
 
 from .examples import CONFIG, H100, H200, KEY, TOOLCHAIN, database, databases, measured, modelled, rival_databases
@@ -164,6 +164,8 @@ STALE = {OTHER_SOURCE, OTHER_TRITON, OTHER_TEMPLATE}
         ({"stale": STALE.__contains__}, STALE),
         ({"unmeasured": True}, {MODELLED}),
         ({"stale": STALE.__contains__, "unmeasured": True}, ALL - {FRESH}),
+        ({"outranked": STALE.__contains__}, set()),
+        ({"outranked": (STALE - {OTHER_SOURCE}).__contains__}, {min(FRESH, OTHER_SOURCE, key=evidence_rank)}),
     ],
 )
 def test_pruning_drops_what_it_is_told(options: dict[str, object], dropped: set[TuningRecord]) -> None:
@@ -171,6 +173,14 @@ def test_pruning_drops_what_it_is_told(options: dict[str, object], dropped: set[
     pruned = prune(everything, **options)  # type: ignore[arg-type]
     assert set(pruned.records) == ALL - dropped
     assert pruned.family_fallback and pruned.device == H200
+
+
+def test_what_is_outranked_goes_though_it_is_no_rival() -> None:
+    """Another knob, and so other sources: merging leaves both."""
+    slow = measured(toolchain=replace(TOOLCHAIN, template_hash="e" * 64), trials=FRESH.evidence.trials - 1)
+    both = merge(database(slow, MODELLED), database(FRESH))
+    assert {slow, FRESH} < set(both.records)
+    assert set(prune(both, outranked=lambda record: False).records) == {FRESH, MODELLED}
 
 
 def test_exporting_keeps_the_keys_asked_for() -> None:
