@@ -45,9 +45,11 @@ from .footprint import (
 PLANNED_SYMBOLIC_KV_LEN = 8192
 # The merge holds a power of two of splits at once: 32 are merged faster than 33.
 SPLIT_ROUNDING = 8
-# More splits than these are merged at a cost that only long shares repay.
+# More splits than these are merged at a cost that only long shares repay: sooner where they have more rows than the
+# smallest tile, which take longer to multiply than to read.
 EASILY_MERGED_SPLITS = 64
-KEYS_OF_A_LONG_SHARE = 512
+KEYS_OF_A_LONG_SHARE = 1024
+KEYS_OF_A_LONG_SHARE_OF_MANY_ROWS = 512
 # 512 KB of bf16 K and V of head_dim 256: a memory latency is a small part of reading them.
 FIXED_CHUNK_KEYS = 512
 # Caches whose sequences are taken to hold different numbers of keys: of any batch but the smallest, from so many keys;
@@ -233,7 +235,9 @@ def _planned_kv_len(spec: AttentionSpec) -> int:
 def _splits(regime: Regime, programs: int, spec: AttentionSpec, profile: DeviceProfile, block_kv: int) -> int:
     kv_len = _planned_kv_len(spec)
     tiles = max(1, -(-kv_len // block_kv))
-    most = max(EASILY_MERGED_SPLITS, kv_len // KEYS_OF_A_LONG_SHARE)
+    many_rows = row_tile_of(spec) > MIN_DOT_ROWS
+    long_share = KEYS_OF_A_LONG_SHARE_OF_MANY_ROWS if many_rows else KEYS_OF_A_LONG_SHARE
+    most = max(EASILY_MERGED_SPLITS, kv_len // long_share)
     wanted = min(regime.programs_per_sm * profile.sm_count // programs, most)
     if wanted > SPLIT_ROUNDING:
         wanted -= wanted % SPLIT_ROUNDING
