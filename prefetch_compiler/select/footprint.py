@@ -5,17 +5,18 @@ from __future__ import annotations
 import torch
 
 from ..config import KernelConfig, LoadPath, OperandOrder
-from ..spec import AttentionSpec, ScaleGranularity
+from ..spec import AttentionSpec, MaskKind, ScaleGranularity
 
 MAX_ROW_TILE = 128
 MIN_DOT_ROWS = 16
-WARPGROUP_ROWS = 64
+WARPGROUP_ROWS, _WARPGROUP_WARPS = 64, 4
 MIN_QUANTISED_ROWS, MAX_QUANTISED_ROWS = 8, 16
 MAX_LATENT_ROWS = {LoadPath.POINTER: 32, LoadPath.TMA: 64, LoadPath.PRODUCER: 64}
 # Latents and rotary keys of the kernel with a producer warp.
 PRODUCER_COLUMNS = 512, 64
 BARRIERS_BYTES = 256
 _LEAST_COPIED_BYTES = 4
+_MASK_THAT_IS_REARRANGED_AT_ONCE = 16 << 10
 # Of a row, which warps reduce together: its maximum and its total.
 _STATISTICS_BYTES = 8
 
@@ -134,6 +135,18 @@ def _copied_mask_bytes(spec: AttentionSpec, config: KernelConfig, rows: int) -> 
     return rows * config.block_kv * 4 if spec.mask_per_row and _asynchronous(spec.mask_dtype) else 0
 
 
+def _scores_bytes(spec: AttentionSpec, config: KernelConfig, rows: int) -> int:
+    """Warpgroups have scores in the layout of the next product. What passes through shared memory is the mask, where it
+    was loaded for each row: two bytes for each of a bool mask, four up to 16 KB."""
+    whole = rows * config.block_kv * 4
+    by_warpgroups = rows >= WARPGROUP_ROWS and config.num_warps >= _WARPGROUP_WARPS
+    if spec.cache is not None or not by_warpgroups or spec.element_bytes > 2:
+        return whole
+    if config.operand_order is OperandOrder.KQ or (spec.mask_per_row and spec.mask is not MaskKind.BOOL):
+        return whole
+    return min(whole, max(whole // 2, _MASK_THAT_IS_REARRANGED_AT_ONCE)) if spec.mask_per_row else 0
+
+
 def shared_memory_estimate_bytes(spec: AttentionSpec, config: KernelConfig) -> int:
     """Tiles in flight, the query tile, what else is copied ahead, and what scores, and masks by row, pass through on
     their way from one register layout to another. Compiling tells the exact figure; this one prunes, and is not below
@@ -149,7 +162,7 @@ def shared_memory_estimate_bytes(spec: AttentionSpec, config: KernelConfig) -> i
     keys_first = config.operand_order is OperandOrder.KQ
     from_shared = spec.cache is None and (rows >= WARPGROUP_ROWS or keys_first or spec.element_bytes > 2)
     stages = config.num_stages if from_shared else max(1, config.num_stages - 1)
-    scores_bytes = rows * config.block_kv * 4
+    scores_bytes = _scores_bytes(spec, config, rows)
     # One stage leaves K's memory to what comes after it.
     if config.num_stages == 1 and scores_bytes <= kv_tile_bytes(spec, config.block_kv) // 2:
         scores_bytes = 0

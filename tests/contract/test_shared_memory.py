@@ -93,6 +93,20 @@ PARTICULAR: dict[str, tuple[AttentionSpec, KernelConfig]] = {
         replace(site(2, 2, 128, q_len=5, mask=ADDITIVE, mask_per_row=True), mask_dtype=SINGLE),
         _config("b64-s1-w2-st2-p0line-tma-qk-nopdl-separate-even"),
     ),
+    "a bool mask by row, warpgroups": (
+        site(8, 2, 128, q_len=16, mask=MaskKind.BOOL, mask_per_row=True),
+        _config("b128-s1-w8-st3-p0line-tma-qk-pdl-separate-even"),
+    ),
+    "a bool mask by row, warpgroups, small tiles": (
+        site(8, 2, 128, q_len=16, mask=MaskKind.BOOL, mask_per_row=True),
+        _config("b64-s1-w8-st2-p0line-tma-qk-pdl-separate-even"),
+    ),
+    "an additive mask by row, warpgroups": (
+        replace(site(8, 2, 128, q_len=16, mask=ADDITIVE, mask_per_row=True), mask_dtype=SINGLE),
+        _config("b64-s1-w8-st2-p0line-tma-qk-pdl-separate-even"),
+    ),
+    "no mask, warpgroups": (site(8, 2, 128, q_len=16), _config("b128-s1-w8-st3-p0line-tma-qk-pdl-separate-even")),
+    "no mask, 128 rows": (site(16, 2, 64, q_len=16), _config("b64-s1-w8-st2-p0line-pointer-qk-pdl-separate-even")),
     "pages, one stage of float32": (
         site(64, 2, 16, q_len=16, dtype=SINGLE, mask=LENGTHS, page_size=64),
         _config("b32-s1-w8-st1-p0line-tma-qk-nopdl-inplace-even"),
@@ -109,6 +123,8 @@ PARTICULAR: dict[str, tuple[AttentionSpec, KernelConfig]] = {
 
 def jobs() -> dict[str, Job]:
     found: dict[str, Job] = {name: (*case, _roomy(90)) for name, case in PARTICULAR.items()}
+    warpgroups = {name: case for name, case in PARTICULAR.items() if name.endswith("warpgroups")}
+    found |= {f"{name}, sm_100": (*case, _roomy(100)) for name, case in warpgroups.items()}
     for number, row in enumerate(covering_rows(FACTORS, seed=1)):
         spec, config = quantised_case(row)
         device = _roomy(ARCHITECTURES[number % len(ARCHITECTURES)])
