@@ -18,7 +18,7 @@ from prefetch_compiler.templates.manifest import SPLIT_KV
 
 from ..config import KernelConfig, LoadPath, Merge, OperandOrder, Partition
 from ..device import interpreting
-from ..select.footprint import padded_dim, row_tile, row_tiles
+from ..select.footprint import COLUMNS_OF_A_CHAIN, padded_dim, row_tile, row_tiles
 from ..spec import AS_THE_DTYPE_SAYS, Storage
 
 LOG2_E = math.log2(math.e)
@@ -28,8 +28,8 @@ MERGE_TILE_ELEMENTS = 32768
 MERGE_WARPS, WIDE_MERGE_WARPS = 4, 8
 # Of balanced splits a sequence gets this many times its even share at most.
 BALANCED_LIMIT = 4
-# Of additions that a score in float32 is the sum of; 32 columns are a line of 128 bytes.
-MOST_CHAINS, COLUMNS_OF_A_CHAIN = 4, 32
+# Of additions that a score in float32 is the sum of.
+MOST_CHAINS = 4
 # Triton's interpreter puts its own functions in the place of Triton's language while a kernel runs: a second thread's
 # kernel would lose them half way through.
 _one_at_a_time: AbstractContextManager[Any] = threading.RLock() if interpreting() else nullcontext()

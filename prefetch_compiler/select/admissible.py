@@ -5,7 +5,14 @@ from __future__ import annotations
 from ..config import KernelConfig, LoadPath, Merge, OperandOrder
 from ..device import DeviceProfile
 from ..spec import AttentionSpec
-from .footprint import MIN_QUANTISED_ROWS, PRODUCER_COLUMNS, row_tile_of, shared_memory_estimate_bytes
+from .footprint import (
+    COLUMNS_OF_A_CHAIN,
+    MIN_QUANTISED_ROWS,
+    PRODUCER_COLUMNS,
+    padded_dim,
+    row_tile_of,
+    shared_memory_estimate_bytes,
+)
 from .gluon import has_gluon
 
 # What makes a warpgroup.
@@ -29,6 +36,8 @@ def why_inadmissible(spec: AttentionSpec, config: KernelConfig, profile: DeviceP
             return "TMA loads need tiles that begin with a page, and those of a masked cache begin where its mask does"
         if 0 < spec.page_size < config.block_kv:
             return f"TMA loads need pages of whole tiles, and {spec.page_size} keys of a page are no {config.block_kv}"
+        if _is_summed_in_chains(spec):
+            return f"TMA loads bring whole rows, and scores in float32 are sums of {COLUMNS_OF_A_CHAIN} columns each"
     if spec.page_size and config.prologue_prefetch:
         return "a prologue prefetch of a paged cache would read its table before it is known to be written"
     refusal = _why_not_in_template(spec, config, profile)
@@ -54,6 +63,12 @@ def why_inadmissible(spec: AttentionSpec, config: KernelConfig, profile: DeviceP
     if needed > profile.shared_memory_bytes:
         return f"about {needed} bytes of shared memory are needed and {profile.name} has {profile.shared_memory_bytes}"
     return None
+
+
+def _is_summed_in_chains(spec: AttentionSpec) -> bool:
+    """Whether the columns of a score are added up in parts, which are loaded one by one, for the sake of rounding."""
+    plain = spec.cache is None and not spec.rope_dim
+    return plain and spec.element_bytes > 2 and padded_dim(spec.head_dim) > COLUMNS_OF_A_CHAIN
 
 
 def _why_not_in_template(spec: AttentionSpec, config: KernelConfig, profile: DeviceProfile) -> str | None:

@@ -8,6 +8,8 @@ from ..config import KernelConfig, LoadPath, OperandOrder
 from ..spec import AttentionSpec, MaskKind, ScaleGranularity
 
 MAX_ROW_TILE = 128
+# That a float32 product adds up one after another, before it begins another sum: a line of 128 bytes.
+COLUMNS_OF_A_CHAIN = 32
 MIN_DOT_ROWS = 16
 WARPGROUP_ROWS, _WARPGROUP_WARPS = 64, 4
 MIN_QUANTISED_ROWS, MAX_QUANTISED_ROWS = 8, 16

@@ -235,7 +235,7 @@ def _planned_kv_len(spec: AttentionSpec) -> int:
 def _splits(regime: Regime, programs: int, spec: AttentionSpec, profile: DeviceProfile, block_kv: int) -> int:
     kv_len = _planned_kv_len(spec)
     tiles = max(1, -(-kv_len // block_kv))
-    many_rows = row_tile_of(spec) > MIN_DOT_ROWS
+    many_rows = row_tile_of(spec) > MIN_DOT_ROWS and not spec.rope_dim
     long_share = KEYS_OF_A_LONG_SHARE_OF_MANY_ROWS if many_rows else KEYS_OF_A_LONG_SHARE
     most = max(EASILY_MERGED_SPLITS, kv_len // long_share)
     wanted = min(regime.programs_per_sm * profile.sm_count // programs, most)

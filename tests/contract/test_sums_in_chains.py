@@ -12,10 +12,11 @@ from dataclasses import replace
 
 import pytest
 
-from prefetch_compiler.config import OperandOrder
+from prefetch_compiler.config import KernelConfig, LoadPath, OperandOrder
 from prefetch_compiler.database.key import parse_key
 from prefetch_compiler.device import REFERENCE_DEVICES
 from prefetch_compiler.lower.precompile import example_tensors, kernel_calls, source_of, target_of
+from prefetch_compiler.select.admissible import why_inadmissible
 from prefetch_compiler.select.heuristic import choose
 
 # Chains of scores by head_dim: of 32 columns, four at most. One more product is that of probabilities and values.
@@ -58,6 +59,22 @@ def test_every_chain_begins_with_nothing(products: dict[str, list[str]], dim: in
     assert len(of_scores) == CHAINS[dim]
     assert all(_CONSTANT.match(begun_with) for begun_with in of_scores), of_scores
     assert not _CONSTANT.match(of_values)
+
+
+@pytest.mark.parametrize(
+    ("key", "refused"),
+    [
+        ("float32 8q/2kv d128 q1 b1 s1024 bhsd-tma bool", True),
+        ("float32 8q/2kv d64 q1 b1 s1024 bhsd-tma none", True),
+        ("float32 8q/2kv d40 q1 b1 s1024 bhsd-tma lengths", True),
+        ("float32 8q/2kv d32 q1 b1 s1024 bhsd-tma bool", False),
+        ("bfloat16 8q/2kv d128 q1 b1 s1024 bhsd-tma bool", False),
+    ],
+)
+def test_rows_that_come_whole_are_refused_where_they_would_be_one_chain(key: str, refused: bool) -> None:
+    config = KernelConfig(32, 1, 4, 2, load_path=LoadPath.TMA)
+    reason = why_inadmissible(parse_key(key).spec(), config, REFERENCE_DEVICES[90])
+    assert (reason is not None and "scores in float32 are sums of 32 columns" in reason) is refused
 
 
 if __name__ == "__main__":

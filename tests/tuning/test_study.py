@@ -14,7 +14,7 @@ from prefetch_compiler.config import KernelConfig
 from prefetch_compiler.database.key import TuningKey, parse_key
 from prefetch_compiler.database.record import Evidence, TuningRecord
 from prefetch_compiler.lower.precompile import CompiledKernel
-from prefetch_compiler.select.heuristic import choose
+from prefetch_compiler.select.heuristic import choose, choose_for_any_batch
 from prefetch_compiler.tuning import study as study_module
 from prefetch_compiler.tuning.compile_pool import CompileOutcome
 from prefetch_compiler.tuning.errors import MissingSamplerPackageError, UnknownSamplerError
@@ -283,3 +283,15 @@ def test_a_trial_of_another_host_is_given_up_when_no_trial_takes_as_long(
     study, measurer = study_of(storage=storage), FakeMeasurer()
     run_to_the_end(study, measurer)
     assert measured_configs(measurer).count(taken.config) == tried_again
+
+
+@pytest.mark.parametrize("sizes", ["b1 s65536", "b32 s8192"])
+def test_what_deterministic_results_take_is_tried(sizes: str) -> None:
+    key = parse_key(f"bfloat16 32q/1kv d128 q1 {sizes} bhsd-tma bool")
+    assert choose_for_any_batch(key.spec(), H200) in [seed.config for seed in seeds_for(key, H200)]
+
+
+def test_large_tiles_are_tried_for_many_rows() -> None:
+    key = parse_key("bfloat16 32q/8kv d128 q16 b16 s8192 bhsd-tma bool_rows")
+    found = [seed.config for seed in seeds_for(key, H200)]
+    assert any((one.block_kv, one.num_warps, one.num_stages) == (128, 8, 3) for one in found)

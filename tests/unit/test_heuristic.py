@@ -27,6 +27,19 @@ def test_few_programs_are_split_until_every_sm_has_two() -> None:
     assert (config.partition, config.load_path) == (Partition.STRIDED, LoadPath.POINTER)
 
 
+@pytest.mark.parametrize(
+    ("heads", "capacity", "splits"),
+    [
+        ("32q/1kv d128", 65536, 128),
+        ("32q/1kv d128", 131072, 256),
+        ("4q/1kv d256", 131072, 128),
+        ("4q/1kv d256", 65536, 64),
+    ],
+)
+def test_one_kv_head_is_split_further_where_it_has_many_rows(heads: str, capacity: int, splits: int) -> None:
+    assert chosen(f"b1 s{capacity}", heads=heads).num_splits == splits
+
+
 def test_one_program_an_sm_has_as_many_bytes_in_flight_as_two() -> None:
     alone, paired, many = (chosen(f"b{batch} s4096") for batch in (16, 32, 64))
     assert [config.num_splits for config in (alone, paired, many)] == [1, 1, 1]
