@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
-from ..config import KernelConfig, LoadPath, OperandOrder, Partition
+from ..config import KernelConfig, LoadPath, Merge, OperandOrder, Partition
 from ..database.key import TuningKey
 from ..database.record import TuningRecord
 from ..device import DeviceProfile
@@ -108,6 +108,8 @@ def _variants(default: KernelConfig) -> Iterable[Seed]:
     changed = [
         replace(default, num_splits=max(3, splits + 1), partition=Partition.BALANCED),
         replace(default, num_splits=max(4, 2 * splits), partition=Partition.CHUNKED),
+        # Of sequences of different lengths only the long ones are divided, and no second kernel is launched for them.
+        replace(default, num_splits=max(2, splits), partition=Partition.CHUNKED, merge=Merge.INPLACE),
         replace(default, prologue_prefetch=True),
         replace(default, load_path=other_path),
         default.with_producer(),

@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 import pytest
 
-from prefetch_compiler.config import KernelConfig
+from prefetch_compiler.config import KernelConfig, Merge, Partition
 from prefetch_compiler.database.key import TuningKey, parse_key
 from prefetch_compiler.database.record import Evidence, TuningRecord
 from prefetch_compiler.lower.precompile import CompiledKernel
@@ -295,3 +295,9 @@ def test_large_tiles_are_tried_for_many_rows() -> None:
     key = parse_key("bfloat16 32q/8kv d128 q16 b16 s8192 bhsd-tma bool_rows")
     found = [seed.config for seed in seeds_for(key, H200)]
     assert any((one.block_kv, one.num_warps, one.num_stages) == (128, 8, 3) for one in found)
+
+
+def test_long_sequences_alone_are_divided_without_a_second_kernel() -> None:
+    key = parse_key("bfloat16 32q/8kv d128 q1 b32 s8192 bhsd-tma bool")
+    found = [seed.config for seed in seeds_for(key, H200)]
+    assert any((one.num_splits, one.partition, one.merge) == (2, Partition.CHUNKED, Merge.INPLACE) for one in found)
