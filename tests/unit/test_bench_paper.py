@@ -49,7 +49,10 @@ from prefetch_compiler.bench.paper.variant import Column
 from prefetch_compiler.bench.paper.warps import best_warps
 from prefetch_compiler.bench.table import plain_text
 from prefetch_compiler.config import KernelConfig
-from prefetch_compiler.database.overlay import NO_DATABASES, load
+from prefetch_compiler.database.key import MaskClass
+from prefetch_compiler.database.merge import keep
+from prefetch_compiler.database.overlay import NO_DATABASES, Overlays, load
+from prefetch_compiler.database.record import TuningRecord
 from prefetch_compiler.database.template_hash import template_hash, whole_hashes
 from prefetch_compiler.device import REFERENCE_DEVICES
 from prefetch_compiler.errors import InvalidOptionError
@@ -180,19 +183,29 @@ def test_the_search_tries_prefetching_and_takes_it_where_it_gains() -> None:
     assert chosen.depth0.config.prefetch_depth == 0
 
 
-def test_the_search_starts_from_the_record_of_masked_caches_and_the_heuristic() -> None:
-    sources = [start.source for start in starting_points(RECORDED.spec(), H200, load())]
+@pytest.fixture(scope="module")
+def of_masks() -> Overlays:
+    """What ships, without the records of caches that have no mask."""
+
+    def masked(record: TuningRecord) -> bool:
+        return record.key.mask is MaskClass.BOOL
+
+    return Overlays(tuple(tuple(keep(one, masked) for one in layer) for layer in load().layers))
+
+
+def test_the_search_starts_from_the_record_of_masked_caches_and_the_heuristic(of_masks: Overlays) -> None:
+    sources = [start.source for start in starting_points(RECORDED.spec(), H200, of_masks)]
     assert sources[0].startswith("the record of masked caches, tuned for NVIDIA H200")
     assert any("heuristic" in source for source in sources[1:])
     without = starting_points(RECORDED.spec(), H200, NO_DATABASES)
     assert without[0].source == "the heuristic's"
 
 
-def test_without_a_search_the_first_starting_point_is_taken() -> None:
+def test_without_a_search_the_first_starting_point_is_taken(of_masks: Overlays) -> None:
     def never(_: Sequence[KernelConfig]) -> list[float | None]:
         raise AssertionError
 
-    chosen = choose_ours(RECORDED.spec(), H200, load(), 0, never)
+    chosen = choose_ours(RECORDED.spec(), H200, of_masks, 0, never)
     assert chosen.free.source.startswith("the record of masked caches")
     assert chosen.depth0.config.prefetch_depth == 0
 
