@@ -9,15 +9,14 @@ from .footprint import (
     COLUMNS_OF_A_CHAIN,
     MIN_QUANTISED_ROWS,
     PRODUCER_COLUMNS,
+    WARPGROUP_WARPS,
     padded_dim,
     row_tile_of,
     shared_memory_estimate_bytes,
 )
 from .gluon import has_gluon
 
-# What makes a warpgroup.
-_WARPGROUP_WARPS = 4
-# Its warpgroup products, and how many registers of one warp another may have.
+# Of the kernel with a producer warp: its warpgroup products, and how many registers of one warp another may have.
 _PRODUCER_ARCH = 90
 
 
@@ -89,7 +88,7 @@ def _why_not_latent(config: KernelConfig, profile: DeviceProfile) -> str | None:
     if config.load_path is LoadPath.TMA and profile.backend == "cuda" and profile.arch >= 100:
         # Seen with Triton 3.6: products of tensor memory pass their accumulators through shared memory.
         return f"tiles of latents by TMA do not fit the shared memory of {profile.name}"
-    by_warpgroups = config.operand_order is OperandOrder.KQ and config.num_warps >= _WARPGROUP_WARPS
+    by_warpgroups = config.operand_order is OperandOrder.KQ and config.num_warps >= WARPGROUP_WARPS
     if by_warpgroups and profile.backend == "cuda" and profile.arch >= 100:
         # Seen with Triton 3.6: both products of a pipelined loop have stages of their own.
         return f"keys-first products of latents by warpgroups do not fit the shared memory of {profile.name}"
@@ -122,7 +121,7 @@ def _why_not_quantised(spec: AttentionSpec, config: KernelConfig, profile: Devic
         return "products over a quantised cache have keys first (kq)"
     if config.merge is not Merge.SEPARATE:
         return "splits of a quantised cache are merged by a second kernel"
-    if profile.has_warpgroup_products and config.num_warps >= _WARPGROUP_WARPS:
+    if profile.has_warpgroup_products and config.num_warps >= WARPGROUP_WARPS:
         # What is known of keys-first products of warpgroups (above) makes them no candidate before each is verified.
         if profile.arch >= 100:
             return f"four warps and more make products of warpgroups, not verified with keys first on {profile.name}"

@@ -11,7 +11,8 @@ MAX_ROW_TILE = 128
 # That a float32 product adds up one after another, before it begins another sum: a line of 128 bytes.
 COLUMNS_OF_A_CHAIN = 32
 MIN_DOT_ROWS = 16
-WARPGROUP_ROWS, _WARPGROUP_WARPS = 64, 4
+# What a warpgroup multiplies at a time, and is made of.
+WARPGROUP_ROWS, WARPGROUP_WARPS = 64, 4
 MIN_QUANTISED_ROWS, MAX_QUANTISED_ROWS = 8, 16
 MAX_LATENT_ROWS = {LoadPath.POINTER: 32, LoadPath.TMA: 64, LoadPath.PRODUCER: 64}
 # Latents and rotary keys of the kernel with a producer warp.
@@ -141,7 +142,7 @@ def _scores_bytes(spec: AttentionSpec, config: KernelConfig, rows: int) -> int:
     """Warpgroups have scores in the layout of the next product. What passes through shared memory is the mask, where it
     was loaded for each row: two bytes for each of a bool mask, four up to 16 KB."""
     whole = rows * config.block_kv * 4
-    by_warpgroups = rows >= WARPGROUP_ROWS and config.num_warps >= _WARPGROUP_WARPS
+    by_warpgroups = rows >= WARPGROUP_ROWS and config.num_warps >= WARPGROUP_WARPS
     if spec.cache is not None or not by_warpgroups or spec.element_bytes > 2:
         return whole
     if config.operand_order is OperandOrder.KQ or (spec.mask_per_row and spec.mask is not MaskKind.BOOL):
