@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import functools
 import gc
+import json
 import logging
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import hypothesis
 import pytest
@@ -45,6 +49,22 @@ os.environ["COLUMNS"] = "120"
 
 # Nor may the databases of whoever runs the tests have a say in them.
 os.environ.pop("KVPREFETCH_TUNING_DB", None)
+
+
+@pytest.fixture(scope="session")
+def printed_apart() -> Callable[[str, float], Any]:
+    """The JSON that a test module prints last, as a script within so many seconds. Triton compiles there: where it was
+    imported under TRITON_INTERPRET, it does not."""
+
+    def run(script: str, seconds: float) -> Any:
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        done = subprocess.run(
+            [sys.executable, script], env=environment, capture_output=True, text=True, check=False, timeout=seconds
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run
 
 
 @pytest.fixture(autouse=True, scope="session")

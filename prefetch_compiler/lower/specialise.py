@@ -18,7 +18,7 @@ from prefetch_compiler.templates.manifest import SPLIT_KV
 
 from ..config import KernelConfig, LoadPath, Merge, OperandOrder, Partition
 from ..device import interpreting
-from ..select.footprint import COLUMNS_OF_A_CHAIN, padded_dim, row_tile, row_tiles
+from ..select.footprint import chains_of_a_score, padded_dim, row_tile, row_tiles
 from ..spec import AS_THE_DTYPE_SAYS, Storage
 
 LOG2_E = math.log2(math.e)
@@ -28,8 +28,6 @@ MERGE_TILE_ELEMENTS = 32768
 MERGE_WARPS, WIDE_MERGE_WARPS = 4, 8
 # Of balanced splits a sequence gets this many times its even share at most.
 BALANCED_LIMIT = 4
-# Of additions that a score in float32 is the sum of.
-MOST_CHAINS = 4
 # Triton's interpreter puts its own functions in the place of Triton's language while a kernel runs: a second thread's
 # kernel would lose them half way through.
 _one_at_a_time: AbstractContextManager[Any] = threading.RLock() if interpreting() else nullcontext()
@@ -238,22 +236,14 @@ def decode_call(
         **_merge_tile(group * q_len, padded_dim(value_dim), config),
         "EXP2_SCALE": exp2_scale(t.mask, softcap),
         "UPCAST": emulated,
-        "CHAINS": chains_of(t.q, use_tma),
+        # TMA brings whole rows.
+        "CHAINS": 1 if use_tma else chains_of_a_score(t.q.dtype, head_dim),
         **paging_constants(t, is_causal, config),
         "DOUBLE_SCALARS": False,
     }
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, **overlap_option(config)}
     kernel = SPLIT_KV.load("split_kv_decode").split_kv_decode
     return KernelCall(kernel, (batch * kv_heads * tiles, config.num_splits), arguments, constants, options)
-
-
-def chains_of(q: torch.Tensor, use_tma: bool) -> int:
-    """How many sums of columns a score is made of. One of 128 columns in float32, which is multiplied outside the
-    tensor cores, rounds up to twice as much as cuBLAS's sums do; four of 32 round less. Tensor cores add 16-bit
-    products up in parts of their own, and TMA brings whole rows."""
-    if q.dtype != torch.float32 or use_tma:
-        return 1
-    return min(MOST_CHAINS, max(1, padded_dim(q.shape[3]) // COLUMNS_OF_A_CHAIN))
 
 
 def paging_constants(t: DecodeTensors, is_causal: bool, config: KernelConfig) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from .footprint import (
     MIN_QUANTISED_ROWS,
     PRODUCER_COLUMNS,
     WARPGROUP_WARPS,
-    padded_dim,
+    chains_of_a_score,
     row_tile_of,
     shared_memory_estimate_bytes,
 )
@@ -66,8 +66,7 @@ def why_inadmissible(spec: AttentionSpec, config: KernelConfig, profile: DeviceP
 
 def _is_summed_in_chains(spec: AttentionSpec) -> bool:
     """Whether the columns of a score are added up in parts, which are loaded one by one, for the sake of rounding."""
-    plain = spec.cache is None and not spec.rope_dim
-    return plain and spec.element_bytes > 2 and padded_dim(spec.head_dim) > COLUMNS_OF_A_CHAIN
+    return spec.cache is None and not spec.rope_dim and chains_of_a_score(spec.dtype, spec.head_dim) > 1
 
 
 def _why_not_in_template(spec: AttentionSpec, config: KernelConfig, profile: DeviceProfile) -> str | None:

@@ -8,8 +8,8 @@ from ..config import KernelConfig, LoadPath, OperandOrder
 from ..spec import AttentionSpec, MaskKind, ScaleGranularity
 
 MAX_ROW_TILE = 128
-# That a float32 product adds up one after another, before it begins another sum: a line of 128 bytes.
-COLUMNS_OF_A_CHAIN = 32
+# Of additions that a score in float32 is the sum of, and the columns of each: a line of 128 bytes.
+MOST_CHAINS, COLUMNS_OF_A_CHAIN = 4, 32
 MIN_DOT_ROWS = 16
 # What a warpgroup multiplies at a time, and is made of.
 WARPGROUP_ROWS, WARPGROUP_WARPS = 64, 4
@@ -27,6 +27,15 @@ _STATISTICS_BYTES = 8
 def padded_dim(dim: int) -> int:
     """The power of two, at least 16 (the least that tl.dot takes), that holds ``dim`` columns."""
     return max(MIN_DOT_ROWS, 1 << (dim - 1).bit_length())
+
+
+def chains_of_a_score(dtype: torch.dtype, head_dim: int) -> int:
+    """How many sums of columns a score is made of, queries and cache being of ``dtype``. One of 128 columns in float32,
+    which is multiplied outside the tensor cores, rounds up to twice as much as cuBLAS's sums do; four of 32 round less.
+    Tensor cores add 16-bit products up in parts of their own."""
+    if dtype != torch.float32:
+        return 1
+    return min(MOST_CHAINS, max(1, padded_dim(head_dim) // COLUMNS_OF_A_CHAIN))
 
 
 def row_tile(rows: int) -> int:

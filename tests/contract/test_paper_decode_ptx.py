@@ -4,10 +4,10 @@ have been imported under TRITON_INTERPRET for that."""
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -38,13 +38,8 @@ def compile_all() -> Assembly:
 
 
 @pytest.fixture(scope="module")
-def assembly() -> Assembly:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, __file__], env=environment, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    found: Assembly = json.loads(done.stdout)
+def assembly(printed_apart: Callable[[str, float], Any]) -> Assembly:
+    found: Assembly = printed_apart(__file__, 300)
     return found
 
 

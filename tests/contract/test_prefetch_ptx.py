@@ -4,11 +4,11 @@ it compiles: Triton must not have been imported under TRITON_INTERPRET for that.
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -52,13 +52,8 @@ def compile_all() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def ptx() -> dict[str, str]:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, __file__], env=environment, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, str] = json.loads(done.stdout)
+def ptx(printed_apart: Callable[[str, float], Any]) -> dict[str, str]:
+    found: dict[str, str] = printed_apart(__file__, 300)
     return found
 
 
