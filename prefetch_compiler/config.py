@@ -63,12 +63,14 @@ class Merge(str, Enum):
 
 class Partition(str, Enum):
     """How the valid keys of sequences are divided among splits (templates/split_plan.py): equal adjacent ranges; tiles
-    in turn; ranges of a fixed number of keys; or as many splits as each sequence of the batch asks for."""
+    in turn; ranges of a fixed number of keys; as many splits as each sequence of the batch asks for; or equal parts of
+    the row in which the tiles of all sequences stand, whichever sequences they are of (Stream-K)."""
 
     EVEN = "even"
     STRIDED = "strided"
     CHUNKED = "chunked"
     BALANCED = "balanced"
+    STREAMED = "streamed"
 
 
 def _power_of_two(value: int) -> bool:
@@ -81,7 +83,8 @@ class KernelConfig:
 
     Attributes:
         block_kv: keys per tile, a power of two from 16 to 256.
-        num_splits: programs that share one sequence's valid keys, 1 to 512.
+        num_splits: programs that share one sequence's valid keys, 1 to 512; where they are streamed, those that share
+            the valid keys of the whole batch, for each KV head and tile of query rows.
         num_warps: 1, 2, 4 or 8.
         num_stages: software pipelining depth of the KV loop, 1 to 8.
         prefetch_depth: KV tiles asked into L2 ahead of the one computed, 0 to 8.
@@ -122,6 +125,11 @@ class KernelConfig:
     def prefetches(self) -> bool:
         """Whether the kernel has any L2 prefetch instruction."""
         return self.prefetch_depth > 0 or self.prologue_prefetch
+
+    @property
+    def streams(self) -> bool:
+        """Whether programs go on from one sequence to the next; one alone has nothing to divide."""
+        return self.partition is Partition.STREAMED and self.num_splits > 1
 
     def without_prefetch(self) -> KernelConfig:
         """The same kernel without any L2 prefetch instruction."""
@@ -186,5 +194,5 @@ class KernelConfig:
 _ENCODED = re.compile(
     r"b(?P<block>\d+)-s(?P<splits>\d+)-w(?P<warps>\d+)-st(?P<stages>\d+)-p(?P<depth>\d+)(?P<kind>(?:line|bulk)(?:keep)?|bulkpass)"
     r"-(?P<path>pointer|tma|producer)-(?P<order>qk|kq)-(?P<overlap>pdl|nopdl)-(?P<merge>separate|inplace)"
-    r"-(?P<partition>even|strided|chunked|balanced)(?P<early>-early)?"
+    r"-(?P<partition>even|strided|chunked|balanced|streamed)(?P<early>-early)?"
 )

@@ -17,9 +17,9 @@ from .heads import head_start
 from .masking import apply_mask_by_row, key_bias
 from .prefetch import prefetch_tile_l2
 from .products import multiply
+from .results import store_output
 from .rounding import round_to
 from .softmax import along_keys, online_softmax, sink_statistics, soft_cap
-from .split_kv_decode import store_output
 from .split_plan import active_splits, balanced_counts, balanced_split, split_range, valid_keys
 
 

@@ -148,6 +148,14 @@ _EVICTION = OptionalFeature(
     present=lambda key: False,
     chosen=lambda config: config.prefetch_kind.eviction != "normal",
 )
+# A batch's tiles in one row. Of one template: the others share its merge, and have programs of one sequence.
+_STREAMED = OptionalFeature(
+    "streamed",
+    absent={"STREAMED": False, "STREAM_ROWS": 0, "stream_batch": None},
+    present=lambda key: False,
+    chosen=lambda config: config.streams,
+)
+_NEVER_STREAMED = OptionalFeature("streamed", absent={"STREAMED": False, "STREAM_ROWS": 0}, present=lambda key: False)
 _CLEAN_APART = OptionalFeature(
     "mask_by_row", absent={"CLEAN_APART": False}, present=lambda key: key.mask.value.endswith("_rows")
 )
@@ -237,7 +245,7 @@ SPLIT_KV = Template(
     name="split_kv_decode",
     entries=("split_kv_decode.split_kv_decode", "merge_splits.merge_splits"),
     refusal=_split_kv_refusal,
-    features=(*_FEATURES, _CLEAN_APART, _CHAINS, _PAGED, _DOUBLE_SCALARS),
+    features=(*_FEATURES, _STREAMED, _CLEAN_APART, _CHAINS, _PAGED, _DOUBLE_SCALARS),
 )
 
 QUANTISED = Template(
@@ -246,6 +254,7 @@ QUANTISED = Template(
     refusal=_quantised_refusal,
     features=(
         *_FEATURES,
+        _NEVER_STREAMED,
         _PAGED_QUANTISED,
         _KEY_TOKEN_SCALES,
         _VALUE_TOKEN_SCALES,
@@ -262,7 +271,7 @@ LATENT = Template(
     name="latent_decode",
     entries=("latent_decode.latent_decode", "latent_producer.latent_producer", "merge_splits.merge_splits"),
     refusal=_latent_refusal,
-    features=_FEATURES,
+    features=(*_FEATURES, _NEVER_STREAMED),
 )
 
 TEMPLATES: tuple[Template, ...] = (SPLIT_KV, QUANTISED, LATENT)

@@ -9,6 +9,9 @@ chunked   a split is so many keys, whatever a sequence holds: with that number f
           depends on neither batch nor length
 balanced  the batch's tiles are divided by the batch's splits, and a sequence has as many splits as its length asks for:
           ragged batches keep all SMs busy. Planned by every program for itself, from the bounds of all sequences.
+streamed  the tiles of all sequences stand in one row, and each program takes an equal part of it: no program has more
+          to read than another, and one that comes to a sequence's end goes on with the next (Stream-K,
+          https://arxiv.org/abs/2301.03598). Sequences that lie within one program are never merged.
 """
 
 import triton
@@ -99,6 +102,28 @@ def guessed_begin(kv_len, split, num_splits, BLOCK_KV: tl.constexpr, PARTITION: 
 
 
 @triton.jit
+def tiles_of_sequences(
+    bounds_ptr, bounds_stride, sequence, inside, kv_len, q_len, BLOCK_KV: tl.constexpr, HAS_BOUNDS: tl.constexpr,
+    CAUSAL: tl.constexpr, lengths_ptr, HAS_LENGTHS: tl.constexpr,
+):  # fmt: skip
+    """Tiles of valid keys of each ``sequence`` of a vector that is ``inside`` the batch; 0 of the others."""
+    if HAS_BOUNDS:
+        row = bounds_ptr + sequence * bounds_stride
+        first = tl.maximum(tl.load(row, mask=inside, other=0), 0)
+        end = tl.minimum(tl.load(row + 1, mask=inside, other=0), kv_len)
+    elif HAS_LENGTHS:
+        first = sequence * 0
+        lengths = tl.load(lengths_ptr + sequence, mask=inside, other=0)
+        end = tl.minimum(tl.maximum(lengths, 0), kv_len).to(tl.int32)
+    else:
+        first = sequence * 0
+        end = sequence * 0 + kv_len
+    if CAUSAL:
+        end = tl.minimum(end, q_len)
+    return tl.where(inside, tl.maximum(end - first + BLOCK_KV - 1, 0) // BLOCK_KV, 0)
+
+
+@triton.jit
 def balanced_counts(
     bounds_ptr,
     bounds_stride,
@@ -121,20 +146,10 @@ def balanced_counts(
     """
     sequence = tl.arange(0, BLOCK_BATCH)
     inside = sequence < batch
-    if HAS_BOUNDS:
-        row = bounds_ptr + sequence * bounds_stride
-        first = tl.maximum(tl.load(row, mask=inside, other=0), 0)
-        end = tl.minimum(tl.load(row + 1, mask=inside, other=0), kv_len)
-    elif HAS_LENGTHS:
-        first = sequence * 0
-        lengths = tl.load(lengths_ptr + sequence, mask=inside, other=0)
-        end = tl.minimum(tl.maximum(lengths, 0), kv_len).to(tl.int32)
-    else:
-        first = sequence * 0
-        end = sequence * 0 + kv_len
-    if CAUSAL:
-        end = tl.minimum(end, q_len)
-    tiles = tl.where(inside, tl.maximum(end - first + BLOCK_KV - 1, 0) // BLOCK_KV, 0)
+    tiles = tiles_of_sequences(
+        bounds_ptr, bounds_stride, sequence, inside, kv_len, q_len, BLOCK_KV, HAS_BOUNDS, CAUSAL, lengths_ptr,
+        HAS_LENGTHS,
+    )  # fmt: skip
     full_splits = tl.maximum(batch * (num_splits - 1), 1)
     tiles_each = tl.maximum((tl.sum(tiles, 0) + full_splits - 1) // full_splits, 1)
     counts = tl.minimum(tl.maximum((tiles + tiles_each - 1) // tiles_each, 1), MOST_SPLITS)
@@ -158,3 +173,54 @@ def balanced_slots(counts, up_to, sequence, BLOCK_BATCH: tl.constexpr):
     own = tl.arange(0, BLOCK_BATCH) == sequence
     count = tl.sum(tl.where(own, counts, 0), 0)
     return tl.sum(tl.where(own, up_to, 0), 0) - count, count
+
+
+@triton.jit
+def stream_of_tiles(
+    bounds_ptr, bounds_stride, batch, kv_len, q_len, programs, BLOCK_KV: tl.constexpr, BLOCK_BATCH: tl.constexpr,
+    HAS_BOUNDS: tl.constexpr, CAUSAL: tl.constexpr, lengths_ptr, HAS_LENGTHS: tl.constexpr,
+):  # fmt: skip
+    """(BLOCK_BATCH,) tiles of each sequence in the row that ``programs`` divide, how many there are up to and including
+    each, and how many a program takes. A sequence without keys has one, for a program to write its zeros.
+
+    Sequences of one length are divided into whole parts, or taken whole, where that leaves no program with more than a
+    sixteenth above its share: then none goes on from one to the next, and fewer results are merged, or none.
+    """
+    sequence = tl.arange(0, BLOCK_BATCH)
+    inside = sequence < batch
+    tiles = tiles_of_sequences(
+        bounds_ptr, bounds_stride, sequence, inside, kv_len, q_len, BLOCK_KV, HAS_BOUNDS, CAUSAL, lengths_ptr,
+        HAS_LENGTHS,
+    )  # fmt: skip
+    tiles = tl.where(inside, tl.maximum(tiles, 1), 0)
+    total = tl.sum(tiles, 0)
+    longest = tl.max(tiles, 0)
+    each = (total + programs - 1) // programs
+    parts = tl.maximum(longest // each, 1)
+    whole = (each + longest - 1) // longest
+    aligned = (longest * whole + parts - 1) // parts
+    aligns = (total == longest * batch) & (aligned * 16 <= each * 17)
+    return tiles, tl.cumsum(tiles, 0), tl.where(aligns, aligned, each)
+
+
+@triton.jit
+def stream_sequences(up_to, begin, end):
+    """The sequences [first, last] that the tiles [begin, end) of the row are of; none where there is no such tile."""
+    return tl.sum((up_to <= begin).to(tl.int32), 0), tl.sum((up_to < end).to(tl.int32), 0)
+
+
+@triton.jit
+def stream_place(tiles, up_to, each, sequence, BLOCK_BATCH: tl.constexpr):
+    """Where the tiles of ``sequence`` begin in the row and how many they are, and the first and the last program that
+    has some of them."""
+    own = tl.arange(0, BLOCK_BATCH) == sequence
+    count = tl.sum(tl.where(own, tiles, 0), 0)
+    start = tl.sum(tl.where(own, up_to, 0), 0) - count
+    return start, count, start // each, (start + count - 1) // each
+
+
+@triton.jit
+def stream_slot(kv_head, batch, programs, program, sequence):
+    """Where the partial result of ``program`` for ``sequence`` lies. Along the row both grow, one of them at least from
+    each part to the next: so every part has a slot of its own, and those of a sequence are adjacent."""
+    return kv_head.to(tl.int64) * (batch + programs) + program + sequence

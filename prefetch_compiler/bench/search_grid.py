@@ -19,9 +19,9 @@ from optuna.trial import BaseTrial
 from ..config import KernelConfig
 from ..database.key import TuningKey
 from ..device import DeviceProfile
+from ..select.footprint import programs_before_splitting
 from ..space import KNOBS, Knob, config_at
 from ..tuning.distributions import SearchSpace
-from ..tuning.feasible import programs_before_splitting
 
 Values = dict[str, tuple[Any, ...]]
 SPLITS = 4

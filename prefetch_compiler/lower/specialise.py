@@ -26,6 +26,8 @@ LOG2_E = math.log2(math.e)
 # them in parts costs a memory latency each. Up to 128 a thread pay; more threads wait for one another.
 MERGE_TILE_ELEMENTS = 32768
 MERGE_WARPS, WIDE_MERGE_WARPS = 4, 8
+# Query rows and parts of them that a merge of streamed sequences holds at once.
+STREAM_ROWS, STREAM_PARTS = 4, 4
 # Of balanced splits a sequence gets this many times its even share at most.
 BALANCED_LIMIT = 4
 # Triton's interpreter puts its own functions in the place of Triton's language while a kernel runs: a second thread's
@@ -108,9 +110,11 @@ def scratch_shapes(
     """Shapes of ``partial`` and ``stats`` (fp32) and length of ``arrivals`` (int32); None when one split needs none."""
     if config.num_splits == 1:
         return None
-    heads = batch * kv_heads
+    heads, parts = batch * kv_heads, config.num_splits
     programs = heads * row_tiles(rows)
-    return (heads, config.num_splits, rows, value_dim), (heads, config.num_splits, rows, 2), programs
+    if config.streams:
+        heads, parts = kv_heads, batch + config.num_splits
+    return (heads, parts, rows, value_dim), (heads, parts, rows, 2), programs
 
 
 def stride_unit(*tensors: torch.Tensor) -> int:
@@ -193,6 +197,7 @@ def decode_call(
         "sink_ptr": t.sink,
         "lse_ptr": t.lse,
         **score_arguments(t.mask, scale, softcap),
+        "stream_batch": batch if config.streams else None,
         "q_len": q_len,
         "kv_len": t.kv_len,
         "kv_heads": kv_heads,
@@ -230,6 +235,7 @@ def decode_call(
         "EVICTION": config.prefetch_kind.eviction,
         "ROWS_ADJACENT": t.k.stride(2) == head_dim and t.v.stride(2) == value_dim,
         **partition_constants(batch, config),
+        "STREAMED": config.streams,
         "PROLOGUE_PREFETCH": config.prologue_prefetch and not emulated,
         "LAUNCH_OVERLAP": config.launch_overlap and not emulated,
         "MERGE_IN_PLACE": config.merge is Merge.INPLACE,
@@ -243,7 +249,8 @@ def decode_call(
     }
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, **overlap_option(config)}
     kernel = SPLIT_KV.load("split_kv_decode").split_kv_decode
-    return KernelCall(kernel, (batch * kv_heads * tiles, config.num_splits), arguments, constants, options)
+    first_axis = kv_heads * tiles * (1 if config.streams else batch)
+    return KernelCall(kernel, (first_axis, config.num_splits), arguments, constants, options)
 
 
 def paging_constants(t: DecodeTensors, is_causal: bool, config: KernelConfig) -> dict[str, Any]:
@@ -259,10 +266,12 @@ def paging_constants(t: DecodeTensors, is_causal: bool, config: KernelConfig) ->
 
 def partition_constants(batch: int, config: KernelConfig) -> dict[str, Any]:
     """Constants by which the kernels plan alike. A batch is known to them by its power of two."""
-    if config.partition is not Partition.BALANCED:
-        return {"PARTITION": config.partition.value, "BLOCK_BATCH": 1, "MOST_SPLITS": 0}
-    block_batch = 1 << (batch - 1).bit_length()
-    return {"PARTITION": config.partition.value, "BLOCK_BATCH": block_batch, "MOST_SPLITS": most_splits(config)}
+    plans = config.partition is Partition.BALANCED or config.streams
+    return {
+        "PARTITION": config.partition.value,
+        "BLOCK_BATCH": 1 << (batch - 1).bit_length() if plans else 1,
+        "MOST_SPLITS": most_splits(config) if plans else 0,
+    }
 
 
 def most_splits(config: KernelConfig) -> int:
@@ -291,7 +300,9 @@ def merge_call(
     kv_heads, value_dim = t.k.shape[1], t.out.shape[3]
     out_strides = t.out.stride()
     block_splits = most_splits(config)
-    chunk = min(block_splits, MERGE_TILE_ELEMENTS // padded_dim(value_dim))
+    chunk = min(block_splits, STREAM_PARTS if config.streams else MERGE_TILE_ELEMENTS // padded_dim(value_dim))
+    rows = query_heads // kv_heads * q_len
+    at_once = min(STREAM_ROWS, 1 << (rows - 1).bit_length()) if config.streams else 0
     arguments: dict[str, Any] = {
         "partial_ptr": t.partial,
         "stats_ptr": t.stats,
@@ -316,6 +327,8 @@ def merge_call(
         "BLOCK_SPLITS": block_splits,
         "CHUNK": chunk,
         **partition_constants(batch, config),
+        "STREAMED": config.streams,
+        "STREAM_ROWS": at_once,
         "CAUSAL": is_causal and t.lengths is None,
         "LAUNCH_OVERLAP": config.launch_overlap and not interpreting(),
         "EXP2_SCALE": exp2_scale(t.mask, softcap),
@@ -328,7 +341,8 @@ def merge_call(
         "num_stages": 1,
         **overlap_option(config),
     }
-    return KernelCall(kernel, (batch * query_heads * q_len,), arguments, constants, options)
+    programs = batch * kv_heads * (-(-rows // at_once) if config.streams else rows)
+    return KernelCall(kernel, (programs,), arguments, constants, options)
 
 
 def bounds_stride(bounds: torch.Tensor | None) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..config import KernelConfig, LoadPath, Merge, OperandOrder
+from ..config import KernelConfig, LoadPath, Merge, OperandOrder, Partition
 from ..device import DeviceProfile
 from ..spec import AttentionSpec
 from .footprint import (
@@ -71,6 +71,8 @@ def _is_summed_in_chains(spec: AttentionSpec) -> bool:
 
 def _why_not_in_template(spec: AttentionSpec, config: KernelConfig, profile: DeviceProfile) -> str | None:
     """What only the template that serves ``spec`` asks for."""
+    if config.partition is Partition.STREAMED and (spec.cache is not None or spec.rope_dim):
+        return "programs over a quantised or latent cache have one sequence each: tiles are not streamed"
     if spec.rope_dim:
         return _why_not_latent(config, profile) or _why_no_producer(spec, config, profile)
     if config.load_path is LoadPath.PRODUCER:

@@ -62,6 +62,13 @@ def row_tiles_of(spec: AttentionSpec) -> int:
     return -(-spec.rows // row_tile_of(spec))
 
 
+def programs_before_splitting(spec: AttentionSpec, streamed: bool = False) -> int:
+    """Programs that ``num_splits`` multiplies: one for each KV head and tile of query rows of each sequence; of the
+    batch where it is streamed."""
+    sequences = 1 if streamed else spec.batch
+    return max(1, sequences * spec.kv_heads * row_tiles_of(spec))
+
+
 def padded_units(dim: int, packed: bool = False) -> int:
     """The power of two, at least what tl.dot takes, that holds the pairs of ``dim`` columns of a quantised cache; or
     their fours, where two numbers are packed into a byte."""

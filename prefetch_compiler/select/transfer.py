@@ -6,7 +6,8 @@ Rule: the number of programs stays about what it was per SM. With ``b`` the batc
 
 at least 1, and at most one for each KV tile of the capacity and MAX_SPLITS. A configuration that does not split stays
 unsplit wherever the site has a program for every SM without splitting: merging would only cost. A capacity that differs
-changes nothing but the limit.
+changes nothing but the limit. Streamed programs share a batch whatever its size: for them ``b`` is 1, and the tiles are
+those of all sequences.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import replace
 
 from ..config import MAX_SPLITS, KernelConfig, Merge, Partition
 from ..database.key import TuningKey
-from .footprint import row_tiles_of
+from .footprint import programs_before_splitting
 
 
 def transferred(
@@ -31,10 +32,12 @@ def transferred(
 
 
 def _splits(config: KernelConfig, tuned_at: TuningKey, tuned_sms: int, wanted: TuningKey, sm_count: int) -> int:
-    programs = wanted.batch_bucket * wanted.kv_heads * row_tiles_of(wanted.spec())
+    programs = programs_before_splitting(wanted.spec())
     if config.num_splits == 1 and programs >= sm_count:
         return 1
-    programs_there, per_split = config.num_splits * tuned_at.batch_bucket * sm_count, wanted.batch_bucket * tuned_sms
+    streamed = config.streams
+    batch_there, batch_here = (1, 1) if streamed else (tuned_at.batch_bucket, wanted.batch_bucket)
+    programs_there, per_split = config.num_splits * batch_there * sm_count, batch_here * tuned_sms
     nearest = (2 * programs_there + per_split) // (2 * per_split)
-    tiles = -(-wanted.capacity_bucket // config.block_kv)
+    tiles = -(-wanted.capacity_bucket // config.block_kv) * (wanted.batch_bucket if streamed else 1)
     return max(1, min(nearest, tiles, MAX_SPLITS))

@@ -15,21 +15,18 @@ from ..device import DeviceProfile
 from ..errors import InadmissibleConfigError
 from ..lower.precompile import CompiledKernel
 from ..select.admissible import why_inadmissible
-from ..select.footprint import MIN_DOT_ROWS, row_tiles_of
+from ..select.footprint import MIN_DOT_ROWS, programs_before_splitting
 from ..select.heuristic import choose
 from ..spec import AttentionSpec
 
 # Splitting is for filling the device. An SM holds 16 to 32 programs at most; splits beyond that only queue, each with
 # a partial result to write and to merge.
 MAX_SPLIT_PROGRAMS_PER_SM = 16
+# Streamed programs have equal work: those that do not run from the start would make the launch as long again.
+MAX_STREAMED_PROGRAMS_PER_SM = 4
 # 16 registers out and back, of a thread's 255 (bytes stored plus bytes loaded): the compiler takes as much for values
 # that live across the loop. What spills more does so inside it.
 SPILL_LIMIT_BYTES = 128
-
-
-def programs_before_splitting(spec: AttentionSpec) -> int:
-    """One per sequence, KV head and tile of query rows."""
-    return max(1, spec.batch * spec.kv_heads * row_tiles_of(spec))
 
 
 def tiles_of(capacity: int, block_kv: int) -> int:
@@ -37,9 +34,25 @@ def tiles_of(capacity: int, block_kv: int) -> int:
 
 
 def most_splits(spec: AttentionSpec, profile: DeviceProfile) -> int:
-    """The largest number of splits that may be useful with any block size."""
-    filling = MAX_SPLIT_PROGRAMS_PER_SM * max(1, profile.sm_count) // programs_before_splitting(spec)
-    return max(1, min(filling, tiles_of(spec.kv_len, MIN_DOT_ROWS)))
+    """The largest number of splits that may be useful with any block size and partition."""
+    streamed = (False, True) if is_streamable(spec) else (False,)
+    return max(1, *(min(_filling(spec, profile, one), _tiles(spec, MIN_DOT_ROWS, one)) for one in streamed), 1)
+
+
+def is_streamable(spec: AttentionSpec) -> bool:
+    """Whether a template has streamed programs for ``spec``, and there is more than one sequence to stream."""
+    return spec.batch > 1 and spec.cache is None and not spec.rope_dim
+
+
+def _filling(spec: AttentionSpec, profile: DeviceProfile, streamed: bool) -> int:
+    """Splits that give each SM as many programs as may be useful."""
+    per_sm = MAX_STREAMED_PROGRAMS_PER_SM if streamed else MAX_SPLIT_PROGRAMS_PER_SM
+    return per_sm * max(1, profile.sm_count) // programs_before_splitting(spec, streamed)
+
+
+def _tiles(spec: AttentionSpec, block_kv: int, streamed: bool) -> int:
+    """Tiles that splits share."""
+    return tiles_of(spec.kv_len, block_kv) * (spec.batch if streamed else 1)
 
 
 def why_infeasible(key: TuningKey, config: KernelConfig, profile: DeviceProfile) -> str | None:
@@ -66,17 +79,18 @@ def _why_useless(spec: AttentionSpec, config: KernelConfig, profile: DeviceProfi
     capacity, block_kv, splits = spec.kv_len, config.block_kv, config.num_splits
     if block_kv > MIN_DOT_ROWS and block_kv >= 2 * capacity:
         return f"tiles of {block_kv} keys are at least half empty at a capacity of {capacity}"
-    tiles = tiles_of(capacity, block_kv)
+    streamed = config.streams
+    tiles = _tiles(spec, block_kv, streamed)
     if splits > tiles:
         return f"{splits} splits share {tiles} tiles"
-    programs = programs_before_splitting(spec)
-    if splits > 1 and programs * splits > MAX_SPLIT_PROGRAMS_PER_SM * max(1, profile.sm_count):
+    if (streamed or config.partition is Partition.BALANCED) and spec.batch == 1:
+        return "there is nothing to balance in a batch of one sequence"
+    if splits > 1 and splits > _filling(spec, profile, streamed):
         return (
-            f"{programs} programs in {splits} splits each are more than {MAX_SPLIT_PROGRAMS_PER_SM} for each of "
+            f"{programs_before_splitting(spec, streamed)} programs in {splits} splits each are more than "
+            f"{MAX_STREAMED_PROGRAMS_PER_SM if streamed else MAX_SPLIT_PROGRAMS_PER_SM} for each of "
             f"{profile.sm_count} SMs"
         )
-    if config.partition is Partition.BALANCED and spec.batch == 1:
-        return "there is nothing to balance in a batch of one sequence"
     share = -(-tiles // splits)
     if config.prefetch_depth >= share and config.prefetch_depth > 0:
         return f"nothing lies {config.prefetch_depth} tiles ahead in a share of {share}"

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from ..config import KernelConfig, Merge
 from ..device import DeviceProfile
 from ..lower.precompile import CompiledKernel
-from ..select.footprint import kv_tile_bytes
+from ..select.footprint import kv_tile_bytes, programs_before_splitting
 from ..spec import AttentionSpec
-from .feasible import programs_before_splitting, tiles_of
+from .feasible import tiles_of
 
 _KIB = 1024
 # Round trip to device memory under load; published microbenchmarks of recent GPUs lie between 0.5 and 0.9 us.
@@ -84,8 +84,9 @@ def modelled_us(
     """Microseconds of one launch over ``held`` keys in each sequence."""
     limits = limits_of(profile)
     sms = max(1, profile.sm_count)
-    splits = min(config.num_splits, tiles_of(held, config.block_kv))
-    programs = programs_before_splitting(spec) * splits
+    streamed = config.streams
+    splits = min(config.num_splits, tiles_of(held, config.block_kv) * (spec.batch if streamed else 1))
+    programs = programs_before_splitting(spec, streamed) * splits
     on_one_sm = min(resident_programs(kernels[0], config, limits), -(-programs // sms))
     tiles_ahead = max(config.num_stages - 1, config.prefetch_depth, 0.5)
     in_flight = on_one_sm * kv_tile_bytes(spec, config.block_kv) * tiles_ahead

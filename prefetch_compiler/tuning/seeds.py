@@ -7,12 +7,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
-from ..config import KernelConfig, LoadPath, Merge, OperandOrder, Partition
-from ..database.key import TuningKey
+from ..config import MAX_SPLITS, KernelConfig, LoadPath, Merge, OperandOrder, Partition
+from ..database.key import TuningKey, bucket
 from ..database.record import TuningRecord
 from ..device import DeviceProfile
+from ..select.footprint import kv_tile_bytes, programs_before_splitting
 from ..select.heuristic import MOST_ROWS_OF_LARGE_TILES, choose, choose_for_any_batch, choose_without_producer
-from .feasible import why_infeasible
+from .feasible import is_streamable, why_infeasible
 
 # What a study needs no key of its own for: a record of another dtype or head count is as far as this many doublings.
 _OTHER_FIELD = 4.0
@@ -21,6 +22,8 @@ MAX_NEIGHBOURS = 3
 _UNEQUAL_SHARES = (Partition.CHUNKED, Partition.BALANCED)
 # What one program an SM reads at a time when it has more than 32 query rows, which eight warps hold in registers.
 _LARGE_TILE_KEYS, _LARGE_TILE_WARPS = 128, 8
+# Streamed programs that an SM holds at once, the bytes of K and V that each of three stages then has, and warps.
+_STREAMED = ((1, 64 << 10, 8), (2, 32 << 10, 4))
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,13 @@ def seeds_for(key: TuningKey, profile: DeviceProfile, records: Sequence[TuningRe
     """
     default = choose(key.spec(), profile)
     found = [Seed(default, "heuristic")]
-    known = (*_recorded(key, records), *_large_tiles(key, default), *_in_chunks(key, profile), *_variants(default))
+    known = (
+        *_recorded(key, records),
+        *_streamed(key, default, profile),
+        *_large_tiles(key, default),
+        *_in_chunks(key, profile),
+        *_variants(default),
+    )
     for seed in (*known, *_pipelined(key, default, profile)):
         new = all(seed.config != known.config for known in found)
         if new and why_infeasible(key, seed.config, profile) is None:
@@ -79,6 +88,30 @@ def _large_tiles(key: TuningKey, default: KernelConfig) -> Iterable[Seed]:
         yield Seed(replace(large, num_splits=1, partition=Partition.EVEN), "large tiles for many rows")
 
 
+def _streamed(key: TuningKey, default: KernelConfig, profile: DeviceProfile) -> Iterable[Seed]:
+    """As many programs as run at once, all of them from the first moment to the last: no other step of a search leads
+    to these, for only streamed programs have a number that does not follow from the batch."""
+    spec = key.spec()
+    if not is_streamable(spec):
+        return
+    for per_sm, tile_bytes, warps in _STREAMED:
+        block_kv = min(128, max(16, bucket(tile_bytes // kv_tile_bytes(spec, 1) + 1) // 2))
+        splits = per_sm * profile.sm_count // programs_before_splitting(spec, streamed=True)
+        tiles = replace(
+            default,
+            block_kv=block_kv,
+            num_splits=min(max(2, splits), MAX_SPLITS),
+            num_warps=warps,
+            num_stages=3,
+            partition=Partition.STREAMED,
+        )
+        by_tma = replace(tiles, load_path=LoadPath.TMA)
+        tiles = by_tma if why_infeasible(key, by_tma, profile) is None else replace(tiles, load_path=LoadPath.POINTER)
+        yield Seed(tiles, "streamed")
+        # Merges that are there before there is anything to merge hold registers that a second program wants.
+        yield Seed(replace(tiles, launch_overlap=False), "streamed")
+
+
 def _in_chunks(key: TuningKey, profile: DeviceProfile) -> Iterable[Seed]:
     """What users get whose results must not depend on the batch: no record should be slower than that."""
     if not key.spec().rope_dim:
@@ -94,6 +127,8 @@ def _pipelined(key: TuningKey, default: KernelConfig, profile: DeviceProfile) ->
 def _divided(config: KernelConfig) -> Iterable[KernelConfig]:
     """The same tiles in other partitions."""
     for partition in Partition:
+        if partition is Partition.STREAMED:
+            continue
         more = partition in _UNEQUAL_SHARES
         splits = max(3, config.num_splits + 1) if more else config.num_splits
         balanced = partition is Partition.BALANCED

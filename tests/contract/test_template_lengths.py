@@ -20,8 +20,12 @@ KERNELS = {
     "4 strided splits": replace(SMALL, num_splits=4, partition=Partition.STRIDED),
     "3 chunks": replace(SMALL, num_splits=3, partition=Partition.CHUNKED),
     "3 balanced splits": replace(SMALL, num_splits=3, partition=Partition.BALANCED),
+    "3 streamed programs of 2 sequences": replace(SMALL, batch=2, num_splits=3, partition=Partition.STREAMED),
     "strided TMA": replace(
         SMALL, num_splits=2, load_path=LoadPath.TMA, dtype=torch.float16, partition=Partition.STRIDED
+    ),
+    "streamed TMA": replace(
+        SMALL, batch=2, num_splits=3, load_path=LoadPath.TMA, dtype=torch.float16, partition=Partition.STREAMED
     ),
     "TMA": replace(SMALL, num_splits=2, load_path=LoadPath.TMA, dtype=torch.float16),
 }

@@ -27,11 +27,16 @@ CASES = [
     Case(mask="ragged", num_splits=3, merge=Merge.INPLACE, group=3, kv_heads=1),
     Case(mask="ragged", num_splits=3, partition=Partition.STRIDED, operand_order=BY_KEYS, kv_heads=1, group=16),
     Case(mask="left_padding", num_splits=3, partition=Partition.BALANCED, q_len=2, kv_heads=1, group=1),
+    Case(mask="left_padding", num_splits=4, partition=Partition.STREAMED, q_len=2, kv_heads=1, group=1),
     Case(num_splits=20, tiles=19, batch=1, kv_heads=1, scale=-1.0),
     Case(sink=True, softcap=2.0, num_splits=2, merge=Merge.INPLACE, dtype=torch.float16, kv_heads=1),
     *(
         Case(sink=True, mask="ragged", num_splits=2, merge=merge, partition=partition, kv_heads=1)
-        for merge, partition in ((Merge.SEPARATE, Partition.EVEN), (Merge.INPLACE, Partition.BALANCED))
+        for merge, partition in (
+            (Merge.SEPARATE, Partition.EVEN),
+            (Merge.INPLACE, Partition.BALANCED),
+            (Merge.SEPARATE, Partition.STREAMED),
+        )
     ),
     Case(group=71, q_len=2, kv_heads=1, batch=1, load_path=LoadPath.TMA, num_splits=2, merge=Merge.INPLACE),
     Case(mask="alibi", q_len=3, kv_heads=1),

@@ -25,6 +25,8 @@ MERGES = {
     "chunked": {"num_splits": 3, "partition": Partition.CHUNKED},
     "balanced": {"num_splits": 3, "partition": Partition.BALANCED},
     "balanced in place": {"num_splits": 2, "partition": Partition.BALANCED, "merge": Merge.INPLACE},
+    "streamed": {"num_splits": 3, "partition": Partition.STREAMED},
+    "streamed in place": {"num_splits": 2, "partition": Partition.STREAMED, "merge": Merge.INPLACE},
     "in place": {"num_splits": 3, "merge": Merge.INPLACE, "operand_order": OperandOrder.KQ},
 }
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]

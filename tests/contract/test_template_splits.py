@@ -72,18 +72,19 @@ def test_a_sequence_does_not_depend_on_its_batch(merge: Merge, partition: Partit
         assert torch.equal(solve(replace(case, batch=1), alone)[0], together[sequence])
 
 
+@pytest.mark.parametrize("partition", [Partition.BALANCED, Partition.STREAMED])
 @pytest.mark.parametrize("merge", Merge)
 @pytest.mark.parametrize("num_splits", [2, 3, 6])
 @pytest.mark.parametrize(
     "lengths",
-    [(100, 1, 1, 1, 1), (1, 0, 0, 97, 0), (0, 0, 0, 0, 0), (33, 34, 35, 36, 37), (16, 32, 48, 64, 80)],
+    [(100, 1, 1, 1, 1), (1, 0, 0, 97, 0), (0, 0, 0, 0, 0), (33, 34, 35, 36, 37), (16, 32, 48, 64, 80), (96,) * 5, (17,) * 5],
     ids=str,
 )
-def test_balanced_splits_of_very_different_lengths(lengths: tuple[int, ...], num_splits: int, merge: Merge) -> None:
+def test_very_different_lengths(lengths: tuple[int, ...], num_splits: int, merge: Merge, partition: Partition) -> None:
     """One sequence may take nearly all splits, up to its limit; those that hold nothing still write their zeros."""
     case = Case(
         batch=5, tiles=6, extra_keys=4, spare_keys=0, mask="prefix", num_splits=num_splits, merge=merge,
-        partition=Partition.BALANCED,
+        partition=partition,
     )  # fmt: skip
     held = torch.tensor(lengths, device=DEVICE)[:, None]
     mask = (torch.arange(case.capacity, device=DEVICE) < held)[:, None, None, :]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from prefetch_compiler.templates.manifest import LATENT, QUANTISED, SPLIT_KV, TEMPLATES, OptionalFeature, Template
 
-from prefetch_compiler.config import KernelConfig, Merge, PrefetchKind
+from prefetch_compiler.config import KernelConfig, Merge, Partition, PrefetchKind
 from prefetch_compiler.database.kernel_source.modules import PACKAGE, Sources
 from prefetch_compiler.database.kernel_source.program import Program
 from prefetch_compiler.database.key import Feature, MaskClass, TuningKey, is_quantised
@@ -151,7 +151,7 @@ def test_hashes_are_of_the_keys_features() -> None:
     assert len({*hashes, *(hash_for(SPLIT_KV, key, PLAIN) for key in extras)}) == 5
     assert hashes == [present_hash(SPLIT_KV.name, key, PLAIN) for key in (plain, bool_mask, causal)]
     assert present_hash("gone", KEY, PLAIN) is None
-    common = {"mask", "lengths", "causal", "causal_tail", "softcap", "sink", "lse", "eviction", "paged"}
+    common = {"mask", "lengths", "causal", "causal_tail", "softcap", "sink", "lse", "eviction", "paged", "streamed"}
     assert whole_hashes() == {
         SPLIT_KV.name: template_hash(SPLIT_KV, frozenset({*common, "mask_by_row", "chains", "double_scalars"})),
         QUANTISED.name: template_hash(QUANTISED, frozenset({*common, *OF_QUANTISED})),
@@ -165,9 +165,14 @@ def test_what_a_configuration_chooses_is_hashed_for_it_alone() -> None:
     hashes = {kind: hash_for(SPLIT_KV, KEY, config) for kind, config in kinds.items()}
     plain = {kind for kind in kinds if kind.eviction == "normal"}
     assert {hashes[kind] for kind in plain} == {hash_for(SPLIT_KV, KEY, PLAIN)}
-    # A study may choose whatever there is.
-    assert {hashes[kind] for kind in kinds if kind not in plain} == {hash_for(SPLIT_KV, KEY, None)}
+    assert len({hashes[kind] for kind in kinds if kind not in plain}) == 1
     assert len(set(hashes.values())) == 2
+    streamed = replace(PLAIN, num_splits=2, partition=Partition.STREAMED)
+    assert hash_for(SPLIT_KV, KEY, streamed) not in hashes.values()
+    assert hash_for(SPLIT_KV, KEY, replace(streamed, num_splits=1)) == hash_for(SPLIT_KV, KEY, PLAIN)
+    # A study may choose whatever there is.
+    both = replace(streamed, prefetch_depth=1, prefetch_kind=PrefetchKind.BULK_KEEP)
+    assert hash_for(SPLIT_KV, KEY, both) == hash_for(SPLIT_KV, KEY, None)
 
 
 def test_what_is_tuned_here_is_not_stale_here() -> None:
@@ -187,9 +192,9 @@ def test_what_is_tuned_here_is_not_stale_here() -> None:
 # Edits of the sources
 
 
-def text_of(folder: Path, key: TuningKey) -> str:
+def text_of(folder: Path, key: TuningKey, config: KernelConfig = PLAIN) -> str:
     template = template_of(key)
-    return _text_with(folder, template, template.features_of(key, PLAIN))
+    return _text_with(folder, template, template.features_of(key, config))
 
 
 @lru_cache(maxsize=128)
@@ -218,7 +223,8 @@ def test_whatever_makes_a_kernel_wrong_for_a_key_changes_its_hash(name: str, tmp
             source = source.replace(bug.old, bug.new) if bug.module == module else source
         return source
 
-    assert text_of(edited(tmp_path, sow), seeded.key) != text_of(unchanged, seeded.key)
+    changed = edited(tmp_path, sow)
+    assert text_of(changed, seeded.key, seeded.config) != text_of(unchanged, seeded.key, seeded.config)
 
 
 def test_comments_and_formatting_do_not_count(tmp_path: Path, unchanged: Path) -> None:

@@ -22,7 +22,7 @@ REPLAYED = tuple(
     for group in GROUPS
     if group.feature
     in (
-        "splits, merged after", "splits, merged in place", "balanced splits", "bool mask", "pages", "int8",
+        "splits, merged after", "splits, merged in place", "balanced splits", "streamed", "bool mask", "pages", "int8",
         "int8, scales of tokens", "pointers", "TMA", "producer", "producer, splits", "splits",
     )
 )  # fmt: skip

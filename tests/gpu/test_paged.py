@@ -41,6 +41,7 @@ def llama_like(page_size: int, lengths: tuple[int, ...] = LENGTHS, **more: Any) 
         (Partition.STRIDED, Merge.SEPARATE),
         (Partition.CHUNKED, Merge.SEPARATE),
         (Partition.BALANCED, Merge.INPLACE),
+        (Partition.STREAMED, Merge.SEPARATE),
     ],
 )
 @pytest.mark.parametrize(

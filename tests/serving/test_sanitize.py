@@ -150,7 +150,7 @@ def test_the_launches_run(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"done: {len(lines) - 1}"
     assert {line.rpartition(": ")[2] for line in lines[:-1]} == {
-        "splits, merged after", "splits, merged in place", "soft cap", "sinks",
+        "splits, merged after", "splits, merged in place", "streamed", "soft cap", "sinks",
     }  # fmt: skip
 
 

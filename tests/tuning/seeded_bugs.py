@@ -37,6 +37,7 @@ IN_PLACE = replace(SPLIT, merge=Merge.INPLACE)
 STRIDED = replace(SPLIT, partition=Partition.STRIDED)
 CHUNKED = replace(SPLIT, partition=Partition.CHUNKED)
 BALANCED = replace(SPLIT, partition=Partition.BALANCED)
+STREAMED = replace(SPLIT, partition=Partition.STREAMED)
 TMA = replace(ONE_SPLIT, load_path=LoadPath.TMA)
 KEYS_FIRST = replace(SPLIT, num_splits=2, operand_order=OperandOrder.KQ)
 KEYS_FIRST_TMA = replace(KEYS_FIRST, load_path=LoadPath.TMA)
@@ -64,6 +65,8 @@ RIGHT = {
     "bool, chunked": (BOOL, CHUNKED),
     "bool, balanced": (BOOL, BALANCED),
     "bool, balanced in place": (BOOL, replace(BALANCED, merge=Merge.INPLACE)),
+    "bool, streamed": (BOOL, STREAMED),
+    "bool, streamed in place": (BOOL, replace(STREAMED, merge=Merge.INPLACE)),
     "bool, TMA": (BOOL, TMA),
     "bool, keys first": (BOOL, KEYS_FIRST),
     "rows": (ROWS, ONE_SPLIT),
@@ -90,6 +93,14 @@ class SeededBug:
 
 def decode(key: TuningKey, config: KernelConfig, old: str, new: str) -> SeededBug:
     return SeededBug(key, config, (Bug("split_kv_decode", old, new),))
+
+
+def attend(key: TuningKey, config: KernelConfig, old: str, new: str) -> SeededBug:
+    return SeededBug(key, config, (Bug("attend", old, new),))
+
+
+def results(key: TuningKey, config: KernelConfig, old: str, new: str) -> SeededBug:
+    return SeededBug(key, config, (Bug("results", old, new),))
 
 
 def merge(key: TuningKey, config: KernelConfig, old: str, new: str) -> SeededBug:
@@ -130,22 +141,22 @@ SEEDED_BUGS: dict[str, SeededBug] = {
     ),
     "dropped bias": masking(ADDITIVE, ONE_SPLIT, "bias = tl.load(pointers", "bias = 0 * tl.load(pointers"),
     "dropped mask by row": masking(ROWS, ONE_SPLIT, "tl.load(pointers, mask=wanted, other=1) != 0", "rows >= -1"),
-    "one mask for all queries": decode(
+    "one mask for all queries": attend(
         ROWS, ONE_SPLIT, "row_query * mask_row_stride", "0 * mask_row_stride"
     ),
-    "one mask for all heads": decode(
+    "one mask for all heads": attend(
         ROWS, ONE_SPLIT, "row_head.to(tl.int64) * mask_head_stride", "0 * mask_head_stride"
     ),
-    "clean range taken to begin with the first key": decode(
+    "clean range taken to begin with the first key": attend(
         BOOL, ONE_SPLIT, "(keys < clean_first) | (keys >= clean_end)", "(keys >= clean_end)"
     ),
-    "tail too long by one": decode(BOOL, ONE_SPLIT, "keys < end", "keys <= end"),
+    "tail too long by one": attend(BOOL, ONE_SPLIT, "keys < end", "keys <= end"),
     "tail too short by one": plan(BOOL, ONE_SPLIT, "tl.load(row + 1)", "tl.load(row + 1) - 1"),
     "head late by one": plan(BOOL, ONE_SPLIT, "tl.load(row), 0)", "tl.load(row) + 1, 0)"),
     "last tile dropped": plan(PLAIN, ONE_SPLIT, "end - first + BLOCK_KV - 1, 0)", "end - first, 0)"),
-    "the first tile's page for all": decode(PAGE16, ONE_SPLIT, "pages = next_pages", "pages = pages"),
+    "the first tile's page for all": attend(PAGE16, ONE_SPLIT, "pages = next_pages", "pages = pages"),
     "every tile from its page's first row": paging(PAGE64, ONE_SPLIT, "first % PAGE_SIZE + tl", "0 + tl"),
-    "every tile from its page's first row by TMA": decode(PAGE64, TMA, "head, first % PAGE_SIZE, 0]", "head, 0, 0]"),
+    "every tile from its page's first row by TMA": attend(PAGE64, TMA, "head, first % PAGE_SIZE, 0]", "head, 0, 0]"),
     "rows beyond their page": paging(
         PAGE16, replace(ONE_SPLIT, block_kv=32), "(first + tl.arange(0, BLOCK_KV)) % PAGE_SIZE",
         "(first % PAGE_SIZE + tl.arange(0, BLOCK_KV))",
@@ -153,13 +164,13 @@ SEEDED_BUGS: dict[str, SeededBug] = {
     "lengths short by one": plan(
         PAGE16, ONE_SPLIT, "tl.load(lengths_ptr + sequence), 0)", "tl.load(lengths_ptr + sequence) - 1, 0)"
     ),
-    "the next query's key seen": decode(
+    "the next query's key seen": attend(
         CAUSAL_PAGE16, ONE_SPLIT, "row_query + (end_key - q_len)", "row_query + 1 + (end_key - q_len)"
     ),
-    "causal among the capacity's last keys": decode(
-        CAUSAL_PAGE16, ONE_SPLIT, "row_query + (end_key - q_len)", "row_query + (kv_len - q_len)"
+    "causal among the capacity's last keys": attend(
+        CAUSAL_PAGE16, ONE_SPLIT, "row_query + (end_key - q_len)", "row_query + (table_stride * PAGE_SIZE - q_len)"
     ),
-    "last tile dropped by TMA": decode(BOOL, TMA, "if PEEL and (whole_end < limit)", "if PEEL and (whole_end < 0)"),
+    "last tile dropped by TMA": attend(BOOL, TMA, "if PEEL and (whole_end < limit)", "if PEEL and (whole_end < 0)"),
     "last split dropped": merge(
         BOOL, SPLIT, "num_splits, BLOCK_KV, PARTITION)\n", "num_splits, BLOCK_KV, PARTITION) - 1\n"
     ),
@@ -175,38 +186,52 @@ SEEDED_BUGS: dict[str, SeededBug] = {
         BOOL, BALANCED, "return tl.sum(tl.where(own, up_to, 0), 0) - count, count",
         "return tl.sum(tl.where(own, up_to, 0), 0), count",
     ),
+    "streamed programs that skip a tile": decode(
+        LONGER, STREAMED, "tl.maximum(begin - start, 0)", "tl.maximum(begin - start + 1, 0)"
+    ),
+    "streamed programs that stop at a sequence's end": decode(
+        BOOL, STREAMED, "last_sequence - first_sequence + 1", "tl.minimum(last_sequence - first_sequence + 1, 1)"
+    ),
+    "tiles of no streamed program": plan(
+        LONGER, STREAMED, "(total + programs - 1) // programs", "tl.maximum(total // programs, 1)",
+    ),
+    "streamed results in one place": plan(LONGER, STREAMED, "+ program + sequence", "+ sequence"),
+    "a streamed sequence merged although one program had it": merge(
+        BOOL, STREAMED, "first_program < last_program", "first_program <= last_program"
+    ),
+    "zeros of no streamed program": plan(BOOL, STREAMED, "tl.maximum(tiles, 1)", "tiles"),
     "keys of no split": plan(
         LONGER, SPLIT,
         "(tiles + num_splits - 1) // num_splits", "tl.maximum(tiles // num_splits, 1)",
     ),
-    "stale accumulator": decode(BOOL, ONE_SPLIT, "    accumulator *= along_keys(shrink, KEYS_AXIS)\n", ""),
+    "stale accumulator": attend(BOOL, ONE_SPLIT, "    accumulator *= along_keys(shrink, KEYS_AXIS)\n", ""),
     "total not rescaled": softmax(BOOL, ONE_SPLIT, "total * shrink + tl.sum", "total + tl.sum"),
     "rescaled by a little too little": softmax(
         BOOL, ONE_SPLIT, "shrink = tl.exp2(maximum - reference)", "shrink = tl.exp2((maximum - reference) * 0.97)"
     ),
-    "wrong scale": decode(BOOL, ONE_SPLIT, "scores = scores * score_scale", "scores = scores * score_scale * 1.02"),
+    "wrong scale": attend(BOOL, ONE_SPLIT, "scores = scores * score_scale", "scores = scores * score_scale * 1.02"),
     "scale of another base when merging": merge(ADDITIVE, SPLIT, "* EXP2_SCALE)", "* 1.0)"),
-    "query heads interleaved": decode(
-        BOOL, ONE_SPLIT, "row_head = kv_head * GROUP + row // q_len", "row_head = kv_head + row // q_len * kv_heads"
+    "query heads interleaved": heads(
+        BOOL, ONE_SPLIT, "row < rows, kv_head * GROUP + row // q_len", "row < rows, kv_head + row // q_len * 2"
     ),
     "one KV head for all": heads(BOOL, ONE_SPLIT, "kv_head.to(tl.int64) * head_stride", "0 * head_stride"),
-    "K of the first sequence": decode(
+    "K of the first sequence": attend(
         BOOL, ONE_SPLIT, "k_head_ptr = head_start(k_ptr, sequence,", "k_head_ptr = head_start(k_ptr, sequence * 0,"
     ),
     "merge reads what nobody wrote": merge(
         BOOL, SPLIT, "tl.where((split < active)[:, None], partials, 0.0)", "partials"
     ),
-    "merge without the others' arrival": decode(
+    "merge without the others' arrival": results(
         BOOL, IN_PLACE, "arrived == splits - 1", "arrived == 0"
     ),
-    "merge in place forgets one": decode(
+    "merge in place forgets one": results(
         BOOL, IN_PLACE, "inside = (split < active)", "inside = (split < active - 1)"
     ),
-    "writes past the output": decode(
+    "writes past the output": results(
         BOOL, ONE_SPLIT, "inside = along_keys(row_valid, KEYS_AXIS) & tl.expand",
         "inside = along_keys(row_valid | True, KEYS_AXIS) & tl.expand",
     ),
-    "columns past the values": decode(
+    "columns past the values": results(
         BOOL, ONE_SPLIT, "tl.expand_dims(columns < VALUE_DIM, 1 - KEYS_AXIS)",
         "tl.expand_dims(columns < BLOCK_DV, 1 - KEYS_AXIS)",
     ),
@@ -215,23 +240,25 @@ SEEDED_BUGS: dict[str, SeededBug] = {
         "        clean_end = tl.load(row + 3)\n        first = kv_len * 0\n        end = kv_len\n",
     ),
     "bounds of the first sequence": plan(BOOL, ONE_SPLIT, "sequence * bounds_stride", "sequence * 0"),
-    "NaN let in by TMA": decode(
+    "NaN let in by TMA": attend(
         BOOL, KEYS_FIRST_TMA, "tile = tl.where((keys < end)[:, None], tile, 0.0)", "tile = tile"
     ),
-    "NaN let in by pointers": decode(
+    "NaN let in by pointers": attend(
         BOOL, ONE_SPLIT, "mask=(keys < end)[:, None] & (columns < DIM)[None, :]", "mask=(columns < DIM)[None, :]"
     ),
-    "NaN for sequences that see nothing": decode(BOOL, ONE_SPLIT, "tl.where(total == 0.0, 1.0, total)", "total"),
+    "NaN for sequences that see nothing": results(BOOL, ONE_SPLIT, "tl.where(total == 0.0, 1.0, total)", "total"),
     "NaN for rows that see nothing": softmax(
         ROWS, ONE_SPLIT, 'tl.where(maximum == float("-inf"), 0.0, maximum)', "maximum"
     ),
-    "causal past the diagonal": decode(
+    "causal past the diagonal": attend(
         CAUSAL, ONE_SPLIT, "<= along_keys(row_query, KEYS_AXIS)", "<= along_keys(row_query, KEYS_AXIS) + 1"
     ),
-    "dropped soft cap": decode(
+    "dropped soft cap": attend(
         CAPPED, ONE_SPLIT, "scores = soft_cap(scores * score_scale, softcap)", "scores = scores * score_scale"
     ),
-    "a sink in every split": decode(CAPPED, SPLIT, "tl.where(split == 0, rows, 0), EXP2_SCALE", "rows, EXP2_SCALE"),
+    "a sink in every split": attend(
+        CAPPED, SPLIT, "tl.where(has_sink, GROUP * q_len, 0), EXP2_SCALE", "GROUP * q_len, EXP2_SCALE"
+    ),
     "one sink for all heads": softmax(CAPPED, ONE_SPLIT, "sink_ptr + row_head", "sink_ptr + 0 * row_head"),
     "sinks of another base": softmax(
         CAPPED, ONE_SPLIT, "sink * (1.4426950408889634 / EXP2_SCALE)", "sink * 1.4426950408889634"
@@ -308,14 +335,14 @@ _WAIT = "    if LAUNCH_OVERLAP:\n        gdc_wait()\n"
 _NO_WAIT = "    if LAUNCH_OVERLAP:\n"
 # What takes programs that run at the same time, or more keys than the interpreter gets through.
 GPU_BUGS: dict[str, SeededBug] = {
-    "merge by the last split, not the last to finish": decode(
+    "merge by the last split, not the last to finish": results(
         BOOL, replace(IN_PLACE, num_splits=8), "arrived == splits - 1",
-        "split == splits - 1",
+        "slot - first_slot == splits - 1",
     ),
     "merge that does not wait for the splits": merge(
         BOOL, replace(SPLIT, num_splits=8, launch_overlap=True), _WAIT, _NO_WAIT
     ),
-    "accumulated in the inputs' dtype": decode(
+    "accumulated in the inputs' dtype": attend(
         BOOL, ONE_SPLIT, "    probabilities = round_to(",
         "    accumulator = accumulator.to(v.dtype).to(tl.float32)\n    probabilities = round_to(",
     ),

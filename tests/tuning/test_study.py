@@ -76,7 +76,7 @@ def test_exactly_so_many_trials_are_paid_for_none_twice_and_none_infeasible(samp
 
 
 def test_a_proposal_that_is_known_is_answered_from_what_was_measured() -> None:
-    measurer, study = FakeMeasurer(), study_of(trials=12)
+    measurer, study = FakeMeasurer(), study_of(trials=16)
     first = study.ask()
     assert first is not None
     study.tell(first, measurer.trial(request := _request(first.config)))
@@ -176,7 +176,7 @@ def test_the_default_may_spill() -> None:
 
 
 def test_a_tiny_space_is_exhausted_and_not_searched_for_ever() -> None:
-    key = parse_key("float32 4q/4kv d8 q1 b256 s16 bhsd-none none")
+    key = parse_key("float32 4q/4kv d8 q1 b1 s16 bhsd-none none")
     measurer, study = FakeMeasurer(), study_of(key, trials=100_000, sampler="random")
     run = KeyRun(study, None, measurer, seed=0, window=1)
     seen = 0

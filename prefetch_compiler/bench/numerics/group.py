@@ -96,6 +96,7 @@ GROUPS: tuple[Group, ...] = (
     _dense("splits, merged after", f"{_DENSE} lengths", **_SPLITS, merge=Merge.SEPARATE),
     _dense("splits, merged in place", f"{_DENSE} lengths", **_SPLITS, merge=Merge.INPLACE),
     _dense("balanced splits", f"{_DENSE} lengths", num_splits=3, partition=Partition.BALANCED, merge=Merge.SEPARATE),
+    _dense("streamed", f"{_DENSE} lengths", num_splits=3, partition=Partition.STREAMED, merge=Merge.SEPARATE),
     _dense("TMA", f"{_DENSE} lengths", load_path=LoadPath.TMA),
     _dense("keys first", f"{_DENSE} lengths", operand_order=OperandOrder.KQ, num_stages=2, num_warps=4),
     _dense("prefetched", f"{_DENSE} lengths", prefetch_depth=2),
