@@ -24,6 +24,8 @@ from .masks import MASKS, MaskSizes, visible_keys
 from .poison import NAN, uninitialised_is_nan
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# Those of programs that have one sequence each: what kernels over quantised and latent caches have.
+WITHIN_SEQUENCES = [partition for partition in Partition if partition is not Partition.STREAMED]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from prefetch_compiler.select.admissible import why_inadmissible
 from prefetch_compiler.spec import AttentionSpec, MaskKind, TensorLayout
 from prefetch_compiler.tuning.inputs import Operands, operands
 
-from .cases import DEVICE
+from .cases import DEVICE, WITHIN_SEQUENCES
 from .covering import covering_rows
 from .masks import MASKS, MaskSizes
 from .poison import uninitialised_is_nan
@@ -140,7 +140,7 @@ FACTORS = {
     "heads_first": [True, False],
     "load_path": [LoadPath.POINTER, LoadPath.TMA],
     "operand_order": list(OperandOrder),
-    "partition": list(Partition),
+    "partition": WITHIN_SEQUENCES,
     "prefetch_depth": [0, 2],
 }
 

@@ -25,7 +25,7 @@ from prefetch_compiler.spec import (
     Storage,
 )
 
-from .cases import DEVICE, FACTORS, Case, build
+from .cases import DEVICE, FACTORS, WITHIN_SEQUENCES, Case, build
 from .covering import covering_rows
 from .layouts import KV_LAYOUTS
 from .poison import NAN, uninitialised_is_nan
@@ -206,6 +206,7 @@ def solve_quantised(case: QuantisedCase, operands: QuantisedOperands, lse: Tenso
 GRANULARITIES = [one for one in ScaleGranularity if one is not ScaleGranularity.GROUP]
 QUANTISED_FACTORS: dict[str, list[Any]] = {
     **{name: values for name, values in FACTORS.items() if name not in ("operand_order", "merge", "dtype")},
+    "partition": WITHIN_SEQUENCES,
     "dtype": [torch.bfloat16, torch.float16],
     "kv_dtype": [E4M3, E5M2, INT8],
     "key_scales": GRANULARITIES,

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from prefetch_compiler.config import KernelConfig, LoadPath, OperandOrder, Partition, PrefetchKind
+from prefetch_compiler.config import KernelConfig, LoadPath, OperandOrder, PrefetchKind
 from prefetch_compiler.device import REFERENCE_DEVICES
 from prefetch_compiler.lower.precompile import CompiledKernel
 from prefetch_compiler.select.admissible import why_inadmissible
 from prefetch_compiler.spec import AttentionSpec, MaskKind, Storage
 
+from .cases import WITHIN_SEQUENCES
 from .compile_worker import Job, compile_elsewhere
 from .representative_specs import E4M3, E5M2, INT8, TOKEN, kivi, packed, quantised, site
 
-PARTITIONS = list(Partition)
 SHAPE = {"batch": 4, "mask": MaskKind.LENGTHS}
 PAGED = site(8, 2, 64, page_size=64, q_len=2, is_causal=True, **SHAPE)  # type: ignore[arg-type]
 SMALL_PAGES = site(8, 2, 64, page_size=16, **SHAPE)  # type: ignore[arg-type]
@@ -44,8 +44,8 @@ CACHES: dict[str, list[AttentionSpec]] = {
 def job(cache: str, arch: int, place: int) -> Job:
     """The four architectures share the partitions among them, each cache meets every one."""
     device = REFERENCE_DEVICES[arch]
-    partition = PARTITIONS[(ARCHITECTURES.index(arch) + place) % len(PARTITIONS)]
-    spec = CACHES[cache][PARTITIONS.index(partition) % 2]
+    partition = WITHIN_SEQUENCES[(ARCHITECTURES.index(arch) + place) % len(WITHIN_SEQUENCES)]
+    spec = CACHES[cache][WITHIN_SEQUENCES.index(partition) % 2]
     config = KernelConfig(32, 5, 4, 2, partition=partition)
     if device.has_tma and spec.page_size != 16:
         config = replace(config, load_path=LoadPath.TMA, prefetch_depth=1, prefetch_kind=PrefetchKind.BULK)
@@ -73,4 +73,4 @@ def test_every_cache_compiles_for_every_architecture() -> None:
 
 def test_each_cache_meets_every_partition() -> None:
     for place, cache in enumerate(CACHES):
-        assert {job(cache, arch, place)[1].partition for arch in ARCHITECTURES} == set(Partition)
+        assert {job(cache, arch, place)[1].partition for arch in ARCHITECTURES} == set(WITHIN_SEQUENCES)

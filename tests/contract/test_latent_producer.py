@@ -21,7 +21,7 @@ from prefetch_compiler.select.admissible import why_inadmissible
 from prefetch_compiler.select.footprint import BARRIERS_BYTES, shared_memory_estimate_bytes
 from prefetch_compiler.select.heuristic import choose, choose_without_producer
 
-from .cases import DEVICE
+from .cases import DEVICE, WITHIN_SEQUENCES
 from .compile_worker import compile_elsewhere
 from .covering import covering_rows
 from .error_bounds import assert_within_bound
@@ -54,7 +54,7 @@ FACTORS = {
     "sink": [False, True],
     "batch": [1, 2],
     "heads_first": [True, False],
-    "partition": list(Partition),
+    "partition": WITHIN_SEQUENCES,
 }  # fmt: skip
 CASES = [replace(LATENTS, **row) for row in covering_rows(FACTORS, seed=5)]
 # As many tiles as make every barrier come round twice, and a last one that is partly stale.
@@ -64,7 +64,7 @@ GPU_CASES = [
     *(replace(LONG, dtype=dtype, batch=3, keys=keys, num_splits=splits, partition=partition)
       for dtype in (torch.float16, torch.bfloat16)
       for keys in (127, 128, 129, 4096, 5003)
-      for splits, partition in ((1, Partition.EVEN), *((7, partition) for partition in Partition))),
+      for splits, partition in ((1, Partition.EVEN), *((7, partition) for partition in WITHIN_SEQUENCES))),
 ]  # fmt: skip
 
 
@@ -182,7 +182,6 @@ COMPILED = {
     "dtype": [torch.float16, torch.bfloat16],
     "softcap": [None, 2.0],
 }
-PARTITIONS = list(Partition)
 # Stores and loads counted together. A mask by row is loaded through an address for each of 32 scores of a thread, when
 # the output holds half of its registers: what is not needed meanwhile goes to local memory and back.
 SPILL_LIMIT_BYTES, SPILL_LIMIT_BYTES_BY_ROW = 128, 256
@@ -193,10 +192,12 @@ LATER_TRITON = tuple(map(int, triton.__version__.split(".")[:2])) > (3, 6)
 
 def test_it_compiles_fits_and_hardly_spills() -> None:
     cases = [
-        replace(LATENTS, heads=128, q_len=2, keys=300, sink=place % 2 == 0, partition=PARTITIONS[place % 4], **row)
+        replace(
+            LATENTS, heads=128, q_len=2, keys=300, sink=place % 2 == 0, partition=WITHIN_SEQUENCES[place % 4], **row
+        )
         for place, row in enumerate(covering_rows(COMPILED, seed=2))
     ]
-    assert {case.partition for case in cases} == set(Partition)
+    assert {case.partition for case in cases} == set(WITHIN_SEQUENCES)
     configs = [replace(config_of(case), launch_overlap=place % 2 == 0) for place, case in enumerate(cases)]
     jobs = [(case.spec(), config, H200) for case, config in zip(cases, configs, strict=True)]
     for case, config, result in zip(cases, configs, compile_elsewhere(jobs), strict=True):

@@ -10,7 +10,7 @@ import torch
 from prefetch_compiler.config import LoadPath, Partition
 from prefetch_compiler.spec import ScaleGranularity
 
-from .cases import DEVICE
+from .cases import DEVICE, WITHIN_SEQUENCES
 from .error_bounds import assert_within_bound
 from .quantised_cases import E4M3, INT8, QuantisedCase, QuantisedOperands, build_quantised, solve_quantised
 
@@ -20,7 +20,7 @@ TOKEN = ScaleGranularity.TOKEN
 RAGGED = QuantisedCase(mask="ragged", q_len=2, tiles=4, kv_heads=1, value_scales=TOKEN, num_warps=2)
 
 
-@pytest.mark.parametrize("partition", Partition)
+@pytest.mark.parametrize("partition", WITHIN_SEQUENCES)
 @pytest.mark.parametrize(("num_splits", "load_path"), [(2, LoadPath.TMA), (9, LoadPath.POINTER)])
 def test_fewer_and_more_splits_than_tiles(num_splits: int, load_path: LoadPath, partition: Partition) -> None:
     case = replace(RAGGED, num_splits=num_splits, load_path=load_path, partition=partition, head_dim=64, value_dim=32)
@@ -28,7 +28,7 @@ def test_fewer_and_more_splits_than_tiles(num_splits: int, load_path: LoadPath, 
     assert_within_bound(solve_quantised(case, operands), operands)
 
 
-@pytest.mark.parametrize("partition", Partition)
+@pytest.mark.parametrize("partition", WITHIN_SEQUENCES)
 def test_the_same_launch_gives_the_same_bits(partition: Partition) -> None:
     case = replace(RAGGED, num_splits=4, partition=partition, kv_dtype=INT8)
     operands = build_quantised(case)

@@ -77,7 +77,15 @@ def test_a_sequence_does_not_depend_on_its_batch(merge: Merge, partition: Partit
 @pytest.mark.parametrize("num_splits", [2, 3, 6])
 @pytest.mark.parametrize(
     "lengths",
-    [(100, 1, 1, 1, 1), (1, 0, 0, 97, 0), (0, 0, 0, 0, 0), (33, 34, 35, 36, 37), (16, 32, 48, 64, 80), (96,) * 5, (17,) * 5],
+    [
+        (100, 1, 1, 1, 1),
+        (1, 0, 0, 97, 0),
+        (0, 0, 0, 0, 0),
+        (33, 34, 35, 36, 37),
+        (16, 32, 48, 64, 80),
+        (96,) * 5,
+        (17,) * 5,
+    ],
     ids=str,
 )
 def test_very_different_lengths(lengths: tuple[int, ...], num_splits: int, merge: Merge, partition: Partition) -> None:

@@ -36,10 +36,13 @@ _SUMMARY = re.compile(
 )
 _CASE = re.compile(r"^case: (?P<name>.+)$")
 _DONE = re.compile(r"^done: (?P<cases>\d+)$", re.MULTILINE)
+_UNWATCHED = re.compile(
+    r"^========= Error: (?:No attachable process|Target application terminated before).*$", re.MULTILINE
+)
 # What the tools begin an account of a finding with; details follow, indented.
 _FINDING = re.compile(
-    r"^========= (?P<text>(?:Invalid|Misaligned|Uninitialized|Race reported|Error: |Warning: Race|Potential (?:RAW|WA)"
-    r"|Program hit|Out-of-range|Unused|Stack overflow|Hardware stack|Illegal|Warp ).*)$"
+    r"^========= (?P<text>(?:Invalid|Misaligned|Uninitialized|Race reported|Error: Race|Warning: Race"
+    r"|Potential (?:RAW|WA)|Program hit|Out-of-range|Unused|Stack overflow|Hardware stack|Illegal|Warp ).*)$"
 )
 
 
@@ -77,11 +80,13 @@ def parts_of(only: str, jobs: int) -> list[Part]:
 
 
 def command(sanitizer: str, tool: str, part: Part) -> list[str]:
-    """initcheck instruments all kernels: to it, what an unwatched one writes is not written."""
+    """initcheck instruments all kernels: to it, what an unwatched one writes is not written. By default a tool gives up
+    a process that does not use its GPU soon, and what that does later goes unwatched: importing torch takes long where
+    many do it at once."""
     filters = [] if tool == "initcheck" else [f"--kernel-regex=kns={name}" for name in kernel_names()]
     return [
-        sanitizer, "--tool", tool, "--error-exitcode", str(FOUND), "--target-processes", "application-only", *filters,
-        *part.command(),
+        sanitizer, "--tool", tool, "--error-exitcode", str(FOUND), "--target-processes", "application-only",
+        "--launch-timeout", "0", *filters, *part.command(),
     ]  # fmt: skip
 
 
@@ -109,10 +114,13 @@ def outcome_of(tool: str, code: int, output: str) -> Outcome:
         elif found := _FINDING.match(line):
             findings.append((case, found["text"]))
     done, summary = _DONE.search(output), _SUMMARY.search(output)
+    unwatched = _UNWATCHED.search(output)
     count = int(summary["errors"] or summary["hazards"]) if summary else len(findings)
     problem = ""
     if code not in (0, FOUND):
         problem = f"exit code {code}: {output.strip()[-300:]}"
+    elif unwatched:
+        problem = f"nothing was watched: {unwatched[0]}"
     elif done is None or summary is None:
         problem = f"it did not reach the end: {output.strip()[-300:]}"
     elif int(done["cases"]) == 0:

@@ -6,6 +6,7 @@ in them, which share of those it is, and of how many shares."""
 
 from __future__ import annotations
 
+import faulthandler
 import sys
 from dataclasses import fields, replace
 
@@ -24,6 +25,8 @@ SIZES = Sizes(head_dim=64, capacity=208, latent_dim=512, rope_dim=64)
 INTERPRETER_SIZES = Sizes(head_dim=16, capacity=48, latent_dim=32, rope_dim=16)
 # Empty, one key, all but one, all.
 HELD = (0, 1, -1, None)
+# After which it says where it is, again and again: under a tool that could be anywhere.
+SILENT_S = 100
 
 
 def cases_of(group: Group, sizes: Sizes, device: torch.device) -> tuple[Cases, KernelConfig] | None:
@@ -70,10 +73,12 @@ def run(group: Group, sizes: Sizes, device: torch.device) -> bool:
 
 
 def main(only: str = "", share: str = "0", shares: str = "1") -> None:
+    faulthandler.dump_traceback_later(SILENT_S, repeat=True)
     sizes = INTERPRETER_SIZES if interpreting() else SIZES
     wanted = [group for group in GROUPS if only in group.name][int(share) :: int(shares)]
     with torch.no_grad():
         ran = sum(run(group, sizes, current_device()) for group in wanted)
+    faulthandler.cancel_dump_traceback_later()
     print(f"done: {ran}", flush=True)
 
 

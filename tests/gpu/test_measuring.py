@@ -101,12 +101,13 @@ def medians(result: TrialResult) -> list[float]:
 
 
 def test_time_follows_the_bytes_that_are_held() -> None:
-    """1 GB when full: an eighth, a half and all of it, at a rate that memory allows."""
+    """1 GB when full: an eighth, a half and all of it, at a rate that memory allows. Of the half each sequence holds
+    another share, and the longest are waited for."""
     key = KEYS["llama, batch 64"]
     result = session(key).trial(choose(key.spec(), profile(DEVICE)), 0.5)
     eighth, half, full = medians(result)
     assert 3 < full / eighth < 9
-    assert 1.7 < full / half < 2.3
+    assert 1.5 < full / half < 2.3
     assert [fill.held for fill in result.fills] == [512, 2048, 4096]
     assert [fill.kv_bytes for fill in result.fills] == [64 * 8 * 256 * 2 * held for held in (512, 2048, 4096)]
     shares = [fill.ceiling_us / fill.median_us for fill in result.fills]

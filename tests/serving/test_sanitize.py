@@ -61,6 +61,13 @@ case: split_kv_decode: splits
 done: 1
 ========= ERROR SUMMARY: 1 error
 """
+UNWATCHED = """========= COMPUTE-SANITIZER
+========= Error: No attachable process found. compute-sanitizer timed-out.
+========= Default timeout can be adjusted with --launch-timeout. Awaiting target completion.
+case: split_kv_decode: pages
+done: 1
+========= ERROR SUMMARY: 0 errors
+"""
 CRASHED = """========= COMPUTE-SANITIZER
 case: split_kv_decode: pages
 ========= Target application returned an error
@@ -94,7 +101,15 @@ def test_findings_are_told_by_their_case(tool: str, output: str, case: str, word
 
 @pytest.mark.parametrize(
     ("code", "output"),
-    [(1, CRASHED), (0, CRASHED), (FOUND, CLEAN), (0, CLEAN.replace("done: 2", "done: 0")), (-11, INVALID), (0, "")],
+    [
+        (1, CRASHED),
+        (0, CRASHED),
+        (FOUND, CLEAN),
+        (0, CLEAN.replace("done: 2", "done: 0")),
+        (-11, INVALID),
+        (0, ""),
+        (0, UNWATCHED),
+    ],
 )
 def test_what_did_not_run_to_the_end_is_no_success(code: int, output: str) -> None:
     outcome = outcome_of("memcheck", code, output)
