@@ -73,14 +73,13 @@ def run(group: Group, sizes: Sizes, device: torch.device) -> bool:
 
 
 def main(only: str = "", share: str = "0", shares: str = "1") -> None:
-    faulthandler.dump_traceback_later(SILENT_S, repeat=True)
     sizes = INTERPRETER_SIZES if interpreting() else SIZES
     wanted = [group for group in GROUPS if only in group.name][int(share) :: int(shares)]
     with torch.no_grad():
         ran = sum(run(group, sizes, current_device()) for group in wanted)
-    faulthandler.cancel_dump_traceback_later()
     print(f"done: {ran}", flush=True)
 
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(SILENT_S, repeat=True)
     main(*sys.argv[1:])
