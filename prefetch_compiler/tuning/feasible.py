@@ -36,7 +36,7 @@ def tiles_of(capacity: int, block_kv: int) -> int:
 def most_splits(spec: AttentionSpec, profile: DeviceProfile) -> int:
     """The largest number of splits that may be useful with any block size and partition."""
     streamed = (False, True) if is_streamable(spec) else (False,)
-    return max(1, *(min(_filling(spec, profile, one), _tiles(spec, MIN_DOT_ROWS, one)) for one in streamed), 1)
+    return max(1, *(min(_filling(spec, profile, one), _tiles(spec, MIN_DOT_ROWS, one)) for one in streamed))
 
 
 def is_streamable(spec: AttentionSpec) -> bool:

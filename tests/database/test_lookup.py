@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prefetch_compiler.templates.manifest import SPLIT_KV
 
-from prefetch_compiler.config import KernelConfig, Merge
+from prefetch_compiler.config import KernelConfig, Merge, Partition
 from prefetch_compiler.database.device_identity import identity_of
 from prefetch_compiler.database.document import Database
 from prefetch_compiler.database.key import Alignment, Feature, Layout, MaskClass, TuningKey, key_of
@@ -232,6 +232,17 @@ def test_what_fills_the_device_unsplit_stays_unsplit() -> None:
     assert filled.batch_bucket * filled.kv_heads >= 132
     assert splits(unsplit, filled.at(batch=64, capacity=4096), filled) == 1
     assert splits(unsplit, KEY, at(-1, 0)) == 2
+
+
+def test_streamed_programs_share_a_batch_of_any_size() -> None:
+    """Their number follows that of SMs, and is limited by the tiles of all sequences."""
+    streamed = replace(CONFIG, num_splits=33, partition=Partition.STREAMED)
+    long = KEY.at(batch=16, capacity=8192)
+    assert splits(streamed, long, long.at(batch=64, capacity=8192)) == 33
+    assert splits(streamed, long, long, (132, 66)) == 17
+    tiles = 256 // CONFIG.block_kv
+    assert splits(streamed, long, long.at(batch=4, capacity=256)) == 4 * tiles
+    assert splits(streamed, long, long.at(batch=1, capacity=256)) == tiles
 
 
 def test_one_split_has_nothing_to_merge() -> None:

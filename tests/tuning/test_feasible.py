@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, reject
 from hypothesis import strategies as st
 
-from prefetch_compiler.config import KernelConfig, LoadPath, OperandOrder, PrefetchKind
+from prefetch_compiler.config import KernelConfig, LoadPath, OperandOrder, Partition, PrefetchKind
 from prefetch_compiler.database.key import TuningKey, parse_key
 from prefetch_compiler.device import REFERENCE_DEVICES, DeviceProfile
 from prefetch_compiler.errors import InadmissibleConfigError
@@ -64,6 +64,7 @@ def test_the_heuristics_choice_is_feasible_and_can_be_proposed(key: TuningKey, d
         (replace(PLAIN, block_kv=256, num_stages=4), "shared memory"),
         (replace(PLAIN, num_splits=16, prefetch_depth=4), "nothing lies 4 tiles ahead in a share of 4"),
         (replace(PLAIN, operand_order=OperandOrder.KQ, num_stages=1), "miscompiled"),
+        (replace(PLAIN, num_splits=67, partition=Partition.STREAMED), "more than 4 for each of 132 SMs"),
     ],
 )
 def test_reasons(config: KernelConfig, why: str) -> None:
@@ -74,6 +75,14 @@ def test_blocks_larger_than_the_capacity_are_useless() -> None:
     small = LLAMA.at(batch=1, capacity=64)
     assert "half empty" in (why_infeasible(small, replace(PLAIN, block_kv=128), H200) or "")
     assert why_infeasible(small, PLAIN, H200) is None
+
+
+def test_streamed_programs_share_the_tiles_of_all_sequences() -> None:
+    streamed = replace(PLAIN, num_splits=66, partition=Partition.STREAMED)
+    assert why_infeasible(LLAMA, streamed, H200) is None
+    assert "66 splits share 32 tiles" in (why_infeasible(LLAMA.at(batch=16, capacity=128), streamed, H200) or "")
+    assert "nothing to balance" in (why_infeasible(LLAMA.at(batch=1, capacity=8192), streamed, H200) or "")
+    assert "not streamed" in (why_infeasible(LATENTS, streamed, H200) or "")
 
 
 def test_what_uses_its_last_tile_or_program_is_kept() -> None:

@@ -301,3 +301,13 @@ def test_long_sequences_alone_are_divided_without_a_second_kernel() -> None:
     key = parse_key("bfloat16 32q/8kv d128 q1 b32 s8192 bhsd-tma bool")
     found = [seed.config for seed in seeds_for(key, H200)]
     assert any((one.num_splits, one.partition, one.merge) == (2, Partition.CHUNKED, Merge.INPLACE) for one in found)
+
+
+@pytest.mark.parametrize("name", ["32q/8kv d128 q1 b32 s8192 bhsd-tma bool", "32q/32kv d64 q1 b16 s4096 bhsd-tma none"])
+def test_as_many_streamed_programs_as_run_at_once_are_tried(name: str) -> None:
+    key = parse_key(f"bfloat16 {name}")
+    streamed = [seed.config for seed in seeds_for(key, H200) if seed.config.partition is Partition.STREAMED]
+    assert {config.num_splits * key.kv_heads // (H200.sm_count - key.kv_heads) for config in streamed} == {1, 2}
+    assert {config.launch_overlap for config in streamed} == {True, False}
+    alone = key.at(batch=1, capacity=8192)
+    assert all(seed.config.partition is not Partition.STREAMED for seed in seeds_for(alone, H200))
