@@ -239,10 +239,10 @@ def split_kv_decode(
                 )  # fmt: skip
             else:
                 write_partial(
-                    partial_ptr, stats_ptr, arrivals_ptr, out_ptr, lse_ptr, maximum, total, accumulator, slot, slot -
-                    split + first_program, last_program - first_program + 1, sequence, kv_head, kv_heads, row_tile,
-                    row_tiles, q_len, out_batch_stride, out_head_stride, out_row_stride, GROUP, VALUE_DIM, BLOCK_M,
-                    BLOCK_DV, KEYS_AXIS, MERGE_IN_PLACE, ROWS_AT_ONCE, SPLITS_AT_ONCE, EXP2_SCALE, UPCAST,
+                    partial_ptr, stats_ptr, arrivals_ptr, out_ptr, lse_ptr, maximum, total, accumulator, slot,
+                    slot - split + first_program, last_program - first_program + 1, sequence, kv_head, kv_heads,
+                    row_tile, row_tiles, q_len, out_batch_stride, out_head_stride, out_row_stride, GROUP, VALUE_DIM,
+                    BLOCK_M, BLOCK_DV, KEYS_AXIS, MERGE_IN_PLACE, ROWS_AT_ONCE, SPLITS_AT_ONCE, EXP2_SCALE, UPCAST,
                 )  # fmt: skip
     else:
         if BALANCED:
