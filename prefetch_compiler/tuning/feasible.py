@@ -24,10 +24,9 @@ from ..spec import AttentionSpec
 MAX_SPLIT_PROGRAMS_PER_SM = 16
 # Streamed programs have equal work: those that do not run from the start would make the launch as long again.
 MAX_STREAMED_PROGRAMS_PER_SM = 4
-# 32 registers out and back, of a thread's 255 (bytes stored plus bytes loaded): the compiler takes as much for values
-# that live across a loop. A kernel that spills 188, over heads of 256 columns in tiles of 64 keys, reads at 94% of the
-# ceiling on an NVIDIA H200 (docs/kernel-cases.md). What spills much more does so inside its loop.
-SPILL_LIMIT_BYTES = 256
+# 16 registers out and back, of a thread's 255 (bytes stored plus bytes loaded): the compiler takes as much for values
+# that live across the loop. What spills more does so inside it.
+SPILL_LIMIT_BYTES = 128
 
 
 def tiles_of(capacity: int, block_kv: int) -> int:

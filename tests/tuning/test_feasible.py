@@ -98,8 +98,8 @@ def test_shared_memory_and_spills_are_judged_by_every_kernel() -> None:
     fits = kernel(H200.shared_memory_bytes)
     assert why_too_large([fits], H200, SPILL_LIMIT_BYTES) is None
     assert "shared" in (why_too_large([fits, kernel(H200.shared_memory_bytes + 1)], H200, SPILL_LIMIT_BYTES) or "")
-    assert why_too_large([kernel(spills=256)], H200, SPILL_LIMIT_BYTES) is None
-    assert "spills 257" in (why_too_large([kernel(spills=257)], H200, SPILL_LIMIT_BYTES) or "")
+    assert why_too_large([kernel(spills=128)], H200, SPILL_LIMIT_BYTES) is None
+    assert "spills 129" in (why_too_large([kernel(spills=129)], H200, SPILL_LIMIT_BYTES) or "")
     assert why_too_large([kernel(spills=None)], H200, SPILL_LIMIT_BYTES) is None
 
 
