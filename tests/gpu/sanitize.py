@@ -44,12 +44,18 @@ _FINDING = re.compile(
     r"^========= (?P<text>(?:Invalid|Misaligned|Uninitialized|Race reported|Error: Race|Warning: Race"
     r"|Potential (?:RAW|WA)|Program hit|Out-of-range|Unused|Stack overflow|Hardware stack|Illegal|Warp ).*)$"
 )
+# Where that happened: the place of an access, and the places of those that race with it.
+_PLACE = re.compile(r"^=========     (?P<place>(?:at|and) .*(?:\+0x| at ).*)$")
+# Beyond these of a process, findings are counted but not told.
+PRINT_LIMIT = 1000
+# Of a program, at most: of stages, twice or three times.
+BARRIERS = 64
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one tool. ``findings`` are (case, what); ``count`` is the tool's own; ``problem`` says why it did not reach
-    the end."""
+    """Of one tool. ``findings`` are (case, what and where), each once; ``count`` is the tool's own; ``problem`` says
+    why it did not reach the end."""
 
     tool: str
     cases: int
@@ -82,11 +88,14 @@ def parts_of(only: str, jobs: int) -> list[Part]:
 def command(sanitizer: str, tool: str, part: Part) -> list[str]:
     """initcheck instruments all kernels: to it, what an unwatched one writes is not written. By default a tool gives up
     a process that does not use its GPU soon, and what that does later goes unwatched: importing torch takes long where
-    many do it at once."""
-    filters = [] if tool == "initcheck" else [f"--kernel-regex=kns={name}" for name in kernel_names()]
+    many do it at once. Nor does it find the barriers of kernels that nvcc did not build
+    (https://docs.nvidia.com/compute-sanitizer/api/group__SANITIZER__BARRIER__API.html)."""
+    filters = [] if tool == "initcheck" else [f"--kernel-name=kns={name}" for name in kernel_names()]
+    barriers = ["--num-cuda-barriers", str(BARRIERS)] if tool == "racecheck" else []
     return [
         sanitizer, "--tool", tool, "--error-exitcode", str(FOUND), "--target-processes", "application-only",
-        "--launch-timeout", "0", *filters, *part.command(),
+        "--launch-timeout", "0", "--show-backtrace", "no", "--print-limit", str(PRINT_LIMIT), *barriers, *filters,
+        *part.command(),
     ]  # fmt: skip
 
 
@@ -108,11 +117,17 @@ def outcome_of(tool: str, code: int, output: str) -> Outcome:
     """What a run's exit code and output say."""
     findings: list[tuple[str, str]] = []
     case = "before the first case"
+    told = False
     for line in output.splitlines():
         if begun := _CASE.match(line):
             case = begun["name"]
         elif found := _FINDING.match(line):
             findings.append((case, found["text"]))
+            told = True
+        elif told and (found := _PLACE.match(line)):
+            findings[-1] = (case, f"{findings[-1][1]} {found['place']}")
+        else:
+            told = False
     done, summary = _DONE.search(output), _SUMMARY.search(output)
     unwatched = _UNWATCHED.search(output)
     count = int(summary["errors"] or summary["hazards"]) if summary else len(findings)
@@ -127,7 +142,8 @@ def outcome_of(tool: str, code: int, output: str) -> Outcome:
         problem = NOTHING_RAN
     elif code == FOUND and count == 0:
         problem = f"it exits with {FOUND} and names no finding: {output.strip()[-300:]}"
-    return Outcome(tool, int(done["cases"]) if done else 0, max(count, len(findings)), tuple(findings), problem)
+    once = tuple(dict.fromkeys(findings))
+    return Outcome(tool, int(done["cases"]) if done else 0, max(count, len(findings)), once, problem)
 
 
 def find_sanitizer() -> str | None:
@@ -148,13 +164,15 @@ def together(outcomes: Sequence[Outcome]) -> Outcome:
     return Outcome(outcomes[0].tool, cases, sum(one.count for one in outcomes), findings, "; ".join(problems))
 
 
-def run_tool(sanitizer: str, tool: str, parts: Sequence[Part], seconds: float = TIMEOUT_S) -> Outcome:
-    """All parts at once."""
+def run_tool(
+    sanitizer: str, tool: str, parts: Sequence[Part], seconds: float = TIMEOUT_S, logs: Path | None = None
+) -> Outcome:
+    """All parts at once. ``logs`` is a folder for what the tool prints, a file for each part."""
     with ThreadPoolExecutor(len(parts)) as pool:
-        return together(list(pool.map(lambda part: run_part(sanitizer, tool, part, seconds), parts)))
+        return together(list(pool.map(lambda part: run_part(sanitizer, tool, part, seconds, logs), parts)))
 
 
-def run_part(sanitizer: str, tool: str, part: Part, seconds: float) -> Outcome:
+def run_part(sanitizer: str, tool: str, part: Part, seconds: float, logs: Path | None = None) -> Outcome:
     """What was found until then counts where ``seconds`` are not enough."""
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
@@ -170,6 +188,8 @@ def run_part(sanitizer: str, tool: str, part: Part, seconds: float) -> Outcome:
             code = None
         log.seek(0)
         output = log.read()
+    if logs is not None:
+        (logs / f"{tool}-{part.share}.log").write_text(output)
     if code is not None:
         return outcome_of(tool, code, output)
     begun = [found["name"] for line in output.splitlines() if (found := _CASE.match(line))]
@@ -213,6 +233,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="cases whose name has this in it")
     parser.add_argument("--seconds", type=float, default=TIMEOUT_S, help="of each tool")
     parser.add_argument("--jobs", type=int, default=1, help="processes, each with its share of the cases")
+    parser.add_argument("--logs", type=Path, help="a folder for all that the tools print")
     given = parser.parse_args()
     sanitizer = find_sanitizer()
     if sanitizer is None:
@@ -220,6 +241,8 @@ def main() -> int:
             "error: there is no compute-sanitizer; install the CUDA toolkit or set COMPUTE_SANITIZER", file=sys.stderr
         )
         return 2
+    if given.logs is not None:
+        given.logs.mkdir(parents=True, exist_ok=True)
     parts = parts_of(given.only, max(1, given.jobs))
     failure = compile_kernels(parts)
     if failure:
@@ -228,7 +251,7 @@ def main() -> int:
     outcomes = []
     for tool in given.tools.split(","):
         print(f"{tool} ...", file=sys.stderr, flush=True)
-        outcomes.append(run_tool(sanitizer, tool, parts, given.seconds))
+        outcomes.append(run_tool(sanitizer, tool, parts, given.seconds, given.logs))
         # At once: what tools found after minutes should not depend on what comes after.
         print(json.dumps(asdict(outcomes[-1])), file=sys.stderr, flush=True)
     show(table_of(outcomes))

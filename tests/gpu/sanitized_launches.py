@@ -20,6 +20,8 @@ from prefetch_compiler.config import KernelConfig
 from prefetch_compiler.device import current_device, interpreting, profile
 from prefetch_compiler.lower.launch import launch_decode
 
+from ..contract.poison import uninitialised_is_nan
+
 # The last tile is partly beyond the capacity, where there is nothing: an allocation ends with the cache.
 SIZES = Sizes(head_dim=64, capacity=208, latent_dim=512, rope_dim=64)
 INTERPRETER_SIZES = Sizes(head_dim=16, capacity=48, latent_dim=32, rope_dim=16)
@@ -59,13 +61,16 @@ def run(group: Group, sizes: Sizes, device: torch.device) -> bool:
     whole = (spec.batch, spec.query_heads, spec.q_len, spec.kv_len)
     bounds = replace(cases, mask=cases.mask.cpu()).bounds
     lengths = None if spec.masked else torch.tensor(cases.held, dtype=torch.int32).to(device)
-    out = launch_decode(
-        cases.q, cases.stored_k, cases.stored_v, None if mask is None else mask.expand(whole),
-        None if bounds is None else bounds.to(device), is_causal=spec.is_causal, scale=spec.scale, heads_first=True,
-        config=config, k_scale=cases.k_scale, v_scale=cases.v_scale, lengths=lengths, table=cases.table,
-        softcap=spec.softcap, sink=cases.sink, k_zero=cases.k_zero, v_zero=cases.v_zero, storage=cases.storage,
-        rope=cases.rope,
-    )  # fmt: skip
+    bounds = None if bounds is None else bounds.to(device)
+    # The merge asks for the partial results of all splits before it knows which of them were written, and drops the
+    # others: written in advance, they are no finding, and NaN in an output where one is not dropped.
+    with uninitialised_is_nan():
+        out = launch_decode(
+            cases.q, cases.stored_k, cases.stored_v, None if mask is None else mask.expand(whole), bounds,
+            is_causal=spec.is_causal, scale=spec.scale, heads_first=True, config=config, k_scale=cases.k_scale,
+            v_scale=cases.v_scale, lengths=lengths, table=cases.table, softcap=spec.softcap, sink=cases.sink,
+            k_zero=cases.k_zero, v_zero=cases.v_zero, storage=cases.storage, rope=cases.rope,
+        )  # fmt: skip
     # Copied first: its isfinite() on the GPU would be another kernel.
     if not out.cpu().isfinite().all():
         raise RuntimeError(f"{group.name}: an output is not finite")

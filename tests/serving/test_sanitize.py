@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from prefetch_compiler.bench.numerics.group import GROUPS
+from prefetch_compiler.lower import launch
 
 from ..gpu import sanitize, sanitized_launches
 from ..gpu.sanitize import (
@@ -25,6 +26,8 @@ from ..gpu.sanitize import (
     parts_of,
     together,
 )
+from ..tuning.mutants import mutated_templates
+from ..tuning.seeded_bugs import SEEDED_BUGS
 
 # Triton's interpreter warns at every scalar that it converts.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -49,7 +52,8 @@ done: 2
 """
 RACE = """========= COMPUTE-SANITIZER
 case: split_kv_decode: pages
-========= Error: Race reported between Write access at split_kv_decode+0x50 and Read access at split_kv_decode+0x90
+========= Error: Race reported between Write access at split_kv_decode+0x50 in attend.py:70
+=========     and Read access at split_kv_decode+0x90 in attend.py:90 [64 hazards]
 =========
 done: 1
 ========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)
@@ -57,9 +61,14 @@ done: 1
 UNWRITTEN = """========= COMPUTE-SANITIZER
 case: split_kv_decode: splits
 ========= Uninitialized __global__ memory read of size 4 bytes
-=========     at merge_splits+0x70
+=========     at merge_splits+0x70 in merge_splits.py:20
+=========     by thread (0,0,0) in block (0,0,0)
+=========
+========= Uninitialized __global__ memory read of size 4 bytes
+=========     at merge_splits+0x70 in merge_splits.py:20
+=========     by thread (1,0,0) in block (0,0,0)
 done: 1
-========= ERROR SUMMARY: 1 error
+========= ERROR SUMMARY: 2 errors
 """
 UNWATCHED = """========= COMPUTE-SANITIZER
 ========= Error: No attachable process found. compute-sanitizer timed-out.
@@ -83,19 +92,29 @@ def test_nothing_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tool", "output", "case", "words"),
+    ("tool", "output", "case", "text", "count"),
     [
-        ("memcheck", INVALID, "latent_decode: TMA", "Invalid __global__ read of size 2 bytes"),
-        ("racecheck", RACE, "split_kv_decode: pages", "Race reported between Write access"),
-        ("initcheck", UNWRITTEN, "split_kv_decode: splits", "Uninitialized __global__ memory read"),
+        (
+            "memcheck", INVALID, "latent_decode: TMA",
+            "Invalid __global__ read of size 2 bytes at latent_decode+0x1d50", 1,
+        ),
+        (
+            "racecheck", RACE, "split_kv_decode: pages",
+            "Error: Race reported between Write access at split_kv_decode+0x50 in attend.py:70"
+            " and Read access at split_kv_decode+0x90 in attend.py:90 [64 hazards]", 1,
+        ),
+        (
+            "initcheck", UNWRITTEN, "split_kv_decode: splits",
+            "Uninitialized __global__ memory read of size 4 bytes at merge_splits+0x70 in merge_splits.py:20", 2,
+        ),
     ],
-)
-def test_findings_are_told_by_their_case(tool: str, output: str, case: str, words: str) -> None:
+)  # fmt: skip
+def test_findings_are_told_once_by_their_case_and_place(
+    tool: str, output: str, case: str, text: str, count: int
+) -> None:
     outcome = outcome_of(tool, FOUND, output)
-    ((found, text),) = outcome.findings
-    assert found == case
-    assert words in text
-    assert (outcome.count, outcome.problem) == (1, "")
+    assert outcome.findings == ((case, text),)
+    assert (outcome.count, outcome.problem) == (count, "")
     assert exit_code([outcome_of("memcheck", 0, CLEAN), outcome]) == 1
 
 
@@ -125,7 +144,8 @@ def test_only_our_kernels_are_watched_where_that_is_enough() -> None:
         line = command("compute-sanitizer", tool, Part("pages", 1, 3))
         assert line[1:5] == ["--tool", tool, "--error-exitcode", "9"]
         assert line[-6:] == [sys.executable, "-m", "tests.gpu.sanitized_launches", "pages", "1", "3"]
-        filtered = [argument for argument in line if argument.startswith("--kernel-regex=kns=")]
+        assert ("--num-cuda-barriers" in line) is (tool == "racecheck")
+        filtered = [argument for argument in line if argument.startswith("--kernel-name=kns=")]
         assert len(filtered) == (0 if tool == "initcheck" else len(kernel_names()))
         assert (environment(tool).get("PYTORCH_NO_CUDA_MEMORY_CACHING") == "1") is (tool != "racecheck")
 
@@ -141,12 +161,13 @@ def test_a_stand_in_is_run_to_the_end(tmp_path: Path, monkeypatch: pytest.Monkey
     stand_in.chmod(0o755)
     monkeypatch.setenv("COMPUTE_SANITIZER", str(stand_in))
     assert sanitize.find_sanitizer() == str(stand_in)
-    outcomes = [sanitize.run_tool(str(stand_in), tool, parts_of("", 1)) for tool in TOOLS]
+    outcomes = [sanitize.run_tool(str(stand_in), tool, parts_of("", 1), logs=tmp_path) for tool in TOOLS]
+    assert (tmp_path / "memcheck-0.log").read_text().splitlines() == [*INVALID.splitlines(), ""]
     assert [(one.tool, one.count, one.problem) for one in outcomes] == [
         ("memcheck", 1, ""), ("racecheck", 0, ""), ("initcheck", 0, ""),
     ]  # fmt: skip
     assert sanitize.table_of(outcomes).rows[0][2:] == (
-        "1", "latent_decode: TMA: Invalid __global__ read of size 2 bytes",
+        "1", "latent_decode: TMA: Invalid __global__ read of size 2 bytes at latent_decode+0x1d50",
     )  # fmt: skip
 
 
@@ -167,6 +188,17 @@ def test_the_launches_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert {line.rpartition(": ")[2] for line in lines[:-1]} == {
         "splits, merged after", "splits, merged in place", "streamed", "soft cap", "sinks",
     }  # fmt: skip
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="sizes are the interpreter's: hide the GPU")
+def test_a_merge_that_does_not_drop_what_was_not_written_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sequences of no keys and of one have fewer parts than there are splits."""
+    with mutated_templates(SEEDED_BUGS["merge reads what nobody wrote"].bugs, tmp_path) as mutant:
+        monkeypatch.setattr(launch, "launch_kernels", mutant)
+        with pytest.raises(RuntimeError, match="splits, merged after: an output is not finite"):
+            sanitized_launches.main("split_kv_decode: splits, merged after")
 
 
 def test_each_case_is_in_one_share(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
