@@ -11,8 +11,8 @@ from ..config import MAX_SPLITS, KernelConfig, LoadPath, Merge, OperandOrder, Pa
 from ..database.key import TuningKey, bucket
 from ..database.record import TuningRecord
 from ..device import DeviceProfile
-from ..select.footprint import kv_tile_bytes, programs_before_splitting
-from ..select.heuristic import MOST_ROWS_OF_LARGE_TILES, choose, choose_for_any_batch, choose_without_producer
+from ..select.footprint import MIN_DOT_ROWS, kv_tile_bytes, programs_before_splitting
+from ..select.heuristic import choose, choose_for_any_batch, choose_without_producer
 from .feasible import is_streamable, why_infeasible
 
 # What a study needs no key of its own for: a record of another dtype or head count is as far as this many doublings.
@@ -20,7 +20,7 @@ _OTHER_FIELD = 4.0
 MAX_NEIGHBOURS = 3
 # Partitions that give a sequence as many programs as it holds keys for: they want more of them than there are SMs.
 _UNEQUAL_SHARES = (Partition.CHUNKED, Partition.BALANCED)
-# What one program an SM reads at a time when it has more than 32 query rows, which eight warps hold in registers.
+# What one program an SM reads at a time when it has more than 16 query rows, which eight warps hold in registers.
 _LARGE_TILE_KEYS, _LARGE_TILE_WARPS = 128, 8
 # Streamed programs that an SM holds at once, the bytes of K and V that each of three stages then has, and warps.
 _STREAMED = ((1, 64 << 10, 8), (2, 32 << 10, 4))
@@ -54,7 +54,7 @@ def seeds_for(key: TuningKey, profile: DeviceProfile, records: Sequence[TuningRe
     known = (
         *_recorded(key, records),
         *_streamed(key, default, profile),
-        *_large_tiles(key, default),
+        *_large_tiles(key, default, profile),
         *_in_chunks(key, profile),
         *_variants(default),
     )
@@ -78,14 +78,22 @@ def _recorded(key: TuningKey, records: Sequence[TuningRecord]) -> Iterable[Seed]
                 )
 
 
-def _large_tiles(key: TuningKey, default: KernelConfig) -> Iterable[Seed]:
-    """For many query rows over one KV head, as several queries with a mask by row have: searches of a few
-    trials do not come from the heuristic's tiles of 64 keys to these, which change three knobs at once."""
-    if key.spec().rows > MOST_ROWS_OF_LARGE_TILES and default.load_path is not LoadPath.PRODUCER:
+def _large_tiles(key: TuningKey, default: KernelConfig, profile: DeviceProfile) -> Iterable[Seed]:
+    """For many query rows over one KV head, as multi-query attention or several queries have: searches of a few trials
+    do not come from the heuristic's tiles to these, which change three knobs at once."""
+    spec = key.spec()
+    if spec.rows > MIN_DOT_ROWS and default.load_path is not LoadPath.PRODUCER:
+        splits = max(1, min(profile.sm_count // programs_before_splitting(spec), MAX_SPLITS))
         large = replace(
-            default, block_kv=_LARGE_TILE_KEYS, num_warps=_LARGE_TILE_WARPS, num_stages=3, load_path=LoadPath.TMA
+            default,
+            block_kv=_LARGE_TILE_KEYS,
+            num_splits=splits,
+            num_warps=_LARGE_TILE_WARPS,
+            num_stages=3,
+            load_path=LoadPath.TMA,
+            partition=Partition.EVEN if splits == 1 else Partition.STRIDED,
         )
-        yield Seed(replace(large, num_splits=1, partition=Partition.EVEN), "large tiles for many rows")
+        yield Seed(large, "large tiles for many rows")
 
 
 def _streamed(key: TuningKey, default: KernelConfig, profile: DeviceProfile) -> Iterable[Seed]:
