@@ -4,9 +4,10 @@ Its own source is imported against stand-ins for Triton's languages, in NumPy. R
 time is awake; at each barrier, copy and product a random one, or a pending copy, goes on. A copy's destination is NaN
 from the request to the arrival, and a product reads shared memory when it is issued or when it is waited for, at
 random: a tile that is read too early or handed back too early poisons the output. All roles waiting with no copy under
-way is a deadlock.
+way is a deadlock. Two accesses to shared memory that nothing orders are a race, also where this run's order was right
+(``happens_before``).
 
-Not modelled: the order of warps inside a role, memory proxies (fences), layouts, registers, integers of 32 bits.
+Not modelled: the order of warps inside a role between their barriers, layouts, registers, integers of 32 bits.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ import torch
 from prefetch_compiler.templates import manifest
 
 from prefetch_compiler.lower.specialise import KernelCall
+
+from .happens_before import Agent, Knowledge, SharedAccesses
 
 FOLDER = Path(manifest.__file__).parent
 PACKAGE = "emulated_templates"
@@ -104,24 +107,33 @@ class Shared:
 
     def load(self, _layout: Any) -> Value:
         MACHINE.step()
+        MACHINE.accesses(self, write=False)
         return value(self.content.copy())
 
     def store(self, content: Any) -> None:
         MACHINE.step()
+        MACHINE.accesses(self, write=True)
         self.content[...] = content
 
 
 class Barrier:
-    """An mbarrier: ``count`` arrivals and all expected bytes complete a phase."""
+    """An mbarrier: ``count`` arrivals and all expected bytes complete a phase. ``told`` is what arrivals released,
+    ``known`` what those of complete phases did."""
 
     def __init__(self) -> None:
         self.count = self.pending = self.bytes = self.parity = 0
+        self.told, self.known = Knowledge(), Knowledge()
 
     def arrive(self, count: int, more_bytes: int = 0) -> None:
         MACHINE.step()
+        self.told.add(MACHINE.agent().known)
         self.bytes += more_bytes
         self.pending -= count
         self.settle()
+
+    def wait(self, phase: int) -> None:
+        MACHINE.step(lambda: self.parity != phase)
+        MACHINE.agent().known.add(self.known)
 
     def settle(self) -> None:
         if self.pending < 0:
@@ -129,6 +141,7 @@ class Barrier:
         if self.pending == 0 and self.bytes == 0:
             self.parity ^= 1
             self.pending = self.count
+            self.known = self.told.copy()
 
 
 class Machine:
@@ -141,7 +154,17 @@ class Machine:
         self.ready: dict[int, Condition] = {}
         self.awake: int | None = None
         self.copies: list[Callable[[], None]] = []
+        self.requested = 0
         self.failure: BaseException | None = None
+        self.agents: dict[int, Agent] = {}
+        self.shared = SharedAccesses()
+
+    def agent(self) -> Agent:
+        """Whose turn it is: a role, or what runs before roles part."""
+        return self.agents.setdefault(threading.get_ident(), Agent("the program"))
+
+    def accesses(self, shared: Shared, write: bool, asynchronous: bool = False) -> None:
+        self.shared.add(self.agent(), shared.content, write, asynchronous)
 
     def _pass_on(self) -> None:
         """Let random copies arrive, then wake a random role that can go on."""
@@ -173,9 +196,17 @@ class Machine:
             raise self.failure
 
     def run_roles(self, roles: list[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
-        """Run roles to their ends."""
+        """Run roles to their ends. What came before they parted, all of them know."""
+        before = self.agent()
+        before.fence()
+        before.synchronise()
         gate = threading.Barrier(len(roles) + 1)
-        threads = [threading.Thread(target=self._run_role, args=(gate, *role), daemon=True) for role in roles]
+        threads = [
+            threading.Thread(
+                target=self._run_role, args=(gate, Agent(role[0].__name__, before.known.copy()), *role), daemon=True
+            )
+            for role in roles
+        ]
         for thread in threads:
             thread.start()
         gate.wait()
@@ -188,8 +219,11 @@ class Machine:
         if self.copies:
             raise EmulationError("a copy was still under way at the end")
 
-    def _run_role(self, gate: threading.Barrier, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    def _run_role(
+        self, gate: threading.Barrier, agent: Agent, function: Callable[..., None], arguments: tuple[Any, ...]
+    ) -> None:
         me = threading.get_ident()
+        self.agents[me] = agent
         self.ready[me] = lambda: True
         gate.wait()
         try:
@@ -207,10 +241,11 @@ MACHINE = Machine(0)
 
 
 class Accumulator(NamedTuple):
-    """Products under way."""
+    """Products under way, and what they read in shared memory."""
 
     content: Any
     products: list[Callable[[], Any]]
+    operands: list[Shared]
 
 
 def warpgroup_mma(a: Any, b: Shared, acc: Any, use_acc: bool = True, is_async: bool = False) -> Accumulator:
@@ -221,17 +256,23 @@ def warpgroup_mma(a: Any, b: Shared, acc: Any, use_acc: bool = True, is_async: b
     def product() -> Any:
         return np.asarray(a.content if isinstance(a, Shared) else a) @ np.asarray(b.content)
 
+    operands = [operand for operand in (a, b) if isinstance(operand, Shared)]
+    for operand in operands:
+        MACHINE.accesses(operand, write=False, asynchronous=True)
     now = product() if MACHINE.random.random() < 0.5 else None
-    before = acc if isinstance(acc, Accumulator) else Accumulator(np.array(acc), [])
+    before = acc if isinstance(acc, Accumulator) else Accumulator(np.array(acc), [], [])
     if not use_acc:
-        before = Accumulator(np.zeros_like(before.content), [])
-    return Accumulator(before.content, [*before.products, product if now is None else lambda: now])
+        before = Accumulator(np.zeros_like(before.content), [], [])
+    products = [*before.products, product if now is None else lambda: now]
+    return Accumulator(before.content, products, [*before.operands, *operands])
 
 
 def warpgroup_mma_wait(outstanding: int, deps: tuple[Accumulator]) -> Value:
     assert outstanding == 0
     MACHINE.step()
     (acc,) = deps
+    for operand in acc.operands:
+        MACHINE.accesses(operand, write=False, asynchronous=True)
     return value(sum((product() for product in acc.products), acc.content))
 
 
@@ -241,14 +282,25 @@ def copy_to_shared(descriptor: Descriptor, coordinates: list[Any], barrier: Barr
     # A 2-D target of a 3-D descriptor is one of its layers.
     assert [1, *target.shape] == descriptor.block_shape
     where = [int(at) for at in coordinates]
+    MACHINE.requested += 1
+    role = MACHINE.agent()
+    copy = Agent(f"copy {MACHINE.requested} of {role.name}", role.known.copy())
+    MACHINE.shared.add(copy, target.content, write=True, asynchronous=True)
+    copy.synchronise()
     target.content[...] = np.nan
 
     def arrive() -> None:
         target.content[...] = descriptor.block(where)[0]
+        barrier.told.add(copy.known)
         barrier.bytes -= target.content.size * descriptor.dtype.itemsize
         barrier.settle()
 
     MACHINE.copies.append(arrive)
+
+
+def debug_barrier() -> None:
+    MACHINE.step()
+    MACHINE.agent().synchronise()
 
 
 def load(pointer: Pointer, mask: Any = None, other: float = 0.0) -> Value:
@@ -302,7 +354,7 @@ def _stand_ins(folder: Path) -> list[ModuleType]:
         "where": _computed(np.where), "maximum": _computed(np.maximum), "minimum": _computed(np.minimum),
         "exp2": _computed(np.exp2), "max": _computed(np.max), "sum": _computed(np.sum),
         "expand_dims": _computed(np.expand_dims), "cast": lambda content, dtype: value(content).to(dtype),
-        "load": load, "store": store, "debug_barrier": lambda: MACHINE.step(),
+        "load": load, "store": store, "debug_barrier": debug_barrier,
         "program_id": lambda axis: value(MACHINE.program[axis]),
         "num_programs": lambda axis: value(MACHINE.grid[axis]),
     }  # fmt: skip
@@ -322,11 +374,12 @@ def _stand_ins(folder: Path) -> list[ModuleType]:
         expect=lambda barrier, size: barrier.arrive(1, size),
         arrive=lambda barrier, count: barrier.arrive(count),
         init=initialise,
-        wait=lambda barrier, phase: MACHINE.step(lambda: barrier.parity != phase),
+        wait=lambda barrier, phase: barrier.wait(phase),
         MBarrierLayout=lambda: "barriers",
     )
     hopper = _module(
-        "triton.experimental.gluon.language.nvidia.hopper", fence_async_shared=lambda: None, mbarrier=mbarrier,
+        "triton.experimental.gluon.language.nvidia.hopper", fence_async_shared=lambda: MACHINE.agent().fence(),
+        mbarrier=mbarrier,
         tma=SimpleNamespace(async_copy_global_to_shared=copy_to_shared), warpgroup_mma=warpgroup_mma,
         warpgroup_mma_wait=warpgroup_mma_wait,
     )  # fmt: skip
@@ -364,6 +417,7 @@ def emulate(call: KernelCall, kernel: Callable[..., None], seed: int) -> None:
 
     Raises:
         EmulationError: it would hang, or a barrier is arrived on too often.
+        RaceError: two accesses to shared memory are in no order.
     """
     global MACHINE
 

@@ -26,6 +26,7 @@ from .compile_worker import compile_elsewhere
 from .covering import covering_rows
 from .error_bounds import assert_within_bound
 from .gluon_emulator import FOLDER, EmulationError, emulate, emulated
+from .happens_before import RaceError
 from .latent_cases import LatentCase, build, solve
 from .poison import uninitialised_is_nan
 
@@ -111,6 +112,17 @@ def test_no_order_of_warp_groups_is_wrong(seed: int) -> None:
     solve_emulated(replace(LONG, heads=5, batch=1), seed)
 
 
+def changed_templates(folder: Path, right: str, wrong: str, place: int = 0, places: int = 1) -> None:
+    """Copies into ``folder``, with ``wrong`` in one of the ``places`` of ``right``."""
+    for path in FOLDER.glob("*.py"):
+        source = path.read_text()
+        if path.stem == MODULE:
+            parts = source.split(right)
+            assert len(parts) == places + 1
+            source = right.join(parts[: place + 1]) + wrong + right.join(parts[place + 1 :])
+        (folder / path.name).write_text(source)
+
+
 @needs_interpreter
 @pytest.mark.parametrize(
     ("right", "wrong"),
@@ -127,14 +139,49 @@ def test_no_order_of_warp_groups_is_wrong(seed: int) -> None:
 )
 def test_what_is_not_waited_for_or_cleared_is_noticed(right: str, wrong: str, tmp_path: Path) -> None:
     """In some order of warp groups, of a few."""
-    for path in FOLDER.glob("*.py"):
-        source = path.read_text()
-        if path.stem == MODULE:
-            assert source.count(right) == 1
-            source = source.replace(right, wrong)
-        (tmp_path / path.name).write_text(source)
-    with pytest.raises((EmulationError, AssertionError)):
+    changed_templates(tmp_path, right, wrong)
+    with pytest.raises((EmulationError, RaceError, AssertionError)):
         for seed in range(5):
+            solve_emulated(replace(LONG, heads=5, batch=1), seed, tmp_path)
+
+
+_FENCE, _BARRIER = "fence_async_shared()\n", "tl.debug_barrier()\n"
+_QUERIES_STORED, _TILE_CLEARED, _P_STORED = (
+    f"    {_FENCE}    {_BARRIER}    row = ",
+    f"            {_FENCE}            {_BARRIER}",
+    f"        {_FENCE}        {_BARRIER}        mbarrier.arrive(bars.index(P_FULL + stage)",
+)
+_TILE_USED = f"        {_BARRIER}        mbarrier.arrive(bars.index(EMPTY + stage)"
+_SUMS_STORED = f"store(total)\n    {_BARRIER}"
+_UNFENCED, _FACTORS = "product or copy of {} without a fence races with write of leader", "read of follower races"
+_OVERWRITTEN = "product or copy of copy . of producer races with product or copy of {}"
+
+
+@needs_interpreter
+@pytest.mark.parametrize(
+    ("right", "without", "place", "places", "words"),
+    [
+        (_QUERIES_STORED, _FENCE, 0, 1, _UNFENCED.format("leader")),
+        (_QUERIES_STORED, _BARRIER, 0, 1, _UNFENCED.format("leader")),
+        (_TILE_CLEARED, _FENCE, 0, 1, _UNFENCED.format("leader")),
+        (_TILE_CLEARED, _BARRIER, 0, 1, _UNFENCED.format("leader")),
+        (_P_STORED, _FENCE, 0, 1, _UNFENCED.format("follower")),
+        (_P_STORED, _BARRIER, 0, 1, _FACTORS),
+        (_SUMS_STORED, _BARRIER, 0, 1, _FACTORS),
+        (_TILE_USED, _BARRIER, 0, 2, _OVERWRITTEN.format("follower")),
+        (_TILE_USED, _BARRIER, 1, 2, _OVERWRITTEN.format("leader")),
+        ("mbarrier.wait(bars.index(FULL + stage), phase)", "", 0, 1, "leader races with product or copy of copy"),
+        ("mbarrier.wait(bars.index(DONE), 0)", "", 0, 1, _FACTORS),
+    ],
+)
+def test_what_orders_accesses_is_missed(
+    right: str, without: str, place: int, places: int, words: str, tmp_path: Path
+) -> None:
+    """In any order of warp groups."""
+    wrong = right.replace(without, "pass\n") if without else "pass"
+    changed_templates(tmp_path, right, wrong, place, places)
+    for seed in range(2):
+        with pytest.raises(RaceError, match=words):
             solve_emulated(replace(LONG, heads=5, batch=1), seed, tmp_path)
 
 
