@@ -4,8 +4,8 @@ Rivals are records of one identity: the same key, template, template source and 
 better evidenced stays, by the first of these that differs:
 
 1. measured before unmeasured;
-2. more trials;
-3. the lower median time (of unmeasured records: the lower modelled time);
+2. the lower median time (of unmeasured records: the lower modelled time);
+3. more trials;
 4. the later date;
 5. the greater canonical bytes, which mean nothing and make the order total.
 
@@ -32,10 +32,10 @@ def objective_us(record: TuningRecord) -> float:
     return float("inf") if record.evidence.modelled_us is None else record.evidence.modelled_us
 
 
-def evidence_rank(record: TuningRecord) -> tuple[bool, int, float, str, bytes]:
+def evidence_rank(record: TuningRecord) -> tuple[bool, float, int, str, bytes]:
     """Greater is better evidenced. No two different records have one rank."""
     evidence = record.evidence
-    return record.measured, evidence.trials, -objective_us(record), evidence.date, record_bytes(record)
+    return record.measured, -objective_us(record), evidence.trials, evidence.date, record_bytes(record)
 
 
 def merge(first: Database, *others: Database) -> Database:

@@ -53,13 +53,13 @@ def test_what_merging_gives_can_be_written_and_read(a: Database, b: Database) ->
     ("better", "worse"),
     [
         (measured(trials=1, median_us=99.0, date="2020-01-01"), modelled(trials=1000)),
-        (measured(trials=65, median_us=99.0, date="2020-01-01"), measured(trials=64)),
-        (measured(median_us=19.9, date="2020-01-01"), measured(median_us=20.0)),
+        (measured(trials=1, median_us=19.9, date="2020-01-01"), measured(trials=64, median_us=20.0)),
+        (measured(trials=65, date="2020-01-01"), measured(trials=64)),
         (modelled(modelled_us=9.0), modelled(modelled_us=10.0)),
         (measured(date="2026-02-01"), measured(date="2026-01-31T23:59:59Z")),
         (measured(date="2026-02-01T00:00:01Z"), measured(date="2026-02-01T00:00:00Z")),
     ],
-    ids=["measured", "trials", "faster", "modelled faster", "later day", "later second"],
+    ids=["measured", "faster", "trials", "modelled faster", "later day", "later second"],
 )
 def test_the_better_evidenced_record_stays(better: TuningRecord, worse: TuningRecord) -> None:
     assert better.identity == worse.identity
