@@ -12,7 +12,8 @@ measured on an H200 over batch 1 to 256 and 512 to 131,072 keys:
 - *many*: one after another on each SM, with large tiles again.
 
 In a long cache the sequences of a batch hold different numbers of keys, and the longest are waited for: few or fitting
-programs are split evenly by what each holds (*balanced*).
+programs are split evenly by what each holds (*balanced*). Where there are about as many as run at once, those that do
+divide all that the batch holds (*streamed*).
 
 Tiles come by pointers where latency counts, by TMA where bandwidth does, and by TMA wherever head_dim is no power of
 two, which pointers would fetch lines for and throw away.
@@ -28,7 +29,7 @@ from dataclasses import dataclass, replace
 from ..config import MAX_SPLITS, KernelConfig, LoadPath, OperandOrder, Partition
 from ..device import DeviceProfile
 from ..errors import InadmissibleConfigError
-from ..spec import AttentionSpec
+from ..spec import AttentionSpec, MaskKind
 from .admissible import why_inadmissible
 from .footprint import (
     MAX_LATENT_ROWS,
@@ -36,6 +37,7 @@ from .footprint import (
     kv_tile_bytes,
     latent_row_tile,
     padded_dim,
+    programs_before_splitting,
     row_tile,
     row_tile_of,
     row_tiles_of,
@@ -58,6 +60,10 @@ SMALLEST_RAGGED_BATCH = 4
 LONG_KEYS = 32768
 SOMEWHAT_LONG_KEYS = 8192
 FITTING_BALANCED_PROGRAMS_PER_SM = 8
+# From so many keys on streamed programs repay what crossing from one sequence to the next costs a full cache: sooner
+# where one key is more bytes, or is looked up in a table first.
+KEYS_WORTH_STREAMING = 8192
+KEYS_WORTH_STREAMING_WIDE_OR_PAGED = 4096
 MOST_ROWS_OF_LARGE_TILES = 32
 KEYS_OF_MANY_LARGE_TILES = 4096
 # Where one program an SM reads fewer, latency counts, and not how many bytes are in flight.
@@ -87,7 +93,8 @@ class Regime:
 
 @dataclass(frozen=True)
 class Family:
-    """The regimes of one GPU family. ``wide`` heads have more than 128 columns."""
+    """The regimes of one GPU family. ``wide`` heads have more than 128 columns. Without ``streamed`` and
+    ``streamed_paired`` nothing is streamed."""
 
     few: Regime
     few_wide: Regime
@@ -95,6 +102,8 @@ class Family:
     fitting_wide: Regime
     paired: Regime
     many: Regime
+    streamed: Regime | None = None
+    streamed_paired: Regime | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,8 @@ _LARGE_SHARED_MEMORY = Family(
     fitting_wide=Regime(32 * _KIB, 4, 4, _TMA, 1),
     paired=Regime(32 * _KIB, 4, 3, _TMA, 0),
     many=Regime(64 * _KIB, 4, 3, _TMA, 0),
+    streamed=Regime(64 * _KIB, 8, 3, _TMA, 1),
+    streamed_paired=Regime(32 * _KIB, 4, 3, _TMA, 2),
 )
 # sm_80 (163 KiB per program): the same reasoning, not measured.
 _MEDIUM_SHARED_MEMORY = Family(
@@ -214,6 +225,22 @@ def _regime(family: Family, programs: int, spec: AttentionSpec, profile: DeviceP
     return family.paired if narrow_tiles or small else family.many
 
 
+def _streamed_regime(family: Family, programs: int, spec: AttentionSpec, profile: DeviceProfile) -> Regime | None:
+    """That of programs which divide the keys of a whole batch, where that pays; else None."""
+    ragged = (spec.masked or spec.mask is MaskKind.LENGTHS) and spec.batch >= SMALLEST_RAGGED_BATCH
+    # As measured. A growing cache is as long as its sequences, mostly.
+    one_query = spec.q_len == 1 and row_tile_of(spec) == MIN_DOT_ROWS and spec.element_bytes == 2
+    known = one_query and min(spec.head_dim, spec.value_dim) >= 128 and "kv_len" not in spec.symbolic
+    fills_once = profile.sm_count <= 2 * programs <= 4 * profile.sm_count
+    wide, paged = max(spec.head_dim, spec.value_dim) > 128, bool(spec.page_size)
+    keys = KEYS_WORTH_STREAMING_WIDE_OR_PAGED if wide or paged else KEYS_WORTH_STREAMING
+    if not (ragged and known and fills_once and spec.kv_len >= keys):
+        return None
+    if paged or programs > profile.sm_count:
+        return None if wide else family.streamed_paired
+    return family.streamed
+
+
 def _balanced_regime(family: Family, programs: int, spec: AttentionSpec, profile: DeviceProfile) -> Regime | None:
     """That of splits which follow what each sequence holds, where that pays; else None."""
     if profile.backend != "cuda" or not spec.masked or spec.batch < SMALLEST_RAGGED_BATCH:
@@ -251,33 +278,67 @@ def choose(spec: AttentionSpec, profile: DeviceProfile) -> KernelConfig:
     Raises:
         InadmissibleConfigError: not even the most cautious configuration fits the device.
     """
-    programs = max(1, spec.batch * spec.kv_heads * row_tiles_of(spec))
+    programs = _programs(spec)
     if spec.rope_dim:
         return _choose_latent(spec, profile)
     if spec.cache is not None:
         return _choose_quantised(spec, programs, profile)
-    family = family_of(profile)
+    regime = _streamed_regime(family_of(profile), programs, spec, profile)
+    if regime is None:
+        return choose_without_streaming(spec, profile)
+    config = _of_regime(regime, _block_kv(spec, regime.tile_bytes), spec, profile)
+    # Merges that are there before there is anything to merge hold registers that a second program wants.
+    config = replace(
+        config, num_splits=_streams(regime, spec, profile), partition=Partition.STREAMED, launch_overlap=False
+    )
+    return _shrink_to_fit(spec, config, profile)
+
+
+def _streams(regime: Regime, spec: AttentionSpec, profile: DeviceProfile) -> int:
+    """As many as run at once; or one for each sequence where that is hardly fewer: then a full cache is not merged."""
+    streams = regime.programs_per_sm * profile.sm_count // programs_before_splitting(spec, streamed=True)
+    if spec.batch < streams <= spec.batch + spec.batch // 16:
+        streams = spec.batch
+    return max(2, min(streams, MAX_SPLITS))
+
+
+def choose_without_streaming(spec: AttentionSpec, profile: DeviceProfile) -> KernelConfig:
+    """Of a cache that is neither latent nor quantised: programs that have one sequence each.
+
+    Raises:
+        InadmissibleConfigError: not even the most cautious configuration fits the device.
+    """
+    family, programs = family_of(profile), _programs(spec)
     balanced = _balanced_regime(family, programs, spec, profile)
     regime = balanced or _regime(family, programs, spec, profile)
     block_kv = _block_kv(spec, regime.tile_bytes)
-    # fp32 is multiplied outside the tensor cores, from registers; tiles that come by TMA then spill 20 KB a thread.
-    by_tma = (regime.load_path is LoadPath.TMA or padded_dim(spec.head_dim) != spec.head_dim) and spec.element_bytes < 4
-    use_tma = by_tma and profile.has_tma and spec.tma_loadable and _pages_hold_tiles(spec, block_kv)
     splits = _splits(regime, programs, spec, profile, block_kv)
     partition = Partition.STRIDED if splits > 1 else Partition.EVEN
     if balanced and 1 < splits < MAX_SPLITS:
         # Rounding every sequence's share to whole tiles costs about one.
         splits, partition = splits + 1, Partition.BALANCED
-    config = KernelConfig(
+    config = _of_regime(regime, block_kv, spec, profile)
+    return _shrink_to_fit(spec, replace(config, num_splits=splits, partition=partition), profile)
+
+
+def _programs(spec: AttentionSpec) -> int:
+    return max(1, spec.batch * spec.kv_heads * row_tiles_of(spec))
+
+
+def _of_regime(regime: Regime, block_kv: int, spec: AttentionSpec, profile: DeviceProfile) -> KernelConfig:
+    """Unsplit."""
+    # fp32 is multiplied outside the tensor cores, from registers; tiles that come by TMA then spill 20 KB a thread.
+    by_tma = (regime.load_path is LoadPath.TMA or padded_dim(spec.head_dim) != spec.head_dim) and spec.element_bytes < 4
+    use_tma = by_tma and profile.has_tma and spec.tma_loadable and _pages_hold_tiles(spec, block_kv)
+    return KernelConfig(
         block_kv=block_kv,
-        num_splits=splits,
+        num_splits=1,
         num_warps=_warps(spec, regime.warps, block_kv),
         num_stages=regime.stages,
         load_path=LoadPath.TMA if use_tma else LoadPath.POINTER,
         launch_overlap=profile.has_launch_overlap,
-        partition=partition,
+        partition=Partition.EVEN,
     )
-    return _shrink_to_fit(spec, config, profile)
 
 
 def _pages_hold_tiles(spec: AttentionSpec, block_kv: int) -> bool:

@@ -12,7 +12,7 @@ from ..database.key import TuningKey, bucket
 from ..database.record import TuningRecord
 from ..device import DeviceProfile
 from ..select.footprint import MIN_DOT_ROWS, kv_tile_bytes, programs_before_splitting
-from ..select.heuristic import choose, choose_for_any_batch, choose_without_producer
+from ..select.heuristic import choose, choose_for_any_batch, choose_without_producer, choose_without_streaming
 from .feasible import is_streamable, why_infeasible
 
 # What a study needs no key of its own for: a record of another dtype or head count is as far as this many doublings.
@@ -51,6 +51,9 @@ def seeds_for(key: TuningKey, profile: DeviceProfile, records: Sequence[TuningRe
     """
     default = choose(key.spec(), profile)
     found = [Seed(default, "heuristic")]
+    if default.streams:
+        default = choose_without_streaming(key.spec(), profile)
+        found.append(Seed(default, "the heuristic's without streamed programs"))
     known = (
         *_recorded(key, records),
         *_streamed(key, default, profile),

@@ -56,8 +56,8 @@ def test_many_programs_over_short_caches_keep_small_tiles() -> None:
     [
         ("b4 s32768", "32q/8kv d128"),
         ("b8 s8192", "32q/8kv d128"),
-        ("b16 s32768", "32q/8kv d128"),
-        ("b16 s8192", "16q/8kv d256"),
+        ("b16 s32768", "32q/8kv d80"),
+        ("b16 s8192", "20q/10kv d256"),
     ],
 )
 def test_long_caches_of_a_batch_are_balanced(sizes: str, heads: str) -> None:
@@ -78,8 +78,52 @@ def test_where_balancing_gains_nothing_splits_are_not_balanced(sizes: str, mask:
     assert chosen(sizes, mask).partition is not Partition.BALANCED
 
 
+@pytest.mark.parametrize(
+    ("sizes", "heads", "mask", "streams", "block_kv", "warps"),
+    [
+        ("b16 s8192", "32q/8kv d128", "bool", 16, 128, 8),  # a program an SM, one for each sequence
+        ("b32 s8192", "28q/4kv d128", "bool", 32, 128, 8),
+        ("b32 s8192", "64q/8kv d128", "bool", 32, 64, 4),  # two an SM
+        ("b16 s8192", "40q/10kv d128", "bool", 26, 64, 4),  # more than one for each sequence
+        ("b16 s4096", "32q/8kv d256", "bool", 16, 64, 8),
+        ("b16 s4096", "32q/8kv d128", "lengths page64", 33, 64, 4),
+        ("b16 s4096", "32q/8kv d128", "lengths page16", 33, 64, 4),
+    ],
+)
+def test_as_many_programs_as_run_at_once_are_streamed(
+    sizes: str, heads: str, mask: str, streams: int, block_kv: int, warps: int
+) -> None:
+    config = chosen(sizes, mask, heads)
+    assert config.partition is Partition.STREAMED and not config.launch_overlap
+    assert (config.num_splits, config.block_kv, config.num_warps) == (streams, block_kv, warps)
+    assert (config.load_path is LoadPath.POINTER) is ("page16" in mask)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "32q/8kv d128 q1 b32 s8192 bhsd-tma none",  # all sequences are as long
+        "32q/8kv d128 q1 b32 s8192 bhsd-tma bool growing",
+        "32q/8kv d128 q1 b16 s4096 bhsd-tma bool",  # crossing costs a full cache more than it gains
+        "32q/8kv d128 q1 b8 s8192 bhsd-tma bool",  # fewer programs than half the SMs
+        "32q/8kv d128 q1 b64 s8192 bhsd-tma bool",  # the hardware balances
+        "32q/1kv d128 q1 b128 s8192 bhsd-tma bool",  # 32 query rows
+        "32q/8kv d128 q2 b16 s8192 bhsd-tma bool_rows",
+        "32q/8kv d64 q1 b32 s8192 bhsd-tma bool",
+        "32q/8kv d256 q1 b32 s8192 bhsd-tma bool",
+    ],
+)
+def test_what_streaming_was_not_seen_to_pay_for_is_not_streamed(name: str) -> None:
+    assert not choose(parse_key(f"bfloat16 {name}").spec(), H200).streams
+
+
+@pytest.mark.parametrize("arch", [80, 89])
+def test_smaller_gpus_stream_nothing(arch: int) -> None:
+    assert not chosen("b16 s8192", device=REFERENCE_DEVICES[arch]).streams
+
+
 def test_tiles_of_paged_caches_are_no_larger_than_pages_hold() -> None:
-    config = chosen("b16 s4096", "lengths page64")
+    config = chosen("b16 s2048", "lengths page64")
     assert (config.block_kv, config.load_path) == (64, LoadPath.TMA)
 
 
