@@ -40,7 +40,6 @@ from .footprint import (
     programs_before_splitting,
     row_tile,
     row_tile_of,
-    row_tiles_of,
 )
 
 # A symbolic length grows without recompiling, so its hint says little: plan for a cache worth splitting.
@@ -278,7 +277,7 @@ def choose(spec: AttentionSpec, profile: DeviceProfile) -> KernelConfig:
     Raises:
         InadmissibleConfigError: not even the most cautious configuration fits the device.
     """
-    programs = _programs(spec)
+    programs = programs_before_splitting(spec)
     if spec.rope_dim:
         return _choose_latent(spec, profile)
     if spec.cache is not None:
@@ -308,7 +307,7 @@ def choose_without_streaming(spec: AttentionSpec, profile: DeviceProfile) -> Ker
     Raises:
         InadmissibleConfigError: not even the most cautious configuration fits the device.
     """
-    family, programs = family_of(profile), _programs(spec)
+    family, programs = family_of(profile), programs_before_splitting(spec)
     balanced = _balanced_regime(family, programs, spec, profile)
     regime = balanced or _regime(family, programs, spec, profile)
     block_kv = _block_kv(spec, regime.tile_bytes)
@@ -319,10 +318,6 @@ def choose_without_streaming(spec: AttentionSpec, profile: DeviceProfile) -> Ker
         splits, partition = splits + 1, Partition.BALANCED
     config = _of_regime(regime, block_kv, spec, profile)
     return _shrink_to_fit(spec, replace(config, num_splits=splits, partition=partition), profile)
-
-
-def _programs(spec: AttentionSpec) -> int:
-    return max(1, spec.batch * spec.kv_heads * row_tiles_of(spec))
 
 
 def _of_regime(regime: Regime, block_kv: int, spec: AttentionSpec, profile: DeviceProfile) -> KernelConfig:
