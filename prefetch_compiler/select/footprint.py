@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..config import KernelConfig, LoadPath, OperandOrder
+from ..config import MAX_SPLITS, KernelConfig, LoadPath, OperandOrder
 from ..spec import AttentionSpec, MaskKind, ScaleGranularity
 
 MAX_ROW_TILE = 128
@@ -67,6 +67,11 @@ def programs_before_splitting(spec: AttentionSpec, streamed: bool = False) -> in
     batch where it is streamed."""
     sequences = 1 if streamed else spec.batch
     return max(1, sequences * spec.kv_heads * row_tiles_of(spec))
+
+
+def streams_at_once(spec: AttentionSpec, programs: int) -> int:
+    """Splits of a streamed launch of as many as ``programs``, at least 2."""
+    return max(2, min(programs // programs_before_splitting(spec, streamed=True), MAX_SPLITS))
 
 
 def padded_units(dim: int, packed: bool = False) -> int:

@@ -11,7 +11,7 @@ from ..config import MAX_SPLITS, KernelConfig, LoadPath, Merge, OperandOrder, Pa
 from ..database.key import TuningKey, bucket
 from ..database.record import TuningRecord
 from ..device import DeviceProfile
-from ..select.footprint import MIN_DOT_ROWS, kv_tile_bytes, programs_before_splitting
+from ..select.footprint import MIN_DOT_ROWS, kv_tile_bytes, programs_before_splitting, streams_at_once
 from ..select.heuristic import choose, choose_for_any_batch, choose_without_producer, choose_without_streaming
 from .feasible import is_streamable, why_infeasible
 
@@ -107,11 +107,10 @@ def _streamed(key: TuningKey, default: KernelConfig, profile: DeviceProfile) -> 
         return
     for per_sm, tile_bytes, warps in _STREAMED:
         block_kv = min(128, max(16, bucket(tile_bytes // kv_tile_bytes(spec, 1) + 1) // 2))
-        splits = per_sm * profile.sm_count // programs_before_splitting(spec, streamed=True)
         tiles = replace(
             default,
             block_kv=block_kv,
-            num_splits=min(max(2, splits), MAX_SPLITS),
+            num_splits=streams_at_once(spec, per_sm * profile.sm_count),
             num_warps=warps,
             num_stages=3,
             partition=Partition.STREAMED,
