@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
+from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ..database.private_folder import make_folder
@@ -71,7 +72,7 @@ def _open(where: str) -> BaseStorage:
     package = _PACKAGES.get(scheme)
     if package is not None and find_spec(package) is None:
         raise InvalidStorageError(where, f"install the Python package {package}")
-    return _database(f"{scheme}://{rest}", {"pool_pre_ping": True})
+    return get_storage(_database(f"{scheme}://{rest}", {"pool_pre_ping": True}))
 
 
 class _Connection(sqlite3.Connection):
@@ -87,14 +88,24 @@ class _Connection(sqlite3.Connection):
 def _sqlite(path: Path) -> BaseStorage:
     make_folder(path.parent)
     options = {"connect_args": {"timeout": _SQLITE_WAIT_S, "factory": _Connection}}
-    return _database(f"sqlite:///{path}", options)
+    storage = _database(f"sqlite:///{path}", options)
+    event.listen(storage.engine, "before_execute", _lock_before_reading)
+    return get_storage(storage)
 
 
-def _database(url: str, options: dict[str, Any]) -> BaseStorage:
+def _lock_before_reading(connection: Connection, statement: Any, *_: Any) -> None:
+    """SQLite has no SELECT FOR UPDATE, and SQLAlchemy leaves the clause out: two workers would both read that an
+    enqueued trial waits, and both take it. Whoever asks for the clause takes the write lock before reading."""
+    wanted = getattr(statement, "_for_update_arg", None) is not None
+    if wanted and not connection.connection.in_transaction:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _database(url: str, options: dict[str, Any]) -> RDBStorage:
     """Workers that start together may all find the tables missing; whoever comes second finds them at the next try."""
     for tries_left in reversed(range(_OPEN_TRIES)):
         try:
-            return get_storage(RDBStorage(url, engine_kwargs=options))
+            return RDBStorage(url, engine_kwargs=options)
         except DBAPIError:
             if tries_left == 0:
                 raise

@@ -5,11 +5,14 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy
+from sqlalchemy import event
 
 from prefetch_compiler.database.store import read
 from prefetch_compiler.tuning.errors import InvalidStorageError
@@ -56,6 +59,27 @@ def test_workers_are_told_apart() -> None:
     assert known_dead(f"{host}:{2**22 + 1}:1")
     assert not known_dead(f"another-{host}:{2**22 + 1}:1")
     assert not known_dead("")
+
+
+def test_an_enqueued_trial_goes_to_one_worker(tmp_path: Path) -> None:
+    """One worker has read that the trial waits and has not taken it yet, when another asks."""
+    path = str(tmp_path / "studies.db")
+    slow, fast = (optuna.create_study(storage=open_storage(path), study_name="one", load_if_exists=True) for _ in "ab")
+    slow.enqueue_trial({})
+    has_read, other_asked = threading.Event(), threading.Event()
+
+    def dawdle(connection: sqlalchemy.Connection, statement: object, *_: object) -> None:
+        if not has_read.is_set() and getattr(statement, "_for_update_arg", None) is not None:
+            has_read.set()
+            other_asked.wait(0.5)
+
+    event.listen(slow._storage._backend.engine, "after_execute", dawdle)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(slow.ask)
+        assert has_read.wait(10), "the trial was not read for taking it"
+        second = fast.ask()
+        other_asked.set()
+        assert {first.result().number, second.number} == {0, 1}
 
 
 @contextmanager
