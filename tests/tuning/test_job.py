@@ -226,9 +226,11 @@ def test_the_search_comes_near_the_best_of_the_declared_points(tmp_path: Path) -
 # Kills, and several workers
 
 
-def job(storage: str, tmp_path: Path, trials: int, log: str, slow_ms: int = 0) -> subprocess.Popen[str]:
+def job(
+    storage: str, tmp_path: Path, trials: int, log: str, slow_ms: int = 0, workers: int = 1
+) -> subprocess.Popen[str]:
     script = Path(__file__).with_name("job_run.py")
-    arguments = [storage, str(tmp_path / "database"), str(trials), str(tmp_path / log), str(slow_ms)]
+    arguments = [storage, str(tmp_path / "database"), str(trials), str(tmp_path / log), str(slow_ms), str(workers)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, str(script), *arguments],

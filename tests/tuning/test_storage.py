@@ -117,7 +117,7 @@ def shared_storage(kind: str, tmp_path: Path) -> Iterator[str]:
 @pytest.mark.parametrize("kind", ["postgresql", "sqlite", "journal", "grpc"])
 def test_two_workers_share_one_study(kind: str, tmp_path: Path) -> None:
     with shared_storage(kind, tmp_path) as url:
-        workers = [job(url, tmp_path, TRIALS, f"log{number}", slow_ms=60) for number in range(2)]
+        workers = [job(url, tmp_path, TRIALS, f"log{number}", slow_ms=60, workers=2) for number in range(2)]
         for worker in workers:
             _, errors = worker.communicate(timeout=120)
             assert worker.returncode == 0, errors
