@@ -94,8 +94,13 @@ def _no_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(28, "No space left on device")
+    """Under ``folder`` alone: what else is opened meanwhile, such as other packages' entry points, is not ours."""
+    opened = Path.open
+
+    def full(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.is_relative_to(folder):
+            raise OSError(28, "No space left on device")
+        return opened(path, *arguments, **options)
 
     monkeypatch.setattr(Path, "open", full)
 
