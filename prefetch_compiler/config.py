@@ -47,10 +47,13 @@ class LoadPath(str, Enum):
 
 
 class OperandOrder(str, Enum):
-    """Which operand leads in the two products: ``qk`` computes S = Q K^T, ``kq`` computes S^T = K Q^T (so that the
-    long KV side, not the few query rows, fills the tensor cores' M)."""
+    """Which operand leads in the two products, and so fills the tensor cores' M: ``qk`` computes S = Q K^T; ``qk64``
+    does as well, with the few query rows padded to the 64 that a warpgroup multiplies at a time (wgmma, sm_90), which
+    reads K and V from shared memory and leaves each row to one warp; ``kq`` computes S^T = K Q^T, of the long KV side
+    first."""
 
     QK = "qk"
+    QK64 = "qk64"
     KQ = "kq"
 
 
@@ -193,6 +196,6 @@ class KernelConfig:
 
 _ENCODED = re.compile(
     r"b(?P<block>\d+)-s(?P<splits>\d+)-w(?P<warps>\d+)-st(?P<stages>\d+)-p(?P<depth>\d+)(?P<kind>(?:line|bulk)(?:keep)?|bulkpass)"
-    r"-(?P<path>pointer|tma|producer)-(?P<order>qk|kq)-(?P<overlap>pdl|nopdl)-(?P<merge>separate|inplace)"
+    r"-(?P<path>pointer|tma|producer)-(?P<order>qk|qk64|kq)-(?P<overlap>pdl|nopdl)-(?P<merge>separate|inplace)"
     r"-(?P<partition>even|strided|chunked|balanced|streamed)(?P<early>-early)?"
 )

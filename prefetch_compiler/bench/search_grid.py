@@ -2,8 +2,8 @@
 enough that a search of it is one. Around 1,500 points a key, of which 1,000 to 1,400 are feasible.
 
 Left out are values that hardly ever win (tiles of 16 and 256, one warp, five stages and more, merging in place, no
-launch overlap where there is one) and depths between; splits are the four declared values nearest to what gives each
-SM one program.
+launch overlap where there is one), rows padded to a warpgroup's, which the tables that are kept do not have, and depths
+between; splits are the four declared values nearest to what gives each SM one program.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def grid_values(key: TuningKey, profile: DeviceProfile) -> Values:
         "num_warps": (2, 4, 8),
         "num_stages": (1, 2, 3, 4),
         "load_path": ("pointer", "tma"),
+        "operand_order": ("qk", "kq"),
         "launch_overlap": (profile.has_launch_overlap,),
         "merge": ("separate",),
         "partition": ("strided",),

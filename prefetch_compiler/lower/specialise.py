@@ -217,7 +217,7 @@ def decode_call(
         "GROUP": group,
         "HEAD_DIM": head_dim,
         "VALUE_DIM": value_dim,
-        "BLOCK_M": row_tile(group * q_len),
+        "BLOCK_M": row_tile(group * q_len, config.operand_order),
         "BLOCK_KV": config.block_kv,
         "BLOCK_D": padded_dim(head_dim),
         "BLOCK_DV": padded_dim(value_dim),

@@ -9,6 +9,7 @@ from .footprint import (
     COLUMNS_OF_A_CHAIN,
     MIN_QUANTISED_ROWS,
     PRODUCER_COLUMNS,
+    WARPGROUP_ROWS,
     WARPGROUP_WARPS,
     chains_of_a_score,
     row_tile_of,
@@ -16,8 +17,9 @@ from .footprint import (
 )
 from .gluon import has_gluon
 
-# Of the kernel with a producer warp: its warpgroup products, and how many registers of one warp another may have.
-_PRODUCER_ARCH = 90
+# Of wgmma: warpgroup products with their operands in shared memory. Later GPUs have others. The kernel with a producer
+# warp asks for them, and for registers that one warp hands to another.
+_WGMMA_ARCH = 90
 
 
 def why_inadmissible(spec: AttentionSpec, config: KernelConfig, profile: DeviceProfile) -> str | None:
@@ -49,6 +51,10 @@ def why_inadmissible(spec: AttentionSpec, config: KernelConfig, profile: DeviceP
             return "keys-first products outside a pipelined loop (num_stages 1) are miscompiled for sm_90 and later"
         if not spec.rows_aligned:
             return "keys-first products of rows that are not 16-byte aligned are miscompiled for sm_90 and later"
+    if config.operand_order is OperandOrder.QK64:
+        refusal = _why_not_padded(spec, config, profile)
+        if refusal is not None:
+            return refusal
     if config.launch_overlap and not (profile.has_launch_overlap or emulated):
         return f"launch overlap needs sm_90 or later, not {profile.name}"
     if config.prefetches and not emulated:
@@ -61,6 +67,21 @@ def why_inadmissible(spec: AttentionSpec, config: KernelConfig, profile: DeviceP
     needed = shared_memory_estimate_bytes(spec, config)
     if needed > profile.shared_memory_bytes:
         return f"about {needed} bytes of shared memory are needed and {profile.name} has {profile.shared_memory_bytes}"
+    return None
+
+
+def _why_not_padded(spec: AttentionSpec, config: KernelConfig, profile: DeviceProfile) -> str | None:
+    """What only rows that are padded to a warpgroup's (qk64) ask for."""
+    if spec.cache is not None or spec.rope_dim:
+        return "query rows over quantised and latent caches are not padded to a warpgroup's"
+    if profile.backend != "interpreter" and profile.arch != _WGMMA_ARCH:
+        return f"query rows are padded for the products of sm_{_WGMMA_ARCH}, not for those of {profile.name}"
+    if row_tile_of(spec) >= WARPGROUP_ROWS:
+        return f"{spec.rows} query rows are as many as a warpgroup multiplies without being padded"
+    if spec.element_bytes != 2:
+        return f"warpgroups multiply 16-bit numbers, not {spec.dtype}"
+    if config.num_warps < WARPGROUP_WARPS:
+        return f"{config.num_warps} warps are no warpgroup, which has {WARPGROUP_WARPS}"
     return None
 
 
@@ -102,8 +123,8 @@ def _why_no_producer(spec: AttentionSpec, config: KernelConfig, profile: DeviceP
         return None
     if profile.backend == "interpreter":
         return "Triton's interpreter runs no kernels with a producer warp, which are written in Gluon"
-    if profile.arch != _PRODUCER_ARCH:
-        return f"a producer warp feeds the products of sm_{_PRODUCER_ARCH}, not those of {profile.name}"
+    if profile.arch != _WGMMA_ARCH:
+        return f"a producer warp feeds the products of sm_{_WGMMA_ARCH}, not those of {profile.name}"
     if not has_gluon():
         return "kernels with a producer warp are written in Gluon, which this Triton does not have"
     if (spec.head_dim, spec.rope_dim) != PRODUCER_COLUMNS:

@@ -38,9 +38,11 @@ def chains_of_a_score(dtype: torch.dtype, head_dim: int) -> int:
     return min(MOST_CHAINS, max(1, padded_dim(head_dim) // COLUMNS_OF_A_CHAIN))
 
 
-def row_tile(rows: int) -> int:
-    """Query rows of one program: all that share a KV head, up to 128, padded to a power of two of at least 16."""
-    return min(MAX_ROW_TILE, padded_dim(rows))
+def row_tile(rows: int, operand_order: OperandOrder = OperandOrder.QK) -> int:
+    """Query rows of one program: all that share a KV head, up to 128, padded to a power of two of at least 16, or of at
+    least a warpgroup's."""
+    least = WARPGROUP_ROWS if operand_order is OperandOrder.QK64 else MIN_DOT_ROWS
+    return min(MAX_ROW_TILE, max(least, padded_dim(rows)))
 
 
 def row_tiles(rows: int) -> int:
@@ -48,12 +50,12 @@ def row_tiles(rows: int) -> int:
     return -(-rows // row_tile(rows))
 
 
-def row_tile_of(spec: AttentionSpec) -> int:
+def row_tile_of(spec: AttentionSpec, operand_order: OperandOrder = OperandOrder.QK) -> int:
     """Query rows of one program of the template that serves ``spec``; of a latent cache, by pointers."""
     if spec.rope_dim:
         return latent_row_tile(spec.rows, LoadPath.POINTER)
     if spec.cache is None:
-        return row_tile(spec.rows)
+        return row_tile(spec.rows, operand_order)
     return quantised_row_tile(spec.rows)
 
 
@@ -182,7 +184,7 @@ def shared_memory_estimate_bytes(spec: AttentionSpec, config: KernelConfig) -> i
     """
     if spec.rope_dim:
         return _latent_shared_memory_bytes(spec, config)
-    rows = row_tile_of(spec)
+    rows = row_tile_of(spec, config.operand_order)
     keys_first = config.operand_order is OperandOrder.KQ
     from_shared = spec.cache is None and (rows >= WARPGROUP_ROWS or keys_first or spec.element_bytes > 2)
     stages = config.num_stages if from_shared else max(1, config.num_stages - 1)

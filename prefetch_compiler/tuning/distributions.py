@@ -19,6 +19,7 @@ from ..config import MAX_SPLITS, KernelConfig, LoadPath, Merge, OperandOrder, Pa
 from ..database.key import TuningKey, bucket
 from ..device import DeviceProfile
 from ..select.admissible import why_inadmissible
+from ..select.footprint import WARPGROUP_WARPS
 from ..space import KNOBS, Knob, Point, config_at, point_of
 from ..spec import AttentionSpec
 from .feasible import most_splits
@@ -27,9 +28,10 @@ from .feasible import most_splits
 # value for this key and device.
 _PROBES = (
     *(
-        KernelConfig(block_kv=16, num_splits=1, num_warps=1, num_stages=stages, operand_order=order)
+        KernelConfig(block_kv=16, num_splits=1, num_warps=warps, num_stages=stages, operand_order=order)
         for order in OperandOrder
         for stages in (1, 2)
+        for warps in (1, WARPGROUP_WARPS)
     ),
     config_at({}),
 )

@@ -11,7 +11,13 @@ from ..config import MAX_SPLITS, KernelConfig, LoadPath, Merge, OperandOrder, Pa
 from ..database.key import TuningKey, bucket
 from ..database.record import TuningRecord
 from ..device import DeviceProfile
-from ..select.footprint import MIN_DOT_ROWS, kv_tile_bytes, programs_before_splitting, streams_at_once
+from ..select.footprint import (
+    MIN_DOT_ROWS,
+    WARPGROUP_WARPS,
+    kv_tile_bytes,
+    programs_before_splitting,
+    streams_at_once,
+)
 from ..select.heuristic import choose, choose_for_any_batch, choose_without_producer, choose_without_streaming
 from .feasible import is_streamable, why_infeasible
 
@@ -58,6 +64,7 @@ def seeds_for(key: TuningKey, profile: DeviceProfile, records: Sequence[TuningRe
         *_recorded(key, records),
         *_streamed(key, default, profile),
         *_large_tiles(key, default, profile),
+        *_padded_rows(default),
         *_in_chunks(key, profile),
         *_variants(default),
     )
@@ -97,6 +104,16 @@ def _large_tiles(key: TuningKey, default: KernelConfig, profile: DeviceProfile) 
             partition=Partition.EVEN if splits == 1 else Partition.STRIDED,
         )
         yield Seed(large, "large tiles for many rows")
+
+
+def _padded_rows(default: KernelConfig) -> Iterable[Seed]:
+    """Few rows padded to a warpgroup's: half of the barriers of a tile, and registers for two programs an SM that hold
+    three tiles each. Four knobs at once, once for each load path, of which the faster may be refused."""
+    if default.load_path is LoadPath.PRODUCER:
+        return
+    padded = replace(default, block_kv=64, num_warps=WARPGROUP_WARPS, num_stages=3, operand_order=OperandOrder.QK64)
+    for path in (LoadPath.TMA, LoadPath.POINTER):
+        yield Seed(replace(padded, load_path=path), "rows padded to a warpgroup's")
 
 
 def _streamed(key: TuningKey, default: KernelConfig, profile: DeviceProfile) -> Iterable[Seed]:

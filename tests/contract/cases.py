@@ -194,6 +194,7 @@ def spec_of(case: Case, operands: Operands) -> AttentionSpec:
 
 Concession = Callable[[KernelConfig], KernelConfig]
 CONCESSIONS: list[Concession] = [
+    lambda c: replace(c, num_warps=max(4, c.num_warps)) if c.operand_order is OperandOrder.QK64 else c,
     lambda c: replace(c, operand_order=OperandOrder.QK),
     lambda c: replace(c, prefetch_kind=PrefetchKind.LINE),
     lambda c: replace(c, load_path=LoadPath.POINTER),
@@ -237,7 +238,8 @@ def _within_registers(config: KernelConfig, spec: AttentionSpec) -> KernelConfig
 
 def _register_share(config: KernelConfig, spec: AttentionSpec) -> float:
     """Bytes of queries, keys, values, scores, probabilities and accumulator over those of the warps' registers."""
-    rows, dim, value_dim = row_tile(spec.rows), padded_dim(spec.head_dim), padded_dim(spec.value_dim)
+    rows = row_tile(spec.rows, config.operand_order)
+    dim, value_dim = padded_dim(spec.head_dim), padded_dim(spec.value_dim)
     operands = (rows * dim + config.block_kv * (dim + value_dim)) * spec.element_bytes
     results = rows * value_dim * 4 + rows * config.block_kv * (4 + spec.element_bytes)
     return (operands + results) / (config.num_warps * 32 * 255 * 4)

@@ -139,7 +139,7 @@ FACTORS = {
     "batch": [1, 2],
     "heads_first": [True, False],
     "load_path": [LoadPath.POINTER, LoadPath.TMA],
-    "operand_order": list(OperandOrder),
+    "operand_order": [OperandOrder.QK, OperandOrder.KQ],
     "partition": WITHIN_SEQUENCES,
     "prefetch_depth": [0, 2],
 }

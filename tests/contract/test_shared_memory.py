@@ -106,6 +106,12 @@ PARTICULAR: dict[str, tuple[AttentionSpec, KernelConfig]] = {
         _config("b64-s1-w8-st2-p0line-tma-qk-pdl-separate-even"),
     ),
     "no mask, warpgroups": (site(8, 2, 128, q_len=16), _config("b128-s1-w8-st3-p0line-tma-qk-pdl-separate-even")),
+    "few rows, padded": (site(8, 2, 128), _config("b64-s1-w4-st3-p0line-tma-qk64-pdl-separate-even")),
+    "few rows, padded, by pointers": (site(8, 2, 64), _config("b128-s1-w8-st2-p0line-pointer-qk64-pdl-separate-even")),
+    "a mask by row, rows padded": (
+        site(8, 2, 128, q_len=5, mask=MaskKind.BOOL, mask_per_row=True),
+        _config("b64-s1-w4-st3-p0line-tma-qk64-pdl-separate-even"),
+    ),
     "no mask, 128 rows": (site(16, 2, 64, q_len=16), _config("b64-s1-w8-st2-p0line-pointer-qk-pdl-separate-even")),
     "pages, one stage of float32": (
         site(64, 2, 16, q_len=16, dtype=SINGLE, mask=LENGTHS, page_size=64),

@@ -22,6 +22,8 @@ from prefetch_compiler.select.heuristic import choose
 CHAINS = {32: 1, 64: 2, 128: 4, 256: 4}
 _PRODUCT = re.compile(r"tt\.dot\s+%[\w#]+,\s*%[\w#]+,\s*%(\w+)")
 _CONSTANT = re.compile(r"^cst(_\d+)?$")
+# Of rows in float32.
+ORDERS = (OperandOrder.QK, OperandOrder.KQ)
 
 
 def compile_all() -> dict[str, list[str]]:
@@ -32,7 +34,7 @@ def compile_all() -> dict[str, list[str]]:
     found = {}
     for dim in CHAINS:
         spec = parse_key(f"float32 8q/2kv d{dim} q1 b64 s1024 bhsd-tma bool").spec()
-        for order in OperandOrder:
+        for order in ORDERS:
             config = replace(choose(spec, device), operand_order=order)
             (call,) = kernel_calls(spec, config, example_tensors(spec, config, "meta"), device)
             compiled = triton.compile(source_of(call), target=target_of(device), options=call.options)
@@ -47,7 +49,7 @@ def products(printed_apart: Callable[[str, float], Any]) -> dict[str, list[str]]
 
 
 @pytest.mark.parametrize("dim", CHAINS)
-@pytest.mark.parametrize("order", OperandOrder)
+@pytest.mark.parametrize("order", ORDERS)
 def test_every_chain_begins_with_nothing(products: dict[str, list[str]], dim: int, order: OperandOrder) -> None:
     *of_scores, of_values = products[f"{dim} {order.value}"]
     assert len(of_scores) == CHAINS[dim]

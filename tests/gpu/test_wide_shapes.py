@@ -26,6 +26,20 @@ KERNELS = {
     "TMA, keys first, large tiles": replace(
         LLAMA, load_path=LoadPath.TMA, operand_order=OperandOrder.KQ, block_kv=128, num_warps=8
     ),
+    "pointer, rows padded": replace(LLAMA, operand_order=OperandOrder.QK64, num_splits=5),
+    "TMA, rows padded": replace(LLAMA, load_path=LoadPath.TMA, operand_order=OperandOrder.QK64),
+    "TMA, rows padded, multi-query": replace(
+        LLAMA, load_path=LoadPath.TMA, operand_order=OperandOrder.QK64, group=32, kv_heads=1, num_splits=4
+    ),
+    "TMA, rows padded, eight warps, merged in place": replace(
+        LLAMA,
+        load_path=LoadPath.TMA,
+        operand_order=OperandOrder.QK64,
+        block_kv=128,
+        num_warps=8,
+        num_splits=3,
+        merge=Merge.INPLACE,
+    ),
     "TMA, merged in place": replace(
         LLAMA, load_path=LoadPath.TMA, num_splits=7, merge=Merge.INPLACE, launch_overlap=True
     ),

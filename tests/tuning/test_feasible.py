@@ -64,6 +64,7 @@ def test_the_heuristics_choice_is_feasible_and_can_be_proposed(key: TuningKey, d
         (replace(PLAIN, block_kv=256, num_stages=4), "shared memory"),
         (replace(PLAIN, num_splits=16, prefetch_depth=4), "nothing lies 4 tiles ahead in a share of 4"),
         (replace(PLAIN, operand_order=OperandOrder.KQ, num_stages=1), "miscompiled"),
+        (replace(PLAIN, operand_order=OperandOrder.QK64, num_warps=2), "2 warps are no warpgroup"),
         (replace(PLAIN, num_splits=67, partition=Partition.STREAMED), "more than 4 for each of 132 SMs"),
     ],
 )
@@ -158,6 +159,33 @@ def test_tiles_and_warps_mean_nothing_to_a_producer_warp() -> None:
     assert len(met) > 10
     assert space.holds(PLAIN.with_producer())
     assert PLAIN.with_producer() in space.neighbours(replace(PLAIN, block_kv=64, num_stages=2))
+
+
+PADDED = replace(PLAIN, operand_order=OperandOrder.QK64)
+
+
+@pytest.mark.parametrize(
+    ("key", "arch", "why"),
+    [
+        ("bfloat16 32q/8kv d128 q1 b16 s4096 bhsd-tma bool", 90, None),
+        ("bfloat16 32q/1kv d128 q1 b16 s4096 bhsd-tma bool", 90, None),
+        ("bfloat16 32q/8kv d128 q1 b16 s4096 bhsd-tma bool", 80, "for the products of sm_90"),
+        ("bfloat16 32q/8kv d128 q1 b16 s4096 bhsd-tma bool", 100, "for the products of sm_90"),
+        ("bfloat16 33q/1kv d128 q1 b16 s4096 bhsd-tma bool", 90, "33 query rows are as many"),
+        ("bfloat16 32q/8kv d128 q16 b16 s4096 bhsd-tma bool", 90, "64 query rows are as many"),
+        ("float32 32q/8kv d128 q1 b16 s4096 bhsd-tma bool", 90, "16-bit numbers"),
+        ("bfloat16/int8 32q/8kv d128 q1 b16 s4096 bhsd-tma bool", 90, "kq"),
+        ("bfloat16 16q/1kv d512 q1 b16 s8192 bhsd-tma bool rope64", 90, "are not padded"),
+    ],
+)
+def test_which_rows_are_padded_to_a_warpgroups(key: str, arch: int, why: str | None) -> None:
+    parsed, device = parse_key(key), REFERENCE_DEVICES[arch]
+    reason = why_inadmissible(parsed.spec(), PADDED, device)
+    assert reason == why if why is None else why in str(reason)
+    space = SearchSpace(parsed, device)
+    assert ("qk64" in space.distributions["operand_order"].choices) == (why is None)
+    tried = [seed.config.operand_order for seed in seeds_for(parsed, device)]
+    assert (OperandOrder.QK64 in tried) == (why is None)
 
 
 def test_both_kernels_over_latents_are_tried_first() -> None:

@@ -76,7 +76,7 @@ def test_exactly_so_many_trials_are_paid_for_none_twice_and_none_infeasible(samp
 
 
 def test_a_proposal_that_is_known_is_answered_from_what_was_measured() -> None:
-    measurer, study = FakeMeasurer(), study_of(trials=16)
+    measurer, study = FakeMeasurer(), study_of(trials=24)
     first = study.ask()
     assert first is not None
     study.tell(first, measurer.trial(request := _request(first.config)))
@@ -139,6 +139,8 @@ class FakeCompiler:
 
 def test_spilling_costs_nothing_and_a_slow_assembler_one_trial() -> None:
     measurer, study = FakeMeasurer(), study_of(trials=40)
+    for warps in (1, 8):
+        study._enqueue(replace(DEFAULT, num_warps=warps), "to see what it costs")
     run_to_the_end(study, measurer, FakeCompiler())
     assert all(config.num_warps not in (1, 8) for config in measured_configs(measurer))
     found = study.remembered()

@@ -99,6 +99,7 @@ GROUPS: tuple[Group, ...] = (
     _dense("streamed", f"{_DENSE} lengths", num_splits=3, partition=Partition.STREAMED, merge=Merge.SEPARATE),
     _dense("TMA", f"{_DENSE} lengths", load_path=LoadPath.TMA),
     _dense("keys first", f"{_DENSE} lengths", operand_order=OperandOrder.KQ, num_stages=2, num_warps=4),
+    _dense("rows padded to a warpgroup's", f"{_DENSE} lengths", operand_order=OperandOrder.QK64, num_warps=4),
     _dense("prefetched", f"{_DENSE} lengths", prefetch_depth=2),
     _dense("bool mask", f"{_DENSE} bool"),
     _dense("mask of each row", "bfloat16 4q/2kv d{d} q2 bhsd-tma bool_rows"),
