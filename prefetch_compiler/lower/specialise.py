@@ -26,7 +26,7 @@ LOG2_E = math.log2(math.e)
 # them in parts costs a memory latency each. Up to 128 a thread pay; more threads wait for one another.
 MERGE_TILE_ELEMENTS = 32768
 MERGE_WARPS, WIDE_MERGE_WARPS = 4, 8
-# Query rows and parts of them that a merge of streamed sequences holds at once.
+# Query rows that a merge of streamed sequences holds at once at most, and parts of them at least.
 STREAM_ROWS, STREAM_PARTS = 4, 4
 # Of balanced splits a sequence gets this many times its even share at most.
 BALANCED_LIMIT = 4
@@ -290,6 +290,15 @@ def _merge_tile(rows: int, block_dv: int, config: KernelConfig) -> dict[str, int
     return {"ROWS_AT_ONCE": at_once, "SPLITS_AT_ONCE": splits}
 
 
+def _stream_merge_tile(batch: int, rows: int, block_dv: int, config: KernelConfig) -> tuple[int, int]:
+    """Parts and rows that a merge of streamed sequences holds at once: the parts of a sequence twice as long as the
+    average, each further chunk of which would cost a memory latency; and rows as 64 values a thread allow."""
+    values = 64 * 32 * MERGE_WARPS // block_dv
+    likely = 2 * config.num_splits // batch + 1
+    parts = min(most_splits(config), values, max(STREAM_PARTS, 1 << (likely - 1).bit_length()))
+    return parts, max(1, min(STREAM_ROWS, 1 << (rows - 1).bit_length(), values // parts))
+
+
 def merge_call(
     t: DecodeTensors, *, is_causal: bool, softcap: float | None = None, config: KernelConfig
 ) -> KernelCall | None:
@@ -300,9 +309,10 @@ def merge_call(
     kv_heads, value_dim = t.k.shape[1], t.out.shape[3]
     out_strides = t.out.stride()
     block_splits = most_splits(config)
-    chunk = min(block_splits, STREAM_PARTS if config.streams else MERGE_TILE_ELEMENTS // padded_dim(value_dim))
     rows = query_heads // kv_heads * q_len
-    at_once = min(STREAM_ROWS, 1 << (rows - 1).bit_length()) if config.streams else 0
+    chunk, at_once = min(block_splits, MERGE_TILE_ELEMENTS // padded_dim(value_dim)), 0
+    if config.streams:
+        chunk, at_once = _stream_merge_tile(batch, rows, padded_dim(value_dim), config)
     arguments: dict[str, Any] = {
         "partial_ptr": t.partial,
         "stats_ptr": t.stats,

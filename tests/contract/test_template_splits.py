@@ -74,7 +74,7 @@ def test_a_sequence_does_not_depend_on_its_batch(merge: Merge, partition: Partit
 
 @pytest.mark.parametrize("partition", [Partition.BALANCED, Partition.STREAMED])
 @pytest.mark.parametrize("merge", Merge)
-@pytest.mark.parametrize("num_splits", [2, 3, 6])
+@pytest.mark.parametrize("num_splits", [2, 3, 6, 23])
 @pytest.mark.parametrize(
     "lengths",
     [
