@@ -66,7 +66,13 @@ class Outcome:
 
 def kernel_names() -> tuple[str, ...]:
     """Of every kernel that templates launch."""
-    return tuple(dict.fromkeys(entry.rpartition(".")[2] for template in TEMPLATES for entry in template.entries))
+    return tuple(
+        dict.fromkeys(
+            entry.rpartition(".")[2]
+            for template in TEMPLATES
+            for entry in template.entries_with(template.feature_names)
+        )
+    )
 
 
 @dataclass(frozen=True)
