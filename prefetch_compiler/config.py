@@ -39,13 +39,11 @@ class PrefetchKind(str, Enum):
 
 class LoadPath(str, Enum):
     """How K and V reach shared memory: per-thread (asynchronous) copies; the tensor memory accelerator; or that, asked
-    by a warp which does nothing else (warp specialisation): ``producer`` over latents, whose tiles are settled, and
-    ``ring`` over K and V, where it goes on from one sequence to the next."""
+    by a warp which does nothing else (warp specialisation)."""
 
     POINTER = "pointer"
     TMA = "tma"
     PRODUCER = "producer"
-    RING = "ring"
 
 
 class OperandOrder(str, Enum):
@@ -198,6 +196,6 @@ class KernelConfig:
 
 _ENCODED = re.compile(
     r"b(?P<block>\d+)-s(?P<splits>\d+)-w(?P<warps>\d+)-st(?P<stages>\d+)-p(?P<depth>\d+)(?P<kind>(?:line|bulk)(?:keep)?|bulkpass)"
-    r"-(?P<path>pointer|tma|producer|ring)-(?P<order>qk|qk64|kq)-(?P<overlap>pdl|nopdl)-(?P<merge>separate|inplace)"
+    r"-(?P<path>pointer|tma|producer)-(?P<order>qk|qk64|kq)-(?P<overlap>pdl|nopdl)-(?P<merge>separate|inplace)"
     r"-(?P<partition>even|strided|chunked|balanced|streamed)(?P<early>-early)?"
 )

@@ -20,7 +20,6 @@ class Knob:
     """One field of KernelConfig.
 
     Attributes:
-        settled: its value where it is not ``active``, if that is not ``default``.
         values: in order; plain data (enums by value), so that any study storage can hold them.
         ordered: whether neighbouring values behave alike (numbers), which samplers may use.
         active: whether the knob means anything, given the knobs before it.
@@ -31,11 +30,6 @@ class Knob:
     default: Any
     ordered: bool = False
     active: Callable[[Point], object] = lambda point: True
-    settled: Callable[[Point], Any] | None = None
-
-    def otherwise(self, point: Point) -> Any:
-        """What it is where it means nothing."""
-        return self.default if self.settled is None else self.settled(point)
 
 
 def _values(enum: Any) -> tuple[str, ...]:
@@ -43,25 +37,16 @@ def _values(enum: Any) -> tuple[str, ...]:
 
 
 def _is_free(point: Point) -> bool:
-    """Whether everything is a choice: kernels with a producer warp have settled most of it, as the defaults say."""
-    return point["load_path"] not in (LoadPath.PRODUCER.value, LoadPath.RING.value)
-
-
-def _has_tiles(point: Point) -> bool:
-    """Whether tiles are a choice."""
+    """Whether tiles and warps are a choice: a kernel with a producer warp has settled them, as the defaults say."""
     return bool(point["load_path"] != LoadPath.PRODUCER.value)
-
-
-def _is_ring(point: Point) -> bool:
-    return bool(point["load_path"] == LoadPath.RING.value)
 
 
 KNOBS: tuple[Knob, ...] = (
     Knob("load_path", _values(LoadPath), LoadPath.POINTER.value),
-    Knob("block_kv", (16, 32, 64, 128, 256), 64, ordered=True, active=_has_tiles),
+    Knob("block_kv", (16, 32, 64, 128, 256), 64, ordered=True, active=_is_free),
     Knob("num_splits", (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128), 1, ordered=True),
     Knob("num_warps", (1, 2, 4, 8), 4, ordered=True, active=_is_free),
-    Knob("num_stages", (1, 2, 3, 4, 5, 6), 2, ordered=True, active=_has_tiles),
+    Knob("num_stages", (1, 2, 3, 4, 5, 6), 2, ordered=True, active=_is_free),
     Knob("operand_order", _values(OperandOrder), OperandOrder.QK.value, active=_is_free),
     Knob("launch_overlap", (False, True), False),
     Knob(
@@ -70,13 +55,7 @@ KNOBS: tuple[Knob, ...] = (
         Merge.SEPARATE.value,
         active=lambda point: point["num_splits"] > 1 and _is_free(point),
     ),
-    Knob(
-        "partition",
-        _values(Partition),
-        Partition.EVEN.value,
-        active=lambda point: point["num_splits"] > 1 and not _is_ring(point),
-        settled=lambda point: (Partition.STREAMED if _is_ring(point) else Partition.EVEN).value,
-    ),
+    Knob("partition", _values(Partition), Partition.EVEN.value, active=lambda point: point["num_splits"] > 1),
     Knob(
         "prologue_prefetch",
         (False, True),
@@ -101,7 +80,7 @@ def config_at(point: Point) -> KernelConfig:
     """
     chosen: Point = {}
     for knob in KNOBS:
-        chosen[knob.name] = point.get(knob.name, knob.default) if knob.active(chosen) else knob.otherwise(chosen)
+        chosen[knob.name] = point.get(knob.name, knob.default) if knob.active(chosen) else knob.default
     return KernelConfig(
         **{
             **chosen,
@@ -132,7 +111,7 @@ def grid() -> Iterator[KernelConfig]:
             yield point
             return
         knob, *rest = knobs
-        for value in knob.values if knob.active(point) else (knob.otherwise(point),):
+        for value in knob.values if knob.active(point) else (knob.default,):
             yield from extend({**point, knob.name: value}, tuple(rest))
 
     return map(config_at, extend({}, KNOBS))

@@ -25,14 +25,12 @@ class OptionalFeature:
             launch for a key without the feature has; helpers' parameters of these names must mean the same.
         present: whether a key has it.
         chosen: whether a configuration has it, whatever the key; None where that is no matter of configurations.
-        entries: kernels of its own, as in the template's.
     """
 
     name: str
     absent: Mapping[str, bool | int | float | str | None]
     present: Callable[[TuningKey], bool]
     chosen: Callable[[KernelConfig], bool] | None = None
-    entries: tuple[str, ...] = ()
 
     def is_in(self, key: TuningKey, config: KernelConfig | None) -> bool:
         """Whether ``key`` has it, or ``config``; without one, whether any configuration has."""
@@ -70,11 +68,6 @@ class Template:
     def features_of(self, key: TuningKey, config: KernelConfig | None) -> frozenset[str]:
         """Names of the features that ``key`` has, or ``config``; without one, any configuration."""
         return frozenset([one.name for one in self.features if one.is_in(key, config)])
-
-    def entries_with(self, present: Collection[str]) -> tuple[str, ...]:
-        """The kernels that are launched, and those of the features ``present``."""
-        own = (entry for feature in self.features if feature.name in present for entry in feature.entries)
-        return (*self.entries, *own)
 
     def absent_values(self, present: Collection[str]) -> dict[str, bool | int | float | str | None]:
         """Parameters of all features but those ``present``."""
@@ -161,14 +154,6 @@ _STREAMED = OptionalFeature(
     absent={"STREAMED": False, "STREAM_ROWS": 0, "stream_batch": None},
     present=lambda key: False,
     chosen=lambda config: config.streams,
-)
-# A kernel of its own, with the others' merge.
-_RING = OptionalFeature(
-    "ring",
-    absent={},
-    present=lambda key: False,
-    chosen=lambda config: config.load_path.value == "ring",
-    entries=("ring_decode.ring_decode",),
 )
 _NEVER_STREAMED = OptionalFeature("streamed", absent={"STREAMED": False, "STREAM_ROWS": 0}, present=lambda key: False)
 _CLEAN_APART = OptionalFeature(
@@ -260,7 +245,7 @@ SPLIT_KV = Template(
     name="split_kv_decode",
     entries=("split_kv_decode.split_kv_decode", "merge_splits.merge_splits"),
     refusal=_split_kv_refusal,
-    features=(*_FEATURES, _STREAMED, _RING, _CLEAN_APART, _CHAINS, _PAGED, _DOUBLE_SCALARS),
+    features=(*_FEATURES, _STREAMED, _CLEAN_APART, _CHAINS, _PAGED, _DOUBLE_SCALARS),
 )
 
 QUANTISED = Template(

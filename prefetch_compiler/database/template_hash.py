@@ -30,7 +30,7 @@ def template_hash(template: Template, present: frozenset[str]) -> str:
     Raises:
         TemplateSourceError: the manifest, or an import, names what is not installed.
     """
-    text = Program(_sources(), template.entries_with(present), template.absent_values(present)).text()
+    text = Program(_sources(), template.entries, template.absent_values(present)).text()
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 

@@ -25,7 +25,5 @@ def for_these_addresses(config: KernelConfig, k: Tensor, v: Tensor) -> KernelCon
     if config.load_path is LoadPath.PRODUCER:
         # Two warp groups share its tiles in shared memory; eight warps that load theirs themselves take smaller ones.
         config = replace(config, block_kv=32, num_warps=8, num_stages=3)
-    if config.load_path is LoadPath.RING:
-        config = replace(config, num_stages=min(3, config.num_stages), block_kv=min(64, config.block_kv))
     order = config.operand_order if k.dtype in QUANTISED_FORMATS else OperandOrder.QK
     return replace(config, load_path=LoadPath.POINTER, prefetch_kind=PrefetchKind.LINE, operand_order=order)

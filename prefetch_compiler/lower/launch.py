@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from ..config import KernelConfig, LoadPath, Merge
+from ..config import KernelConfig, Merge
 from ..device import DeviceProfile, profile
 from ..spec import AS_THE_DTYPE_SAYS, QUANTISED_FORMATS, Storage
 from .latent_call import latent_call
 from .quantised_call import quantised_call
-from .ring_call import ring_call
 from .specialise import DecodeTensors, KernelCall, decode_call, merge_call, scratch_shapes
 
 
@@ -159,8 +158,6 @@ def calls_of(
         decode = quantised_call(
             tensors, is_causal=is_causal, scale=scale, softcap=softcap, config=config, device=device
         )
-    elif config.load_path is LoadPath.RING:
-        decode = ring_call(tensors, is_causal=is_causal, scale=scale, softcap=softcap, config=config)
     else:
         decode = decode_call(tensors, is_causal=is_causal, scale=scale, softcap=softcap, config=config)
     merge = merge_call(tensors, is_causal=is_causal, softcap=softcap, config=config)

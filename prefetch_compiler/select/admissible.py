@@ -7,9 +7,7 @@ from ..device import DeviceProfile
 from ..spec import AttentionSpec
 from .footprint import (
     COLUMNS_OF_A_CHAIN,
-    MAX_RING_KEYS,
     MIN_QUANTISED_ROWS,
-    MIN_RING_KEYS,
     PRODUCER_COLUMNS,
     WARPGROUP_ROWS,
     WARPGROUP_WARPS,
@@ -98,38 +96,13 @@ def _why_not_in_template(spec: AttentionSpec, config: KernelConfig, profile: Dev
         return "programs over a quantised or latent cache have one sequence each: tiles are not streamed"
     if spec.rope_dim:
         return _why_not_latent(config, profile) or _why_no_producer(spec, config, profile)
-    if spec.cache is not None:
-        return _why_not_quantised(spec, config, profile)
     if config.load_path is LoadPath.PRODUCER:
-        return "only latent caches have a kernel with a producer warp whose tiles are settled"
-    return _why_no_ring(spec, config, profile) if config.load_path is LoadPath.RING else None
-
-
-def _why_no_ring(spec: AttentionSpec, config: KernelConfig, profile: DeviceProfile) -> str | None:
-    """What only the kernel over K and V with a producer warp asks for."""
-    if profile.backend == "interpreter":
-        return "Triton's interpreter runs no kernels with a producer warp, which are written in Gluon"
-    if profile.arch != _WGMMA_ARCH:
-        return f"a producer warp feeds the products of sm_{_WGMMA_ARCH}, not those of {profile.name}"
-    if not has_gluon():
-        return "kernels with a producer warp are written in Gluon, which this Triton does not have"
-    if spec.head_dim != spec.value_dim or spec.head_dim not in (64, 128, 256):
-        return f"a ring has rows of 64, 128 or 256 columns, not of {spec.head_dim} and {spec.value_dim}"
-    if spec.page_size:
-        return "a ring is not of pages"
-    if not config.streams or not MIN_RING_KEYS <= config.block_kv <= MAX_RING_KEYS or config.num_stages < 2:
-        return f"a ring brings two tiles and more of {MIN_RING_KEYS} to {MAX_RING_KEYS} keys to streamed programs"
-    if config.num_warps != WARPGROUP_WARPS or config.operand_order is not OperandOrder.QK:
-        return f"a producer warp works for {WARPGROUP_WARPS} warps, whose products have queries first"
-    if config.merge is not Merge.SEPARATE or config.prefetches:
-        return "a ring needs no prefetch, and its programs' results are merged by a second kernel"
-    return None
+        return "only latent caches have a kernel with a producer warp"
+    return None if spec.cache is None else _why_not_quantised(spec, config, profile)
 
 
 def _why_not_latent(config: KernelConfig, profile: DeviceProfile) -> str | None:
     """What only the template of latent caches asks for."""
-    if config.load_path is LoadPath.RING:
-        return "only K and V have a ring of tiles"
     if config.merge is not Merge.SEPARATE:
         return "splits of a latent cache are merged by a second kernel"
     if config.prologue_prefetch:
@@ -166,8 +139,6 @@ def _why_no_producer(spec: AttentionSpec, config: KernelConfig, profile: DeviceP
 
 def _why_not_quantised(spec: AttentionSpec, config: KernelConfig, profile: DeviceProfile) -> str | None:
     """What only the template of quantised caches asks for."""
-    if config.load_path in (LoadPath.PRODUCER, LoadPath.RING):
-        return "quantised caches have no kernel with a producer warp"
     if config.operand_order is not OperandOrder.KQ:
         return "products over a quantised cache have keys first (kq)"
     if config.merge is not Merge.SEPARATE:

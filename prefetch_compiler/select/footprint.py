@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from ..config import MAX_SPLITS, KernelConfig, LoadPath, OperandOrder
@@ -20,12 +18,6 @@ MAX_LATENT_ROWS = {LoadPath.POINTER: 32, LoadPath.TMA: 64, LoadPath.PRODUCER: 64
 # Latents and rotary keys of the kernel with a producer warp.
 PRODUCER_COLUMNS = 512, 64
 BARRIERS_BYTES = 256
-# Keys of a tile of a ring.
-MIN_RING_KEYS, MAX_RING_KEYS = 32, 128
-# An SM's shared memory (sm_90), and what the driver takes of it for each program; registers of each of a program's 256
-# threads where one of them runs on an SM, or two.
-SM_SHARED_BYTES, RESERVED_SHARED_BYTES = 228 << 10, 1 << 10
-REGISTERS_OF_ONE, REGISTERS_OF_TWO = 248, 128
 _LEAST_COPIED_BYTES = 4
 _MASK_THAT_IS_REARRANGED_AT_ONCE = 16 << 10
 # Of a row, which warps reduce together: its maximum and its total.
@@ -51,34 +43,6 @@ def row_tile(rows: int, operand_order: OperandOrder = OperandOrder.QK) -> int:
     least a warpgroup's."""
     least = WARPGROUP_ROWS if operand_order is OperandOrder.QK64 else MIN_DOT_ROWS
     return min(MAX_ROW_TILE, max(least, padded_dim(rows)))
-
-
-def ring_row_tiles(rows: int) -> int:
-    """Programs that the query rows of one KV head are divided among where a producer warp brings K and V."""
-    return -(-rows // WARPGROUP_ROWS)
-
-
-def ring_shared_bytes(head_dim: int, element_bytes: int, config: KernelConfig) -> int:
-    """Shared memory of a program with a ring of tiles: queries, the ring, and barriers."""
-    rows = WARPGROUP_ROWS + config.num_stages * config.block_kv * 2
-    return rows * head_dim * element_bytes + BARRIERS_BYTES
-
-
-def ring_stages(spec: AttentionSpec, config: KernelConfig, per_sm: int) -> int:
-    """The longest ring, of 2 to 6 tiles, that leaves room for ``per_sm`` programs on an SM; 0 where none does."""
-    room = SM_SHARED_BYTES // per_sm - RESERVED_SHARED_BYTES
-
-    def fits(stages: int) -> bool:
-        return ring_shared_bytes(spec.head_dim, spec.element_bytes, replace(config, num_stages=stages)) <= room
-
-    return max(filter(fits, range(2, 7)), default=0)
-
-
-def ring_registers(head_dim: int, element_bytes: int, config: KernelConfig) -> int:
-    """Registers of a thread when a program with a ring starts, of which its producer hands most to its consumer: as
-    many as leave room for a second program where an SM has the shared memory for it."""
-    two = 2 * (ring_shared_bytes(head_dim, element_bytes, config) + RESERVED_SHARED_BYTES) <= SM_SHARED_BYTES
-    return REGISTERS_OF_TWO if two else REGISTERS_OF_ONE
 
 
 def row_tiles(rows: int) -> int:
@@ -220,8 +184,6 @@ def shared_memory_estimate_bytes(spec: AttentionSpec, config: KernelConfig) -> i
     """
     if spec.rope_dim:
         return _latent_shared_memory_bytes(spec, config)
-    if config.load_path is LoadPath.RING:
-        return ring_shared_bytes(spec.head_dim, spec.element_bytes, config)
     rows = row_tile_of(spec, config.operand_order)
     keys_first = config.operand_order is OperandOrder.KQ
     from_shared = spec.cache is None and (rows >= WARPGROUP_ROWS or keys_first or spec.element_bytes > 2)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..config import MAX_SPLITS, KernelConfig, LoadPath, Merge, Partition
+from ..config import MAX_SPLITS, KernelConfig, Merge, Partition
 from ..database.key import TuningKey
 from .footprint import programs_before_splitting
 
@@ -27,9 +27,7 @@ def transferred(
     if splits == config.num_splits:
         return config
     if splits == 1:
-        # A ring is of streamed programs.
-        path = LoadPath.TMA if config.load_path is LoadPath.RING else config.load_path
-        return replace(config, num_splits=1, merge=Merge.SEPARATE, partition=Partition.EVEN, load_path=path)
+        return replace(config, num_splits=1, merge=Merge.SEPARATE, partition=Partition.EVEN)
     return replace(config, num_splits=splits)
 
 

@@ -34,7 +34,6 @@ _PROBES = (
         for warps in (1, WARPGROUP_WARPS)
     ),
     config_at({}),
-    config_at({"load_path": LoadPath.RING.value, "num_splits": 2}),
 )
 _LOG2 = "log2_"
 _ENUMS = {

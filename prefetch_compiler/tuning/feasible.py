@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-from ..config import KernelConfig, LoadPath, Partition
+from ..config import KernelConfig, Partition
 from ..database.key import TuningKey
 from ..device import DeviceProfile
 from ..errors import InadmissibleConfigError
@@ -83,8 +83,7 @@ def _why_useless(spec: AttentionSpec, config: KernelConfig, profile: DeviceProfi
     tiles = _tiles(spec, block_kv, streamed)
     if splits > tiles:
         return f"{splits} splits share {tiles} tiles"
-    streamed_sequences = streamed and config.load_path is not LoadPath.RING
-    if (streamed_sequences or config.partition is Partition.BALANCED) and spec.batch == 1:
+    if (streamed or config.partition is Partition.BALANCED) and spec.batch == 1:
         return "there is nothing to balance in a batch of one sequence"
     if splits > 1 and splits > _filling(spec, profile, streamed):
         return (

@@ -16,7 +16,6 @@ from ..select.footprint import (
     WARPGROUP_WARPS,
     kv_tile_bytes,
     programs_before_splitting,
-    ring_stages,
     streams_at_once,
 )
 from ..select.heuristic import choose, choose_for_any_batch, choose_without_producer, choose_without_streaming
@@ -31,10 +30,6 @@ _UNEQUAL_SHARES = (Partition.CHUNKED, Partition.BALANCED)
 _LARGE_TILE_KEYS, _LARGE_TILE_WARPS = 128, 8
 # Streamed programs that an SM holds at once, the bytes of K and V that each of three stages then has, and warps.
 _STREAMED = ((1, 64 << 10, 8), (2, 32 << 10, 4))
-# Programs with a ring that an SM holds at once, and the keys of their tiles: of rows of up to so many columns, and of
-# wider ones, whose output leaves registers for the scores of 32 keys without spilling.
-_MOST_COLUMNS_OF_TWO = 128
-_RINGS, _WIDE_RINGS = ((2, 64), (1, 128), (1, 64)), ((1, 32), (1, 64))
 
 
 @dataclass(frozen=True)
@@ -70,7 +65,6 @@ def seeds_for(key: TuningKey, profile: DeviceProfile, records: Sequence[TuningRe
         *_streamed(key, default, profile),
         *_large_tiles(key, default, profile),
         *_padded_rows(default),
-        *_ring(key, default, profile),
         *_in_chunks(key, profile),
         *_variants(default),
     )
@@ -120,30 +114,6 @@ def _padded_rows(default: KernelConfig) -> Iterable[Seed]:
     padded = replace(default, block_kv=64, num_warps=WARPGROUP_WARPS, num_stages=3, operand_order=OperandOrder.QK64)
     for path in (LoadPath.TMA, LoadPath.POINTER):
         yield Seed(replace(padded, load_path=path), "rows padded to a warpgroup's")
-
-
-def _ring(key: TuningKey, default: KernelConfig, profile: DeviceProfile) -> Iterable[Seed]:
-    """Rings as large as the shared memory of one program an SM, or two, which differ from all else in five knobs."""
-    spec = key.spec()
-    if spec.rope_dim or spec.cache is not None:
-        return
-    for per_sm, block_kv in _RINGS if spec.head_dim <= _MOST_COLUMNS_OF_TWO else _WIDE_RINGS:
-        tile = replace(
-            default,
-            block_kv=block_kv,
-            num_splits=streams_at_once(spec, per_sm * profile.sm_count),
-            num_warps=WARPGROUP_WARPS,
-            num_stages=2,
-            prefetch_depth=0,
-            prologue_prefetch=False,
-            load_path=LoadPath.RING,
-            operand_order=OperandOrder.QK,
-            merge=Merge.SEPARATE,
-            partition=Partition.STREAMED,
-        )
-        stages = ring_stages(spec, tile, per_sm)
-        if stages > 0:
-            yield Seed(replace(tile, num_stages=stages), "a ring of tiles")
 
 
 def _streamed(key: TuningKey, default: KernelConfig, profile: DeviceProfile) -> Iterable[Seed]:

@@ -86,8 +86,7 @@ class Descriptor(NamedTuple):
     def block(self, coordinates: list[int]) -> Any:
         inside = tuple(slice(at, at + size) for at, size in zip(coordinates, self.block_shape, strict=True))
         found = self.content[inside].float().numpy()
-        padded = np.pad(found, [(0, size - had) for size, had in zip(self.block_shape, found.shape, strict=True)])
-        return padded.reshape(self.block_shape[-2:])
+        return np.pad(found, [(0, size - had) for size, had in zip(self.block_shape, found.shape, strict=True)])
 
 
 class Shared:
@@ -280,8 +279,8 @@ def warpgroup_mma_wait(outstanding: int, deps: tuple[Accumulator]) -> Value:
 def copy_to_shared(descriptor: Descriptor, coordinates: list[Any], barrier: Barrier, target: Shared) -> None:
     """The target holds NaN until the copy arrives."""
     MACHINE.step()
-    # A 2-D target is a layer of a descriptor's block, which has no other.
-    assert [1] * (len(descriptor.block_shape) - 2) + list(target.shape) == descriptor.block_shape
+    # A 2-D target of a 3-D descriptor is one of its layers.
+    assert [1, *target.shape] == descriptor.block_shape
     where = [int(at) for at in coordinates]
     MACHINE.requested += 1
     role = MACHINE.agent()
@@ -291,7 +290,7 @@ def copy_to_shared(descriptor: Descriptor, coordinates: list[Any], barrier: Barr
     target.content[...] = np.nan
 
     def arrive() -> None:
-        target.content[...] = descriptor.block(where)
+        target.content[...] = descriptor.block(where)[0]
         barrier.told.add(copy.known)
         barrier.bytes -= target.content.size * descriptor.dtype.itemsize
         barrier.settle()

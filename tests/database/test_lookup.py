@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prefetch_compiler.templates.manifest import SPLIT_KV
 
-from prefetch_compiler.config import KernelConfig, LoadPath, Merge, Partition
+from prefetch_compiler.config import KernelConfig, Merge, Partition
 from prefetch_compiler.database.device_identity import identity_of
 from prefetch_compiler.database.document import Database
 from prefetch_compiler.database.key import Alignment, Feature, Layout, MaskClass, TuningKey, key_of
@@ -258,8 +258,7 @@ def test_programs_stay_about_what_was_tuned(
     there = KEY.at(batch=2 << batch, capacity=2 << capacity)
     here = KEY.at(batch=int((2 << batch) * 2.0**batch_step), capacity=int((2 << capacity) * 2.0**capacity_step))
     made = transferred(config, there, sm_count, here, sm_count)
-    assert replace(made, num_splits=config.num_splits, merge=config.merge, load_path=config.load_path) == config
-    assert made.load_path is config.load_path or (config.load_path, made.num_splits) == (LoadPath.RING, 1)
+    assert replace(made, num_splits=config.num_splits, merge=config.merge) == config
     tiles = -(-here.capacity_bucket // config.block_kv)
     limited = made.num_splits in (1, tiles, 512)
     tuned, programs = (k.batch_bucket * s for k, s in ((there, config.num_splits), (here, made.num_splits)))

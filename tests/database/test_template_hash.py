@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from prefetch_compiler.templates.manifest import LATENT, QUANTISED, SPLIT_KV, TEMPLATES, OptionalFeature, Template
 
-from prefetch_compiler.config import KernelConfig, LoadPath, Merge, Partition, PrefetchKind
+from prefetch_compiler.config import KernelConfig, Merge, Partition, PrefetchKind
 from prefetch_compiler.database.kernel_source.modules import PACKAGE, Sources
 from prefetch_compiler.database.kernel_source.program import Program
 from prefetch_compiler.database.key import Feature, MaskClass, TuningKey, is_quantised
@@ -68,7 +68,7 @@ def template_of(key: TuningKey) -> Template:
 
 def parameters_of(template: Template) -> dict[str, list[str]]:
     """Of every function that its kernels reach with all features."""
-    nodes = Program(Sources(FOLDER), template.entries_with(template.feature_names), {}).definitions()
+    nodes = Program(Sources(FOLDER), template.entries, {}).definitions()
     return {
         name: [one.arg for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
         for name, node in nodes.items()
@@ -86,8 +86,8 @@ def test_a_features_parameters_are_its_own_and_exist(template: Template, feature
 
 @pytest.mark.parametrize(("template", "feature"), FEATURES)
 def test_without_a_feature_its_parameters_are_gone(template: Template, feature: OptionalFeature) -> None:
-    present = template.feature_names - {feature.name}
-    left = Program(Sources(FOLDER), template.entries_with(present), template.absent_values(present)).definitions()
+    absent = template.absent_values(template.feature_names - {feature.name})
+    left = Program(Sources(FOLDER), template.entries, absent).definitions()
     names = {one.arg for node in left.values() for one in ast.walk(node) if isinstance(one, ast.arg)}
     assert not names & feature.absent.keys()
 
@@ -153,7 +153,7 @@ def test_hashes_are_of_the_keys_features() -> None:
     assert present_hash("gone", KEY, PLAIN) is None
     common = {"mask", "lengths", "causal", "causal_tail", "softcap", "sink", "lse", "eviction", "paged", "streamed"}
     assert whole_hashes() == {
-        SPLIT_KV.name: template_hash(SPLIT_KV, frozenset({*common, "mask_by_row", "chains", "double_scalars", "ring"})),
+        SPLIT_KV.name: template_hash(SPLIT_KV, frozenset({*common, "mask_by_row", "chains", "double_scalars"})),
         QUANTISED.name: template_hash(QUANTISED, frozenset({*common, *OF_QUANTISED})),
         LATENT.name: template_hash(LATENT, frozenset(common - {"paged"})),
     }
@@ -170,11 +170,9 @@ def test_what_a_configuration_chooses_is_hashed_for_it_alone() -> None:
     streamed = replace(PLAIN, num_splits=2, partition=Partition.STREAMED)
     assert hash_for(SPLIT_KV, KEY, streamed) not in hashes.values()
     assert hash_for(SPLIT_KV, KEY, replace(streamed, num_splits=1)) == hash_for(SPLIT_KV, KEY, PLAIN)
-    ring = replace(streamed, load_path=LoadPath.RING)
-    assert hash_for(SPLIT_KV, KEY, ring) not in {*hashes.values(), hash_for(SPLIT_KV, KEY, streamed)}
     # A study may choose whatever there is.
-    everything = replace(ring, prefetch_depth=1, prefetch_kind=PrefetchKind.BULK_KEEP)
-    assert hash_for(SPLIT_KV, KEY, everything) == hash_for(SPLIT_KV, KEY, None)
+    both = replace(streamed, prefetch_depth=1, prefetch_kind=PrefetchKind.BULK_KEEP)
+    assert hash_for(SPLIT_KV, KEY, both) == hash_for(SPLIT_KV, KEY, None)
 
 
 def test_what_is_tuned_here_is_not_stale_here() -> None:
@@ -201,7 +199,7 @@ def text_of(folder: Path, key: TuningKey, config: KernelConfig = PLAIN) -> str:
 
 @lru_cache(maxsize=128)
 def _text_with(folder: Path, template: Template, features: frozenset[str]) -> str:
-    return Program(Sources(folder), template.entries_with(features), template.absent_values(features)).text()
+    return Program(Sources(folder), template.entries, template.absent_values(features)).text()
 
 
 def edited(folder: Path, edit: Callable[[str, str], str]) -> Path:

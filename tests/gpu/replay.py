@@ -23,7 +23,7 @@ REPLAYED = tuple(
     if group.feature
     in (
         "splits, merged after", "splits, merged in place", "balanced splits", "streamed", "bool mask", "pages", "int8",
-        "int8, scales of tokens", "pointers", "TMA", "ring", "producer", "producer, splits", "splits",
+        "int8, scales of tokens", "pointers", "TMA", "producer", "producer, splits", "splits",
     )
 )  # fmt: skip
 ORDER = 4096

@@ -66,13 +66,7 @@ class Outcome:
 
 def kernel_names() -> tuple[str, ...]:
     """Of every kernel that templates launch."""
-    return tuple(
-        dict.fromkeys(
-            entry.rpartition(".")[2]
-            for template in TEMPLATES
-            for entry in template.entries_with(template.feature_names)
-        )
-    )
+    return tuple(dict.fromkeys(entry.rpartition(".")[2] for template in TEMPLATES for entry in template.entries))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.gpu
 STEPS = int(os.environ.get("KVPREFETCH_STEPS", "10000"))
 WARM_UP = 8
 BATCH, QUERY_HEADS, KV_HEADS, DIM, CAPACITY = 4, 8, 2, 64, 1024
-OURS = ("split_kv_decode", "quantised_decode", "latent_decode", "latent_producer", "ring_decode", "merge_splits")
+OURS = ("split_kv_decode", "quantised_decode", "latent_decode", "latent_producer", "merge_splits")
 Step = Callable[[], Tensor]
 
 

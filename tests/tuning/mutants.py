@@ -44,9 +44,7 @@ def mutated_templates(bugs: tuple[Bug, ...], folder: Path) -> Iterator[Launch]:
         (package / path.name).write_text(source)
     sys.path.insert(0, str(folder))
     try:
-        entries = [
-            entry.split(".") for template in TEMPLATES for entry in template.entries_with(template.feature_names)
-        ]
+        entries = [entry.split(".") for template in TEMPLATES for entry in template.entries]
         yield Launch(
             {kernel: getattr(importlib.import_module(f"{name}.{module}"), kernel) for module, kernel in entries}
         )

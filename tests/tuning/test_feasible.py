@@ -137,7 +137,7 @@ def test_conditional_parameters_exist_only_where_they_mean_something() -> None:
     for _ in range(100):
         trial = study.ask()
         config = space.suggest(trial)
-        assert ("merge" in trial.params) == (config.num_splits > 1 and config.load_path is not LoadPath.RING)
+        assert ("merge" in trial.params) == (config.num_splits > 1)
         assert ("prefetch_kind" in trial.params) == config.prefetches
         assert space.params(config) == trial.params
 
@@ -204,5 +204,4 @@ def test_neighbours_differ_in_one_knob_by_one_declared_step() -> None:
     names = {knob.name for knob in KNOBS}
     for other in found:
         changed = {name for name in names if getattr(other, name) != getattr(config, name)}
-        follows = {"merge", "prefetch_kind", *(["partition"] if other.load_path is LoadPath.RING else [])}
-        assert len(changed - follows) <= 1 and changed
+        assert len(changed - {"merge", "prefetch_kind"}) <= 1 and changed

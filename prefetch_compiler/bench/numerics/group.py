@@ -73,11 +73,6 @@ class Group:
 
 
 _SPLITS = {"num_splits": 3, "partition": Partition.EVEN}
-_RING = {
-    "load_path": LoadPath.RING, "block_kv": 64, "num_splits": 3, "num_warps": 4, "num_stages": 3,
-    "operand_order": OperandOrder.QK, "partition": Partition.STREAMED, "merge": Merge.SEPARATE,
-    "prologue_prefetch": False,
-}  # fmt: skip
 _DENSE = "bfloat16 4q/2kv d{d} q1 bhsd-tma"
 _LATENT = "bfloat16 16q/1kv d{l} q1 bhsd-tma"
 
@@ -103,8 +98,6 @@ GROUPS: tuple[Group, ...] = (
     _dense("balanced splits", f"{_DENSE} lengths", num_splits=3, partition=Partition.BALANCED, merge=Merge.SEPARATE),
     _dense("streamed", f"{_DENSE} lengths", num_splits=3, partition=Partition.STREAMED, merge=Merge.SEPARATE),
     _dense("TMA", f"{_DENSE} lengths", load_path=LoadPath.TMA),
-    _dense("ring", f"{_DENSE} lengths", **_RING),
-    _dense("ring, bool mask", f"{_DENSE} bool", **_RING),
     _dense("keys first", f"{_DENSE} lengths", operand_order=OperandOrder.KQ, num_stages=2, num_warps=4),
     _dense("rows padded to a warpgroup's", f"{_DENSE} lengths", operand_order=OperandOrder.QK64, num_warps=4),
     _dense("prefetched", f"{_DENSE} lengths", prefetch_depth=2),
