@@ -64,7 +64,7 @@ def seeds_for(key: TuningKey, profile: DeviceProfile, records: Sequence[TuningRe
         *_recorded(key, records),
         *_streamed(key, default, profile),
         *_large_tiles(key, default, profile),
-        *_padded_rows(default),
+        *_padded_rows(key, default, profile),
         *_in_chunks(key, profile),
         *_variants(default),
     )
@@ -106,14 +106,26 @@ def _large_tiles(key: TuningKey, default: KernelConfig, profile: DeviceProfile) 
         yield Seed(large, "large tiles for many rows")
 
 
-def _padded_rows(default: KernelConfig) -> Iterable[Seed]:
+def _padded_rows(key: TuningKey, default: KernelConfig, profile: DeviceProfile) -> Iterable[Seed]:
     """Few rows padded to a warpgroup's: half of the barriers of a tile, and registers for two programs an SM that hold
-    three tiles each. Four knobs at once, once for each load path, of which the faster may be refused."""
-    if default.load_path is LoadPath.PRODUCER:
+    three tiles each. Four knobs at once, with one program an SM and as many as the heuristic has, and once for each
+    load path, of which the faster may be refused. With fewer rows than a tensor core's 16 it was no faster anywhere."""
+    if default.load_path is LoadPath.PRODUCER or key.spec().rows < MIN_DOT_ROWS:
         return
-    padded = replace(default, block_kv=64, num_warps=WARPGROUP_WARPS, num_stages=3, operand_order=OperandOrder.QK64)
+    alone = max(1, min(profile.sm_count // programs_before_splitting(key.spec()), MAX_SPLITS))
     for path in (LoadPath.TMA, LoadPath.POINTER):
-        yield Seed(replace(padded, load_path=path), "rows padded to a warpgroup's")
+        for splits in dict.fromkeys((alone, default.num_splits)):
+            padded = replace(
+                default,
+                block_kv=64,
+                num_splits=splits,
+                num_warps=WARPGROUP_WARPS,
+                num_stages=3,
+                load_path=path,
+                operand_order=OperandOrder.QK64,
+                partition=Partition.EVEN if splits == 1 else Partition.STRIDED,
+            )
+            yield Seed(padded, "rows padded to a warpgroup's")
 
 
 def _streamed(key: TuningKey, default: KernelConfig, profile: DeviceProfile) -> Iterable[Seed]:
@@ -177,6 +189,7 @@ def _variants(default: KernelConfig) -> Iterable[Seed]:
         default.with_producer(),
         replace(default, num_splits=max(1, splits // 2), partition=default.partition if splits > 2 else Partition.EVEN),
         replace(default, block_kv=min(256, default.block_kv * 2), num_warps=4, num_stages=3),
+        replace(default, block_kv=default.block_kv // 2),
         replace(default, operand_order=OperandOrder.KQ, num_stages=max(2, default.num_stages), num_warps=4),
     ]
     return [Seed(config, "variant of the heuristic's") for config in changed]
