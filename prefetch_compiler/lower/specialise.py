@@ -23,11 +23,14 @@ from ..spec import AS_THE_DTYPE_SAYS, Storage
 
 LOG2_E = math.log2(math.e)
 # fp32 values of partial results that a merge program holds at once, at most: all splits, mostly, since going through
-# them in parts costs a memory latency each. Up to 128 a thread pay; more threads wait for one another.
+# them in parts costs a memory latency each.
 MERGE_TILE_ELEMENTS = 32768
-MERGE_WARPS, WIDE_MERGE_WARPS = 4, 8
-# Query rows that a merge of streamed sequences holds at once at most, and parts of them at least.
-STREAM_ROWS, STREAM_PARTS = 4, 4
+# Warps of a merge, and the values up to which so many are enough: 64 a thread, and of tiles that larger 128, since
+# warps wait for one another. There are as many programs as query rows, and each warp of one computes the addresses
+# anew: with four warps for whatever tile the merge of 2,048 rows took 8.6 us, bound by instructions (NVIDIA H200).
+MERGE_WARPS = ((1, 2048), (2, 4096), (4, 16384), (8, MERGE_TILE_ELEMENTS))
+# Query rows that a merge of streamed sequences holds at once at most, parts of them at least, and values at most.
+STREAM_ROWS, STREAM_PARTS, STREAM_TILE_ELEMENTS = 4, 4, 8192
 # Of balanced splits a sequence gets this many times its even share at most.
 BALANCED_LIMIT = 4
 # Triton's interpreter puts its own functions in the place of Triton's language while a kernel runs: a second thread's
@@ -292,11 +295,16 @@ def _merge_tile(rows: int, block_dv: int, config: KernelConfig) -> dict[str, int
 
 def _stream_merge_tile(batch: int, rows: int, block_dv: int, config: KernelConfig) -> tuple[int, int]:
     """Parts and rows that a merge of streamed sequences holds at once: the parts of a sequence twice as long as the
-    average, each further chunk of which would cost a memory latency; and rows as 64 values a thread allow."""
-    values = 64 * 32 * MERGE_WARPS // block_dv
+    average, each further chunk of which would cost a memory latency; and rows as there is room for."""
+    values = STREAM_TILE_ELEMENTS // block_dv
     likely = 2 * config.num_splits // batch + 1
     parts = min(most_splits(config), values, max(STREAM_PARTS, 1 << (likely - 1).bit_length()))
     return parts, max(1, min(STREAM_ROWS, 1 << (rows - 1).bit_length(), values // parts))
+
+
+def _merge_warps(values: int) -> int:
+    """Warps of a merge that holds so many values at once."""
+    return next((warps for warps, most in MERGE_WARPS if values <= most), MERGE_WARPS[-1][0])
 
 
 def merge_call(
@@ -345,9 +353,8 @@ def merge_call(
         "UPCAST": interpreting(),
     }
     kernel = SPLIT_KV.load("merge_splits").merge_splits
-    wide = chunk * padded_dim(value_dim) > MERGE_TILE_ELEMENTS // 2
     options = {
-        "num_warps": WIDE_MERGE_WARPS if wide else MERGE_WARPS,
+        "num_warps": _merge_warps(chunk * max(1, at_once) * padded_dim(value_dim)),
         "num_stages": 1,
         **overlap_option(config),
     }
