@@ -25,10 +25,12 @@ LOG2_E = math.log2(math.e)
 # fp32 values of partial results that a merge program holds at once, at most: all splits, mostly, since going through
 # them in parts costs a memory latency each.
 MERGE_TILE_ELEMENTS = 32768
-# Warps of a merge, and the values up to which so many are enough: 64 a thread, and of tiles that larger 128, since
-# warps wait for one another. There are as many programs as query rows, and each warp of one computes the addresses
-# anew: with four warps for whatever tile the merge of 2,048 rows took 8.6 us, bound by instructions (NVIDIA H200).
-MERGE_WARPS = ((1, 2048), (2, 4096), (4, 16384), (8, MERGE_TILE_ELEMENTS))
+# Of which a thread holds up to so many. There are as many programs as query rows, and each warp of a program computes
+# the addresses anew: 2,048 rows of four splits took 4 us longer with four warps than with one (NVIDIA H200).
+MERGE_THREAD_ELEMENTS, MOST_MERGE_WARPS = 128, 8
+# Balanced splits of a sequence that a merge holds at once: the even share, but no fewer. Few sequences have four times
+# that, and what is computed for all splits that a sequence may have is computed for every row.
+BALANCED_PARTS = 16
 # Query rows that a merge of streamed sequences holds at once at most, parts of them at least, and values at most.
 STREAM_ROWS, STREAM_PARTS, STREAM_TILE_ELEMENTS = 4, 4, 8192
 # Of balanced splits a sequence gets this many times its even share at most.
@@ -302,9 +304,18 @@ def _stream_merge_tile(batch: int, rows: int, block_dv: int, config: KernelConfi
     return parts, max(1, min(STREAM_ROWS, 1 << (rows - 1).bit_length(), values // parts))
 
 
+def _merge_chunk(block_dv: int, config: KernelConfig) -> int:
+    """Splits that a merge holds at once: all of a sequence's, or as many as most sequences have."""
+    chunk = min(most_splits(config), MERGE_TILE_ELEMENTS // block_dv)
+    if config.partition is Partition.BALANCED:
+        chunk = min(chunk, max(BALANCED_PARTS, 1 << (config.num_splits - 1).bit_length()))
+    return chunk
+
+
 def _merge_warps(values: int) -> int:
     """Warps of a merge that holds so many values at once."""
-    return next((warps for warps, most in MERGE_WARPS if values <= most), MERGE_WARPS[-1][0])
+    needed = -(-values // (32 * MERGE_THREAD_ELEMENTS))
+    return min(MOST_MERGE_WARPS, 1 << (needed - 1).bit_length())
 
 
 def merge_call(
@@ -318,7 +329,7 @@ def merge_call(
     out_strides = t.out.stride()
     block_splits = most_splits(config)
     rows = query_heads // kv_heads * q_len
-    chunk, at_once = min(block_splits, MERGE_TILE_ELEMENTS // padded_dim(value_dim)), 0
+    chunk, at_once = _merge_chunk(padded_dim(value_dim), config), 0
     if config.streams:
         chunk, at_once = _stream_merge_tile(batch, rows, padded_dim(value_dim), config)
     arguments: dict[str, Any] = {

@@ -100,3 +100,17 @@ def test_very_different_lengths(lengths: tuple[int, ...], num_splits: int, merge
     out = solve(case, operands)
     assert_within_bound(out, operands)
     assert all(out[sequence].count_nonzero() == 0 for sequence, length in enumerate(lengths) if length == 0)
+
+
+@pytest.mark.parametrize("num_splits", [9, 17])
+def test_a_sequence_has_more_balanced_parts_than_a_merge_holds_at_once(num_splits: int) -> None:
+    """The merge's tile is an even share's; a long sequence beside short ones has nearly all parts of the batch."""
+    case = Case(
+        batch=3, kv_heads=1, group=3, tiles=45, spare_keys=0, mask="prefix", num_splits=num_splits,
+        partition=Partition.BALANCED,
+    )  # fmt: skip
+    held = torch.tensor((case.capacity, 5, 0), device=DEVICE)[:, None]
+    operands = replace(build(case), mask=(torch.arange(case.capacity, device=DEVICE) < held)[:, None, None, :])
+    out = solve(case, operands)
+    assert_within_bound(out, operands)
+    assert out[2].count_nonzero() == 0
