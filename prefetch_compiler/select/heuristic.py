@@ -3,13 +3,14 @@
 Three regimes, by how many programs there are before splitting (one per sequence, KV head and tile of query rows), as
 measured on an H200 over batch 1 to 256 and 512 to 131,072 keys:
 
-- *few* (fewer than half the SMs): small tiles, two warps, and splits until every SM has two programs, as far as merging
-  them pays. A program's latency is what counts, so it gets little to do. Heads wider than 128 keep larger tiles: their
-  accumulator alone asks for four warps.
+- *few* (fewer than half the SMs, or three quarters where caches are not short): small tiles, two warps, and splits
+  until every SM has two programs, as far as merging them pays. A program's latency is what counts, so it gets little to
+  do. Heads wider than 128 keep larger tiles: their accumulator alone asks for four warps.
+- *padded* (few, of 17 to 32 query rows, on sm_90): one program per SM, whose rows fill a warpgroup's product.
 - *fitting* (half to one and a half times the SMs): one program per SM, unsplit: the largest tiles keep enough bytes in
   flight, and nothing is spent on merging. Short caches take smaller ones, by pointers.
 - *paired* (up to twice the SMs, or short caches): two at once on each SM, which share its memory.
-- *many*: one after another on each SM, with large tiles again.
+- *many*: one after another on each SM, with large tiles again; with the smallest, and one warp, in the shortest caches.
 
 In a long cache the sequences of a batch hold different numbers of keys, and the longest are waited for: few or fitting
 programs are split evenly by what each holds (*balanced*). Where there are about as many as run at once, those that do
@@ -52,6 +53,10 @@ SPLIT_ROUNDING = 8
 EASILY_MERGED_SPLITS = 64
 KEYS_OF_A_LONG_SHARE = 1024
 KEYS_OF_A_LONG_SHARE_OF_MANY_ROWS = 512
+KEYS_OF_A_LONG_SHARE_OF_PADDED_ROWS = 256
+# Shorter caches leave a program of padded rows hardly a tile.
+KEYS_WORTH_PADDED_ROWS = 2048
+MOST_PADDED_ROWS = 32
 # 512 KB of bf16 K and V of head_dim 256: a memory latency is a small part of reading them.
 FIXED_CHUNK_KEYS = 512
 # Caches whose sequences are taken to hold different numbers of keys: of any batch but the smallest, from so many keys;
@@ -66,8 +71,12 @@ KEYS_WORTH_STREAMING = 8192
 KEYS_WORTH_STREAMING_WIDE_OR_PAGED = 4096
 MOST_ROWS_OF_LARGE_TILES = 32
 KEYS_OF_MANY_LARGE_TILES = 4096
+# With an unsplit program for every second SM or three of four, the others idle: longer caches are split.
+KEYS_WORTH_OCCUPYING_IDLE_SMS = 2048
 # Where one program an SM reads fewer, latency counts, and not how many bytes are in flight.
 KEYS_OF_A_SHORT_CACHE = 512
+# Where one of many programs reads no more, it is done before a large tile has come.
+KEYS_OF_THE_SHORTEST_CACHE = 128
 _KIB = 1024
 # Of the 255 that a thread may have. Compiled for sm_80 to sm_120, what needs more spills (Triton 3.6).
 MAX_TILE_REGISTERS = 150
@@ -94,7 +103,7 @@ class Regime:
 @dataclass(frozen=True)
 class Family:
     """The regimes of one GPU family. ``wide`` heads have more than 128 columns. Without ``streamed`` and
-    ``streamed_paired`` nothing is streamed."""
+    ``streamed_paired`` nothing is streamed, and without ``padded`` no rows are padded to a warpgroup's."""
 
     few: Regime
     few_wide: Regime
@@ -104,6 +113,9 @@ class Family:
     many: Regime
     streamed: Regime | None = None
     streamed_paired: Regime | None = None
+    padded: Regime | None = None
+    shortest: Regime | None = None
+    fitting_many_rows: Regime | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +137,9 @@ _LARGE_SHARED_MEMORY = Family(
     many=Regime(64 * _KIB, 4, 3, _TMA, 0),
     streamed=Regime(64 * _KIB, 8, 3, _TMA, 1),
     streamed_paired=Regime(32 * _KIB, 4, 3, _TMA, 2),
+    padded=Regime(32 * _KIB, 4, 3, _TMA, 1),
+    shortest=Regime(8 * _KIB, 1, 3, _TMA, 0),
+    fitting_many_rows=Regime(64 * _KIB, 8, 3, _TMA, 1),
 )
 # sm_80 (163 KiB per program): the same reasoning, not measured.
 _MEDIUM_SHARED_MEMORY = Family(
@@ -213,14 +228,23 @@ def _warps(spec: AttentionSpec, preferred: int, block_kv: int) -> int:
 
 def _regime(family: Family, programs: int, spec: AttentionSpec, profile: DeviceProfile) -> Regime:
     wide = max(spec.head_dim, spec.value_dim) > 128
-    if programs * 2 < profile.sm_count:
+    idle = programs * 4 < 3 * profile.sm_count and _planned_kv_len(spec) >= KEYS_WORTH_OCCUPYING_IDLE_SMS
+    if programs * 2 < profile.sm_count or idle:
         return family.few_wide if wide else family.few
     # More rows leave large tiles no registers, and TMA no page that holds them.
-    narrow_tiles = wide or row_tile_of(spec) > MOST_ROWS_OF_LARGE_TILES or bool(spec.page_size)
+    many_rows = row_tile_of(spec) > MOST_ROWS_OF_LARGE_TILES
+    narrow_tiles = wide or many_rows or bool(spec.page_size)
     if programs * 2 <= 3 * profile.sm_count:
         if profile.backend == "cuda" and _planned_kv_len(spec) <= KEYS_OF_A_SHORT_CACHE:
             return replace(family.paired, load_path=_POINTER)
+        # But for the eight warps that multiply 64 rows from shared memory.
+        multiplied_there = profile.arch == WARPGROUP_ARCH and spec.element_bytes == 2
+        if many_rows and multiplied_there and family.fitting_many_rows and not (wide or spec.page_size):
+            return family.fitting_many_rows
         return family.fitting_wide if narrow_tiles else family.fitting
+    shortest = _planned_kv_len(spec) <= KEYS_OF_THE_SHORTEST_CACHE and spec.element_bytes == 2
+    if family.shortest and shortest and not narrow_tiles:
+        return family.shortest
     small = programs <= 2 * profile.sm_count or _planned_kv_len(spec) < KEYS_OF_MANY_LARGE_TILES
     return family.paired if narrow_tiles or small else family.many
 
@@ -241,6 +265,16 @@ def _streamed_regime(family: Family, programs: int, spec: AttentionSpec, profile
     return family.streamed
 
 
+def _padded_regime(family: Family, programs: int, spec: AttentionSpec, profile: DeviceProfile) -> Regime | None:
+    """That of rows padded to the 64 of a warpgroup's product, where that pays; else None."""
+    # Measured at 128 columns and 32 rows; with fewer than 16 it gained nothing.
+    rows = MIN_DOT_ROWS < row_tile_of(spec) <= MOST_PADDED_ROWS
+    known = spec.element_bytes == 2 and padded_dim(spec.head_dim) == padded_dim(spec.value_dim) == 128
+    plain = not spec.mask_per_row and not spec.page_size and _planned_kv_len(spec) >= KEYS_WORTH_PADDED_ROWS
+    few = programs * 2 < profile.sm_count
+    return family.padded if rows and known and plain and few and profile.arch == WARPGROUP_ARCH else None
+
+
 def _balanced_regime(family: Family, programs: int, spec: AttentionSpec, profile: DeviceProfile) -> Regime | None:
     """That of splits which follow what each sequence holds, where that pays; else None."""
     if profile.backend != "cuda" or not spec.masked or spec.batch < SMALLEST_RAGGED_BATCH:
@@ -259,11 +293,15 @@ def _planned_kv_len(spec: AttentionSpec) -> int:
     return max(spec.kv_len, PLANNED_SYMBOLIC_KV_LEN) if "kv_len" in spec.symbolic else spec.kv_len
 
 
-def _splits(regime: Regime, programs: int, spec: AttentionSpec, profile: DeviceProfile, block_kv: int) -> int:
+def _splits(
+    regime: Regime, programs: int, spec: AttentionSpec, profile: DeviceProfile, block_kv: int, padded: bool = False
+) -> int:
     kv_len = _planned_kv_len(spec)
     tiles = max(1, -(-kv_len // block_kv))
     many_rows = row_tile_of(spec) > MIN_DOT_ROWS and not spec.rope_dim
     long_share = KEYS_OF_A_LONG_SHARE_OF_MANY_ROWS if many_rows else KEYS_OF_A_LONG_SHARE
+    if padded:
+        long_share = KEYS_OF_A_LONG_SHARE_OF_PADDED_ROWS
     most = max(EASILY_MERGED_SPLITS, kv_len // long_share)
     wanted = min(regime.programs_per_sm * profile.sm_count // programs, most)
     if wanted > SPLIT_ROUNDING:
@@ -308,15 +346,18 @@ def choose_without_streaming(spec: AttentionSpec, profile: DeviceProfile) -> Ker
     """
     family, programs = family_of(profile), programs_before_splitting(spec)
     balanced = _balanced_regime(family, programs, spec, profile)
-    regime = balanced or _regime(family, programs, spec, profile)
+    padded = _padded_regime(family, programs, spec, profile)
+    regime = padded or balanced or _regime(family, programs, spec, profile)
     block_kv = _block_kv(spec, regime.tile_bytes)
-    splits = _splits(regime, programs, spec, profile, block_kv)
+    splits = _splits(regime, programs, spec, profile, block_kv, padded is not None)
     partition = Partition.STRIDED if splits > 1 else Partition.EVEN
     if balanced and 1 < splits < MAX_SPLITS:
         # Rounding every sequence's share to whole tiles costs about one.
         splits, partition = splits + 1, Partition.BALANCED
-    config = _of_regime(regime, block_kv, spec, profile)
-    return _shrink_to_fit(spec, replace(config, num_splits=splits, partition=partition), profile)
+    config = replace(_of_regime(regime, block_kv, spec, profile), num_splits=splits, partition=partition)
+    if padded:
+        config = replace(config, operand_order=OperandOrder.QK64)
+    return _shrink_to_fit(spec, config, profile)
 
 
 def _of_regime(regime: Regime, block_kv: int, spec: AttentionSpec, profile: DeviceProfile) -> KernelConfig:

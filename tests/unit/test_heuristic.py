@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prefetch_compiler.config import KernelConfig, LoadPath, Partition
+from prefetch_compiler.config import KernelConfig, LoadPath, OperandOrder, Partition
 from prefetch_compiler.database.key import parse_key
 from prefetch_compiler.device import REFERENCE_DEVICES, DeviceProfile
 from prefetch_compiler.select.admissible import why_inadmissible
@@ -30,8 +30,8 @@ def test_few_programs_are_split_until_every_sm_has_two() -> None:
 @pytest.mark.parametrize(
     ("heads", "capacity", "splits"),
     [
-        ("32q/1kv d128", 65536, 128),
-        ("32q/1kv d128", 131072, 256),
+        ("32q/1kv d64", 65536, 128),
+        ("32q/1kv d64", 131072, 256),
         ("4q/1kv d256", 131072, 128),
         ("4q/1kv d256", 65536, 64),
     ],
@@ -127,11 +127,69 @@ def test_tiles_of_paged_caches_are_no_larger_than_pages_hold() -> None:
     assert (config.block_kv, config.load_path) == (64, LoadPath.TMA)
 
 
-def test_many_query_rows_leave_no_registers_for_large_tiles() -> None:
+@pytest.mark.parametrize(("dtype", "arch"), [("float32", 90), ("bfloat16", 100)])
+def test_many_query_rows_leave_no_registers_for_large_tiles(dtype: str, arch: int) -> None:
     few, many = (
-        choose(parse_key(f"bfloat16 32q/8kv d128 q{q_len} b16 s4096 bhsd-tma bool").spec(), H200) for q_len in (1, 16)
+        choose(parse_key(f"{dtype} 32q/8kv d128 q{q_len} b16 s4096 bhsd-tma bool").spec(), REFERENCE_DEVICES[arch])
+        for q_len in (1, 16)
     )
     assert many.block_kv < few.block_kv
+
+
+def test_many_query_rows_that_warpgroups_multiply_keep_large_tiles() -> None:
+    name = "bfloat16 32q/8kv d128 q16 b16 s4096 bhsd-tma bool_rows"
+    config = choose(parse_key(name).spec(), H200)
+    assert (config.block_kv, config.num_warps, config.load_path) == (128, 8, LoadPath.TMA)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "splits", "partition"),
+    [
+        ("b1 s8192", 64, Partition.STRIDED),
+        ("b1 s131072", 128, Partition.STRIDED),
+        ("b8 s2048", 16, Partition.STRIDED),
+        ("b64 s4096", 2, Partition.STRIDED),
+        ("b4 s32768", 33, Partition.BALANCED),
+    ],
+)
+def test_32_query_rows_are_padded_and_have_one_program_an_sm(sizes: str, splits: int, partition: Partition) -> None:
+    config = chosen(sizes, heads="32q/1kv d128")
+    assert (config.operand_order, config.num_splits, config.partition) == (OperandOrder.QK64, splits, partition)
+    assert (config.block_kv, config.num_warps, config.num_stages) == (64, 4, 3)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bfloat16 16q/1kv d128 q1 b16 s4096 bhsd-tma bool",
+        "bfloat16 32q/1kv d64 q1 b16 s4096 bhsd-tma bool",
+        "bfloat16 32q/1kv d256 q1 b16 s4096 bhsd-tma bool",
+        "float32 32q/1kv d128 q1 b16 s4096 bhsd-tma bool",
+        "bfloat16 8q/1kv d128 q4 b16 s4096 bhsd-tma bool_rows",
+        "bfloat16 32q/1kv d128 q1 b16 s1024 bhsd-tma bool",
+        "bfloat16 32q/1kv d128 q1 b128 s4096 bhsd-tma bool",
+        "bfloat16 32q/1kv d128 q1 b16 s4096 bshd-tma lengths page64",
+    ],
+)
+def test_rows_that_padding_was_not_seen_to_pay_for_are_not_padded(name: str) -> None:
+    assert choose(parse_key(name).spec(), H200).operand_order is not OperandOrder.QK64
+
+
+@pytest.mark.parametrize("arch", [80, 89, 100, 120])
+def test_rows_are_padded_only_for_warpgroups(arch: int) -> None:
+    config = chosen("b16 s4096", heads="32q/1kv d128", device=REFERENCE_DEVICES[arch])
+    assert config.operand_order is not OperandOrder.QK64
+
+
+def test_sms_without_a_program_are_worth_splitting_for_in_longer_caches() -> None:
+    short, long = (chosen(f"b16 s{keys}", heads="15q/5kv d64") for keys in (1024, 2048))
+    assert (short.num_splits, long.num_splits) == (1, 3)
+
+
+def test_many_programs_over_the_shortest_caches_are_one_warp() -> None:
+    shortest, longer = (chosen(f"b256 s{keys}") for keys in (128, 256))
+    assert (shortest.num_warps, shortest.block_kv) == (1, 16)
+    assert (longer.num_warps, longer.block_kv) == (4, 64)
 
 
 def test_what_was_measured_on_one_gpu_is_not_taken_over_by_smaller_ones() -> None:
