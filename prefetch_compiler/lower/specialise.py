@@ -25,9 +25,10 @@ LOG2_E = math.log2(math.e)
 # fp32 values of partial results that a merge program holds at once, at most: all splits, mostly, since going through
 # them in parts costs a memory latency each.
 MERGE_TILE_ELEMENTS = 32768
-# Of which a thread holds up to so many. There are as many programs as query rows, and each warp of a program computes
-# the addresses anew: 2,048 rows of four splits took 4 us longer with four warps than with one (NVIDIA H200).
-MERGE_THREAD_ELEMENTS, MOST_MERGE_WARPS = 128, 8
+# Of which a thread holds up to so many, and a warp these of so many splits, with whose weights 64 spill. There are as
+# many programs as query rows, and each warp of a program computes the addresses anew: 2,048 rows of four splits took
+# 4 us longer with four warps than with one (NVIDIA H200).
+MERGE_THREAD_ELEMENTS, MERGE_WARP_SPLITS, MOST_MERGE_WARPS = 128, 32, 8
 # Balanced splits of a sequence that a merge holds at once: the even share, but no fewer. Few sequences have four times
 # that, and what is computed for all splits that a sequence may have is computed for every row.
 BALANCED_PARTS = 16
@@ -312,9 +313,9 @@ def _merge_chunk(block_dv: int, config: KernelConfig) -> int:
     return chunk
 
 
-def _merge_warps(values: int) -> int:
-    """Warps of a merge that holds so many values at once."""
-    needed = -(-values // (32 * MERGE_THREAD_ELEMENTS))
+def _merge_warps(splits: int, values: int) -> int:
+    """Warps of a merge that holds so many splits of one row, and values of all its rows, at once."""
+    needed = max(-(-values // (32 * MERGE_THREAD_ELEMENTS)), -(-splits // MERGE_WARP_SPLITS))
     return min(MOST_MERGE_WARPS, 1 << (needed - 1).bit_length())
 
 
@@ -365,7 +366,7 @@ def merge_call(
     }
     kernel = SPLIT_KV.load("merge_splits").merge_splits
     options = {
-        "num_warps": _merge_warps(chunk * max(1, at_once) * padded_dim(value_dim)),
+        "num_warps": _merge_warps(chunk, chunk * max(1, at_once) * padded_dim(value_dim)),
         "num_stages": 1,
         **overlap_option(config),
     }
