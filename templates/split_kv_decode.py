@@ -287,9 +287,6 @@ def split_kv_decode(
                     ROWS_AT_ONCE, SPLITS_AT_ONCE, EXP2_SCALE, UPCAST,
                 )  # fmt: skip
             else:
-                # Nothing is added, which the compiler cannot know: the rows' offsets into the output would be those of
-                # the queries, kept in registers throughout the loop (15 to 100 of a thread's, Triton 3.6).
-                row_tile += (kv_len < 0).to(tl.int32)
                 write_output(
                     out_ptr, lse_ptr, maximum, total, accumulator, sequence, kv_head, kv_heads, row_tile, q_len,
                     out_batch_stride, out_head_stride, out_row_stride, GROUP, VALUE_DIM, BLOCK_M, BLOCK_DV, KEYS_AXIS,
