@@ -19,7 +19,7 @@ from .gluon import has_gluon
 
 # Of wgmma: warpgroup products with their operands in shared memory. Later GPUs have others. The kernel with a producer
 # warp asks for them, and for registers that one warp hands to another.
-_WGMMA_ARCH = 90
+WGMMA_ARCH = 90
 
 
 def why_inadmissible(spec: AttentionSpec, config: KernelConfig, profile: DeviceProfile) -> str | None:
@@ -74,8 +74,8 @@ def _why_not_padded(spec: AttentionSpec, config: KernelConfig, profile: DevicePr
     """What only rows that are padded to a warpgroup's (qk64) ask for."""
     if spec.cache is not None or spec.rope_dim:
         return "query rows over quantised and latent caches are not padded to a warpgroup's"
-    if profile.backend != "interpreter" and profile.arch != _WGMMA_ARCH:
-        return f"query rows are padded for the products of sm_{_WGMMA_ARCH}, not for those of {profile.name}"
+    if profile.backend != "interpreter" and profile.arch != WGMMA_ARCH:
+        return f"query rows are padded for the products of sm_{WGMMA_ARCH}, not for those of {profile.name}"
     if row_tile_of(spec) >= WARPGROUP_ROWS:
         return f"{spec.rows} query rows are as many as a warpgroup multiplies without being padded"
     if spec.element_bytes != 2:
@@ -123,8 +123,8 @@ def _why_no_producer(spec: AttentionSpec, config: KernelConfig, profile: DeviceP
         return None
     if profile.backend == "interpreter":
         return "Triton's interpreter runs no kernels with a producer warp, which are written in Gluon"
-    if profile.arch != _WGMMA_ARCH:
-        return f"a producer warp feeds the products of sm_{_WGMMA_ARCH}, not those of {profile.name}"
+    if profile.arch != WGMMA_ARCH:
+        return f"a producer warp feeds the products of sm_{WGMMA_ARCH}, not those of {profile.name}"
     if not has_gluon():
         return "kernels with a producer warp are written in Gluon, which this Triton does not have"
     if (spec.head_dim, spec.rope_dim) != PRODUCER_COLUMNS:

@@ -31,7 +31,7 @@ from ..config import MAX_SPLITS, KernelConfig, LoadPath, OperandOrder, Partition
 from ..device import DeviceProfile
 from ..errors import InadmissibleConfigError
 from ..spec import AttentionSpec, MaskKind
-from .admissible import why_inadmissible
+from .admissible import WGMMA_ARCH, why_inadmissible
 from .footprint import (
     MAX_LATENT_ROWS,
     MIN_DOT_ROWS,
@@ -84,26 +84,28 @@ MAX_TILE_REGISTERS = 150
 MAX_QUANTISED_SCORES = 1024
 # Of a tile that is dequantised in registers, a warp: with more, sm_80 to sm_100 spill.
 MAX_GROUPED_NUMBERS = 2048
-# Compute capability of the GPUs whose tensor cores multiply 64 rows at a time from shared memory into registers.
-WARPGROUP_ARCH = 90
 
 
 @dataclass(frozen=True)
 class Regime:
     """Settings of one regime. ``tile_bytes`` is one K tile plus one V tile; ``programs_per_sm`` is what splitting aims
-    at, 0 for no splitting."""
+    at, 0 for no splitting; ``long_share`` the keys that repay another split where many are merged, 0 for what the rows
+    ask for."""
 
     tile_bytes: int
     warps: int
     stages: int
     load_path: LoadPath
     programs_per_sm: int
+    long_share: int = 0
 
 
 @dataclass(frozen=True)
 class Family:
     """The regimes of one GPU family. ``wide`` heads have more than 128 columns. Without ``streamed`` and
-    ``streamed_paired`` nothing is streamed, and without ``padded`` no rows are padded to a warpgroup's."""
+    ``streamed_paired`` nothing is streamed, and without ``padded`` no rows are padded to a warpgroup's. Without
+    ``shortest`` the shortest caches are read as others are, and without ``fitting_many_rows`` more than 32 rows as wide
+    heads are."""
 
     few: Regime
     few_wide: Regime
@@ -137,7 +139,7 @@ _LARGE_SHARED_MEMORY = Family(
     many=Regime(64 * _KIB, 4, 3, _TMA, 0),
     streamed=Regime(64 * _KIB, 8, 3, _TMA, 1),
     streamed_paired=Regime(32 * _KIB, 4, 3, _TMA, 2),
-    padded=Regime(32 * _KIB, 4, 3, _TMA, 1),
+    padded=Regime(32 * _KIB, 4, 3, _TMA, 1, KEYS_OF_A_LONG_SHARE_OF_PADDED_ROWS),
     shortest=Regime(8 * _KIB, 1, 3, _TMA, 0),
     fitting_many_rows=Regime(64 * _KIB, 8, 3, _TMA, 1),
 )
@@ -238,7 +240,7 @@ def _regime(family: Family, programs: int, spec: AttentionSpec, profile: DeviceP
         if profile.backend == "cuda" and _planned_kv_len(spec) <= KEYS_OF_A_SHORT_CACHE:
             return replace(family.paired, load_path=_POINTER)
         # But for the eight warps that multiply 64 rows from shared memory.
-        multiplied_there = profile.arch == WARPGROUP_ARCH and spec.element_bytes == 2
+        multiplied_there = profile.arch == WGMMA_ARCH and spec.element_bytes == 2
         if many_rows and multiplied_there and family.fitting_many_rows and not (wide or spec.page_size):
             return family.fitting_many_rows
         return family.fitting_wide if narrow_tiles else family.fitting
@@ -272,7 +274,7 @@ def _padded_regime(family: Family, programs: int, spec: AttentionSpec, profile: 
     known = spec.element_bytes == 2 and padded_dim(spec.head_dim) == padded_dim(spec.value_dim) == 128
     plain = not spec.mask_per_row and not spec.page_size and _planned_kv_len(spec) >= KEYS_WORTH_PADDED_ROWS
     few = programs * 2 < profile.sm_count
-    return family.padded if rows and known and plain and few and profile.arch == WARPGROUP_ARCH else None
+    return family.padded if rows and known and plain and few and profile.arch == WGMMA_ARCH else None
 
 
 def _balanced_regime(family: Family, programs: int, spec: AttentionSpec, profile: DeviceProfile) -> Regime | None:
@@ -293,16 +295,12 @@ def _planned_kv_len(spec: AttentionSpec) -> int:
     return max(spec.kv_len, PLANNED_SYMBOLIC_KV_LEN) if "kv_len" in spec.symbolic else spec.kv_len
 
 
-def _splits(
-    regime: Regime, programs: int, spec: AttentionSpec, profile: DeviceProfile, block_kv: int, padded: bool = False
-) -> int:
+def _splits(regime: Regime, programs: int, spec: AttentionSpec, profile: DeviceProfile, block_kv: int) -> int:
     kv_len = _planned_kv_len(spec)
     tiles = max(1, -(-kv_len // block_kv))
     many_rows = row_tile_of(spec) > MIN_DOT_ROWS and not spec.rope_dim
     long_share = KEYS_OF_A_LONG_SHARE_OF_MANY_ROWS if many_rows else KEYS_OF_A_LONG_SHARE
-    if padded:
-        long_share = KEYS_OF_A_LONG_SHARE_OF_PADDED_ROWS
-    most = max(EASILY_MERGED_SPLITS, kv_len // long_share)
+    most = max(EASILY_MERGED_SPLITS, kv_len // (regime.long_share or long_share))
     wanted = min(regime.programs_per_sm * profile.sm_count // programs, most)
     if wanted > SPLIT_ROUNDING:
         wanted -= wanted % SPLIT_ROUNDING
@@ -349,7 +347,7 @@ def choose_without_streaming(spec: AttentionSpec, profile: DeviceProfile) -> Ker
     padded = _padded_regime(family, programs, spec, profile)
     regime = padded or balanced or _regime(family, programs, spec, profile)
     block_kv = _block_kv(spec, regime.tile_bytes)
-    splits = _splits(regime, programs, spec, profile, block_kv, padded is not None)
+    splits = _splits(regime, programs, spec, profile, block_kv)
     partition = Partition.STRIDED if splits > 1 else Partition.EVEN
     if balanced and 1 < splits < MAX_SPLITS:
         # Rounding every sequence's share to whole tiles costs about one.
@@ -436,7 +434,7 @@ def choose_without_producer(spec: AttentionSpec, profile: DeviceProfile) -> Kern
         InadmissibleConfigError: not even the most cautious configuration fits the device.
     """
     emulated = profile.backend == "interpreter"
-    by_warpgroups = profile.arch == WARPGROUP_ARCH and spec.rows > MAX_LATENT_ROWS[LoadPath.POINTER]
+    by_warpgroups = profile.arch == WGMMA_ARCH and spec.rows > MAX_LATENT_ROWS[LoadPath.POINTER]
     use_tma = by_warpgroups and spec.tma_loadable and spec.element_bytes == 2 and not spec.mask_per_row
     load_path = LoadPath.TMA if use_tma else LoadPath.POINTER
     rows = latent_row_tile(spec.rows, load_path)
