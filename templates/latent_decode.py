@@ -233,6 +233,7 @@ def latent_decode(
     SPLIT: tl.constexpr,
     Q_STRIDE_UNIT: tl.constexpr,
     KV_STRIDE_UNIT: tl.constexpr,
+    OUT_STRIDE_UNIT: tl.constexpr,
     MASK: tl.constexpr,
     MASK_PER_ROW: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -381,7 +382,7 @@ def latent_decode(
 
         out_rows = (
             sequence_wide * out_batch_stride + row_head.to(tl.int64) * out_head_stride + row_query * out_row_stride
-        )
+        ) * OUT_STRIDE_UNIT
         if not SPLIT:
             store_output(out_ptr, accumulator, total, out_rows, row_valid, LATENT_DIM, BLOCK_L, KEYS_AXIS, UPCAST)
         else:

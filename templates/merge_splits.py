@@ -89,6 +89,7 @@ def merge_splits(
     out_head_stride,
     out_row_stride,
     GROUP: tl.constexpr,
+    OUT_STRIDE_UNIT: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     BLOCK_DV: tl.constexpr,
     BLOCK_KV: tl.constexpr,
@@ -111,10 +112,13 @@ def merge_splits(
     if LAUNCH_OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
+    out_batch = tl.cast(out_batch_stride, tl.int64) * OUT_STRIDE_UNIT
+    out_head = tl.cast(out_head_stride, tl.int64) * OUT_STRIDE_UNIT
+    out_row = tl.cast(out_row_stride, tl.int64) * OUT_STRIDE_UNIT
     if STREAMED:
         merge_stream(
             partial_ptr, stats_ptr, bounds_ptr, out_ptr, lengths_ptr, lse_ptr, q_len, kv_len, kv_heads, num_splits,
-            bounds_stride, out_batch_stride, out_head_stride, out_row_stride, GROUP, VALUE_DIM, BLOCK_DV, BLOCK_KV,
+            bounds_stride, out_batch, out_head, out_row, GROUP, VALUE_DIM, BLOCK_DV, BLOCK_KV,
             CHUNK, BLOCK_BATCH, STREAM_ROWS, CAUSAL, EXP2_SCALE, UPCAST,
         )  # fmt: skip
     else:
@@ -177,13 +181,9 @@ def merge_splits(
                 accumulator += tl.sum(partials * weight[:, None], 0)
 
         head = kv_head * GROUP + row // q_len
-        out_row = (
-            sequence.to(tl.int64) * out_batch_stride
-            + head.to(tl.int64) * out_head_stride
-            + (row % q_len) * out_row_stride
-        )
+        out_base = sequence.to(tl.int64) * out_batch + head.to(tl.int64) * out_head + (row % q_len) * out_row
         denominator = tl.where(total == 0.0, 1.0, total)
         result = round_to(accumulator / denominator, out_ptr.dtype.element_ty, UPCAST)
-        tl.store(out_ptr + out_row + columns, result, mask=columns < VALUE_DIM)
+        tl.store(out_ptr + out_base + columns, result, mask=columns < VALUE_DIM)
         if lse_ptr is not None:
             store_lse(lse_ptr, reference, total, flat, True, EXP2_SCALE)

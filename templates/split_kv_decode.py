@@ -92,6 +92,7 @@ def split_kv_decode(
     SPLIT: tl.constexpr,
     Q_STRIDE_UNIT: tl.constexpr,
     KV_STRIDE_UNIT: tl.constexpr,
+    OUT_STRIDE_UNIT: tl.constexpr,
     MASK: tl.constexpr,
     MASK_PER_ROW: tl.constexpr,
     CLEAN_APART: tl.constexpr,
@@ -163,6 +164,9 @@ def split_kv_decode(
     sequence = flat // (row_tiles * kv_heads)
     k_row = tl.cast(k_row_stride, tl.int64) * KV_STRIDE_UNIT
     v_row = tl.cast(v_row_stride, tl.int64) * KV_STRIDE_UNIT
+    out_batch = tl.cast(out_batch_stride, tl.int64) * OUT_STRIDE_UNIT
+    out_head = tl.cast(out_head_stride, tl.int64) * OUT_STRIDE_UNIT
+    out_row = tl.cast(out_row_stride, tl.int64) * OUT_STRIDE_UNIT
 
     if PROLOGUE_PREFETCH and not STREAMED:
         # Keys of earlier steps do not depend on the kernel before this one. Harmless where the guess is wrong, and for
@@ -234,14 +238,14 @@ def split_kv_decode(
             if first_program == last_program:
                 write_output(
                     out_ptr, lse_ptr, maximum, total, accumulator, sequence, kv_head, kv_heads, row_tile, q_len,
-                    out_batch_stride, out_head_stride, out_row_stride, GROUP, VALUE_DIM, BLOCK_M, BLOCK_DV, KEYS_AXIS,
+                    out_batch, out_head, out_row, GROUP, VALUE_DIM, BLOCK_M, BLOCK_DV, KEYS_AXIS,
                     EXP2_SCALE, UPCAST,
                 )  # fmt: skip
             else:
                 write_partial(
                     partial_ptr, stats_ptr, arrivals_ptr, out_ptr, lse_ptr, maximum, total, accumulator, slot,
                     slot - split + first_program, last_program - first_program + 1, sequence, kv_head, kv_heads,
-                    row_tile, row_tiles, q_len, out_batch_stride, out_head_stride, out_row_stride, GROUP, VALUE_DIM,
+                    row_tile, row_tiles, q_len, out_batch, out_head, out_row, GROUP, VALUE_DIM,
                     BLOCK_M, BLOCK_DV, KEYS_AXIS, MERGE_IN_PLACE, ROWS_AT_ONCE, SPLITS_AT_ONCE, EXP2_SCALE, UPCAST,
                 )  # fmt: skip
     else:
@@ -282,13 +286,13 @@ def split_kv_decode(
             if SPLIT:
                 write_partial(
                     partial_ptr, stats_ptr, arrivals_ptr, out_ptr, lse_ptr, maximum, total, accumulator, slot, slot -
-                    split, splits, sequence, kv_head, kv_heads, row_tile, row_tiles, q_len, out_batch_stride,
-                    out_head_stride, out_row_stride, GROUP, VALUE_DIM, BLOCK_M, BLOCK_DV, KEYS_AXIS, MERGE_IN_PLACE,
+                    split, splits, sequence, kv_head, kv_heads, row_tile, row_tiles, q_len, out_batch,
+                    out_head, out_row, GROUP, VALUE_DIM, BLOCK_M, BLOCK_DV, KEYS_AXIS, MERGE_IN_PLACE,
                     ROWS_AT_ONCE, SPLITS_AT_ONCE, EXP2_SCALE, UPCAST,
                 )  # fmt: skip
             else:
                 write_output(
                     out_ptr, lse_ptr, maximum, total, accumulator, sequence, kv_head, kv_heads, row_tile, q_len,
-                    out_batch_stride, out_head_stride, out_row_stride, GROUP, VALUE_DIM, BLOCK_M, BLOCK_DV, KEYS_AXIS,
+                    out_batch, out_head, out_row, GROUP, VALUE_DIM, BLOCK_M, BLOCK_DV, KEYS_AXIS,
                     EXP2_SCALE, UPCAST,
                 )  # fmt: skip

@@ -48,7 +48,7 @@ def latent_call(
     block_m = latent_row_tile(heads * q_len, config.load_path)
     tiles = -(-heads * q_len // block_m)
     mask_strides = differing_strides(t.mask)
-    q_unit, kv_unit = stride_unit(t.q), stride_unit(latent, rope)
+    q_unit, kv_unit, out_unit = stride_unit(t.q), stride_unit(latent, rope), stride_unit(t.out)
     use_tma = config.load_path is LoadPath.TMA
     emulated = interpreting()
     arguments: dict[str, Any] = {
@@ -78,7 +78,7 @@ def latent_call(
         "mask_head_stride": mask_strides[1],
         "mask_row_stride": mask_strides[2],
         "mask_key_stride": mask_strides[3],
-        **strides(t.out, "out", 1),
+        **strides(t.out, "out", out_unit),
     }
     constants = {
         "HEADS": heads,
@@ -90,6 +90,7 @@ def latent_call(
         "SPLIT": config.num_splits > 1,
         "Q_STRIDE_UNIT": q_unit,
         "KV_STRIDE_UNIT": kv_unit,
+        "OUT_STRIDE_UNIT": out_unit,
         "MASK": mask_mode(t.mask),
         "MASK_PER_ROW": mask_strides[1] != 0 or mask_strides[2] != 0,
         "CAUSAL": is_causal and t.lengths is None,

@@ -182,7 +182,7 @@ def decode_call(
     group = query_heads // kv_heads
     tiles = row_tiles(group * q_len)
     mask_strides = differing_strides(t.mask)
-    q_unit, kv_unit = stride_unit(t.q), stride_unit(t.k, t.v)
+    q_unit, kv_unit, out_unit = stride_unit(t.q), stride_unit(t.k, t.v), stride_unit(t.out)
     use_tma = config.load_path is LoadPath.TMA
     emulated = interpreting()
 
@@ -216,7 +216,7 @@ def decode_call(
         "mask_head_stride": mask_strides[1],
         "mask_row_stride": mask_strides[2],
         "mask_key_stride": mask_strides[3],
-        **strides(t.out, "out", 1),
+        **strides(t.out, "out", out_unit),
         "table_stride": table_stride(t.table),
     }
     constants = {
@@ -230,6 +230,7 @@ def decode_call(
         "SPLIT": config.num_splits > 1,
         "Q_STRIDE_UNIT": q_unit,
         "KV_STRIDE_UNIT": kv_unit,
+        "OUT_STRIDE_UNIT": out_unit,
         "MASK": mask_mode(t.mask),
         "MASK_PER_ROW": mask_strides[1] != 0 or mask_strides[2] != 0,
         "CLEAN_APART": mask_strides[1] != 0 or mask_strides[2] != 0,
@@ -327,7 +328,7 @@ def merge_call(
         return None
     batch, query_heads, q_len, _ = t.q.shape
     kv_heads, value_dim = t.k.shape[1], t.out.shape[3]
-    out_strides = t.out.stride()
+    out_unit = stride_unit(t.out)
     block_splits = most_splits(config)
     rows = query_heads // kv_heads * q_len
     chunk, at_once = _merge_chunk(padded_dim(value_dim), config), 0
@@ -345,12 +346,11 @@ def merge_call(
         "kv_heads": kv_heads,
         "num_splits": config.num_splits,
         "bounds_stride": bounds_stride(t.bounds),
-        "out_batch_stride": out_strides[0],
-        "out_head_stride": out_strides[1],
-        "out_row_stride": out_strides[2],
+        **strides(t.out, "out", out_unit),
     }
     constants = {
         "GROUP": query_heads // kv_heads,
+        "OUT_STRIDE_UNIT": out_unit,
         "VALUE_DIM": value_dim,
         "BLOCK_DV": padded_dim(value_dim),
         "BLOCK_KV": config.block_kv,
