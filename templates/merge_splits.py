@@ -18,7 +18,7 @@ from .split_plan import (
 )
 
 _RUNTIME_INTEGERS = [
-    "q_len", "kv_len", "kv_heads", "num_splits", "bounds_stride",
+    "q_len", "kv_len", "num_splits", "bounds_stride",
     "out_batch_stride", "out_head_stride", "out_row_stride",
 ]  # fmt: skip
 
@@ -82,13 +82,14 @@ def merge_splits(
     lse_ptr,
     q_len,
     kv_len,
-    kv_heads,
     num_splits,
     bounds_stride,
     out_batch_stride,
     out_head_stride,
     out_row_stride,
+    KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
+    ONE_QUERY: tl.constexpr,
     OUT_STRIDE_UNIT: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     BLOCK_DV: tl.constexpr,
@@ -112,12 +113,14 @@ def merge_splits(
     if LAUNCH_OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
+    if ONE_QUERY:
+        q_len = 1
     out_batch = tl.cast(out_batch_stride, tl.int64) * OUT_STRIDE_UNIT
     out_head = tl.cast(out_head_stride, tl.int64) * OUT_STRIDE_UNIT
     out_row = tl.cast(out_row_stride, tl.int64) * OUT_STRIDE_UNIT
     if STREAMED:
         merge_stream(
-            partial_ptr, stats_ptr, bounds_ptr, out_ptr, lengths_ptr, lse_ptr, q_len, kv_len, kv_heads, num_splits,
+            partial_ptr, stats_ptr, bounds_ptr, out_ptr, lengths_ptr, lse_ptr, q_len, kv_len, KV_HEADS, num_splits,
             bounds_stride, out_batch, out_head, out_row, GROUP, VALUE_DIM, BLOCK_DV, BLOCK_KV,
             CHUNK, BLOCK_BATCH, STREAM_ROWS, CAUSAL, EXP2_SCALE, UPCAST,
         )  # fmt: skip
@@ -126,11 +129,11 @@ def merge_splits(
         flat = tl.program_id(0)
         row = flat % rows
         head_slot = flat // rows
-        kv_head = head_slot % kv_heads
-        sequence = head_slot // kv_heads
+        kv_head = head_slot % KV_HEADS
+        sequence = head_slot // KV_HEADS
 
         if PARTITION == "balanced":
-            batch = tl.num_programs(0) // (kv_heads * rows)
+            batch = tl.num_programs(0) // (KV_HEADS * rows)
             counts, up_to = balanced_counts(
                 bounds_ptr, bounds_stride, batch, kv_len, q_len, num_splits, BLOCK_KV, BLOCK_BATCH, MOST_SPLITS,
                 bounds_ptr is not None, CAUSAL, lengths_ptr, lengths_ptr is not None,

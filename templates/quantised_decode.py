@@ -348,7 +348,7 @@ def store_columns(
 
 
 _RUNTIME_INTEGERS = [
-    "q_len", "kv_len", "kv_heads", "row_tiles", "bounds_stride",
+    "q_len", "kv_len", "row_tiles", "bounds_stride",
     "q_batch_stride", "q_head_stride", "q_row_stride",
     "k_batch_stride", "k_head_stride", "k_row_stride",
     "v_batch_stride", "v_head_stride", "v_row_stride",
@@ -384,7 +384,6 @@ def quantised_decode(
     softcap,
     q_len,
     kv_len,
-    kv_heads,
     row_tiles,
     bounds_stride,
     q_batch_stride,
@@ -412,7 +411,9 @@ def quantised_decode(
     out_head_stride,
     out_row_stride,
     table_stride,
+    KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
+    ONE_QUERY: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -486,13 +487,20 @@ def quantised_decode(
     K_PAIRS: tl.constexpr = BLOCK_K * 2 if PACKED else BLOCK_K
     V_PAIRS: tl.constexpr = BLOCK_V * 2 if PACKED else BLOCK_V
     BALANCED: tl.constexpr = PARTITION == "balanced"
+    # As in split_kv_decode.
+    if ONE_QUERY:
+        q_len = 1
+        if GROUP <= BLOCK_M:
+            row_tiles = 1
     flat = tl.program_id(0)
     split = tl.program_id(1)
     num_splits = tl.num_programs(1)
-    batch = tl.num_programs(0) // (kv_heads * row_tiles)
+    if not SPLIT:
+        num_splits = 1
+    batch = tl.num_programs(0) // (KV_HEADS * row_tiles)
     row_tile = flat % row_tiles
-    kv_head = flat // row_tiles % kv_heads
-    sequence = flat // (row_tiles * kv_heads)
+    kv_head = flat // row_tiles % KV_HEADS
+    sequence = flat // (row_tiles * KV_HEADS)
     k_row = tl.cast(k_row_stride, tl.int64) * KV_STRIDE_UNIT
     v_row = tl.cast(v_row_stride, tl.int64) * KV_STRIDE_UNIT
 
@@ -519,14 +527,14 @@ def quantised_decode(
             bounds_ptr, bounds_stride, batch, kv_len, q_len, num_splits, BLOCK_KV, BLOCK_BATCH, MOST_SPLITS,
             bounds_ptr is not None, CAUSAL, lengths_ptr, lengths_ptr is not None,
         )  # fmt: skip
-        batch_split = (split * tl.num_programs(0) + flat) // (kv_heads * row_tiles)
+        batch_split = (split * tl.num_programs(0) + flat) // (KV_HEADS * row_tiles)
         sequence, split, splits = balanced_split(counts, up_to, batch_split, BLOCK_BATCH)
         works = sequence < batch
         sequence = tl.minimum(sequence, batch - 1)
         slot = kv_head.to(tl.int64) * batch * num_splits + batch_split
     else:
         splits = num_splits
-        slot = (sequence.to(tl.int64) * kv_heads + kv_head) * num_splits + split
+        slot = (sequence.to(tl.int64) * KV_HEADS + kv_head) * num_splits + split
     first_key, end_key, clean_first, clean_end = valid_keys(
         bounds_ptr, bounds_stride, sequence, kv_len, q_len, bounds_ptr is not None, CAUSAL, lengths_ptr,
         lengths_ptr is not None,
@@ -686,7 +694,7 @@ def quantised_decode(
             tl.store(stats_ptr + partial_rows * 2, maximum, mask=row_valid)
             tl.store(stats_ptr + partial_rows * 2 + 1, total, mask=row_valid)
         if lse_ptr is not None and not SPLIT:
-            store_lse(lse_ptr + (sequence_wide * kv_heads + kv_head) * rows, maximum, total, row, row_valid, EXP2_SCALE)
+            store_lse(lse_ptr + (sequence_wide * KV_HEADS + kv_head) * rows, maximum, total, row, row_valid, EXP2_SCALE)
         store_columns(
             out_ptr, partial_ptr, even, total, out_rows, partial_rows * VALUE_DIM, row_valid, 0,
             VALUE_DIM, FORMAT, SPLIT, UPCAST,

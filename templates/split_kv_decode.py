@@ -30,7 +30,7 @@ from .split_plan import (
 )
 
 _RUNTIME_INTEGERS = [
-    "stream_batch", "q_len", "kv_len", "kv_heads", "row_tiles", "bounds_stride",
+    "stream_batch", "q_len", "kv_len", "row_tiles", "bounds_stride",
     "q_batch_stride", "q_head_stride", "q_row_stride",
     "k_batch_stride", "k_head_stride", "k_row_stride",
     "v_batch_stride", "v_head_stride", "v_row_stride",
@@ -62,7 +62,6 @@ def split_kv_decode(
     stream_batch,
     q_len,
     kv_len,
-    kv_heads,
     row_tiles,
     bounds_stride,
     q_batch_stride,
@@ -82,7 +81,9 @@ def split_kv_decode(
     out_head_stride,
     out_row_stride,
     table_stride,
+    KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
+    ONE_QUERY: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -153,15 +154,22 @@ def split_kv_decode(
     BALANCED: tl.constexpr = PARTITION == "balanced"
     if DOUBLE_SCALARS:
         score_scale = tl.cast(score_scale, tl.float32)
+    # What is known is not divided by at run time: a division is thirty instructions, before anything can be loaded.
+    if ONE_QUERY:
+        q_len = 1
+        if GROUP <= BLOCK_M:
+            row_tiles = 1
     flat = tl.program_id(0)
     split = tl.program_id(1)
     num_splits = tl.num_programs(1)
-    batch = tl.num_programs(0) // (kv_heads * row_tiles)
+    if not SPLIT:
+        num_splits = 1
+    batch = tl.num_programs(0) // (KV_HEADS * row_tiles)
     if STREAMED:
         batch = stream_batch
     row_tile = flat % row_tiles
-    kv_head = flat // row_tiles % kv_heads
-    sequence = flat // (row_tiles * kv_heads)
+    kv_head = flat // row_tiles % KV_HEADS
+    sequence = flat // (row_tiles * KV_HEADS)
     k_row = tl.cast(k_row_stride, tl.int64) * KV_STRIDE_UNIT
     v_row = tl.cast(v_row_stride, tl.int64) * KV_STRIDE_UNIT
     out_batch = tl.cast(out_batch_stride, tl.int64) * OUT_STRIDE_UNIT
@@ -237,14 +245,14 @@ def split_kv_decode(
                 )  # fmt: skip
             if first_program == last_program:
                 write_output(
-                    out_ptr, lse_ptr, maximum, total, accumulator, sequence, kv_head, kv_heads, row_tile, q_len,
+                    out_ptr, lse_ptr, maximum, total, accumulator, sequence, kv_head, KV_HEADS, row_tile, q_len,
                     out_batch, out_head, out_row, GROUP, VALUE_DIM, BLOCK_M, BLOCK_DV, KEYS_AXIS,
                     EXP2_SCALE, UPCAST,
                 )  # fmt: skip
             else:
                 write_partial(
                     partial_ptr, stats_ptr, arrivals_ptr, out_ptr, lse_ptr, maximum, total, accumulator, slot,
-                    slot - split + first_program, last_program - first_program + 1, sequence, kv_head, kv_heads,
+                    slot - split + first_program, last_program - first_program + 1, sequence, kv_head, KV_HEADS,
                     row_tile, row_tiles, q_len, out_batch, out_head, out_row, GROUP, VALUE_DIM,
                     BLOCK_M, BLOCK_DV, KEYS_AXIS, MERGE_IN_PLACE, ROWS_AT_ONCE, SPLITS_AT_ONCE, EXP2_SCALE, UPCAST,
                 )  # fmt: skip
@@ -254,14 +262,14 @@ def split_kv_decode(
                 bounds_ptr, bounds_stride, batch, kv_len, q_len, num_splits, BLOCK_KV, BLOCK_BATCH, MOST_SPLITS,
                 bounds_ptr is not None, CAUSAL, lengths_ptr, lengths_ptr is not None,
             )  # fmt: skip
-            batch_split = (split * tl.num_programs(0) + flat) // (kv_heads * row_tiles)
+            batch_split = (split * tl.num_programs(0) + flat) // (KV_HEADS * row_tiles)
             sequence, split, splits = balanced_split(counts, up_to, batch_split, BLOCK_BATCH)
             works = sequence < batch
             sequence = tl.minimum(sequence, batch - 1)
             slot = kv_head.to(tl.int64) * batch * num_splits + batch_split
         else:
             splits = num_splits
-            slot = (sequence.to(tl.int64) * kv_heads + kv_head) * num_splits + split
+            slot = (sequence.to(tl.int64) * KV_HEADS + kv_head) * num_splits + split
         first_key, end_key, clean_first, clean_end = valid_keys(
             bounds_ptr, bounds_stride, sequence, kv_len, q_len, bounds_ptr is not None, CAUSAL, lengths_ptr,
             lengths_ptr is not None,
@@ -286,13 +294,13 @@ def split_kv_decode(
             if SPLIT:
                 write_partial(
                     partial_ptr, stats_ptr, arrivals_ptr, out_ptr, lse_ptr, maximum, total, accumulator, slot, slot -
-                    split, splits, sequence, kv_head, kv_heads, row_tile, row_tiles, q_len, out_batch,
+                    split, splits, sequence, kv_head, KV_HEADS, row_tile, row_tiles, q_len, out_batch,
                     out_head, out_row, GROUP, VALUE_DIM, BLOCK_M, BLOCK_DV, KEYS_AXIS, MERGE_IN_PLACE,
                     ROWS_AT_ONCE, SPLITS_AT_ONCE, EXP2_SCALE, UPCAST,
                 )  # fmt: skip
             else:
                 write_output(
-                    out_ptr, lse_ptr, maximum, total, accumulator, sequence, kv_head, kv_heads, row_tile, q_len,
+                    out_ptr, lse_ptr, maximum, total, accumulator, sequence, kv_head, KV_HEADS, row_tile, q_len,
                     out_batch, out_head, out_row, GROUP, VALUE_DIM, BLOCK_M, BLOCK_DV, KEYS_AXIS,
                     EXP2_SCALE, UPCAST,
                 )  # fmt: skip

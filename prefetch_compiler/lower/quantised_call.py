@@ -84,7 +84,6 @@ def quantised_call(
         **score_arguments(t.mask, scale, softcap),
         "q_len": q_len,
         "kv_len": t.kv_len,
-        "kv_heads": kv_heads,
         "row_tiles": tiles,
         "bounds_stride": bounds_stride(t.bounds),
         **strides(t.q, "q", q_unit),
@@ -106,7 +105,9 @@ def quantised_call(
     # In the kernel's own order, as all of them are.
     shared = _scale_constants(t, quantised_format)
     constants = {
+        "KV_HEADS": kv_heads,
         "GROUP": group,
+        "ONE_QUERY": q_len == 1,
         "HEAD_DIM": head_dim,
         "VALUE_DIM": value_dim,
         "BLOCK_M": block_m,

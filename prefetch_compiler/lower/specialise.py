@@ -206,7 +206,6 @@ def decode_call(
         "stream_batch": batch if config.streams else None,
         "q_len": q_len,
         "kv_len": t.kv_len,
-        "kv_heads": kv_heads,
         "row_tiles": tiles,
         "bounds_stride": bounds_stride(t.bounds),
         **strides(t.q, "q", q_unit),
@@ -220,7 +219,9 @@ def decode_call(
         "table_stride": table_stride(t.table),
     }
     constants = {
+        "KV_HEADS": kv_heads,
         "GROUP": group,
+        "ONE_QUERY": q_len == 1,
         "HEAD_DIM": head_dim,
         "VALUE_DIM": value_dim,
         "BLOCK_M": row_tile(group * q_len, config.operand_order),
@@ -343,13 +344,14 @@ def merge_call(
         "lse_ptr": t.lse,
         "q_len": q_len,
         "kv_len": t.kv_len,
-        "kv_heads": kv_heads,
         "num_splits": config.num_splits,
         "bounds_stride": bounds_stride(t.bounds),
         **strides(t.out, "out", out_unit),
     }
     constants = {
+        "KV_HEADS": kv_heads,
         "GROUP": query_heads // kv_heads,
+        "ONE_QUERY": q_len == 1,
         "OUT_STRIDE_UNIT": out_unit,
         "VALUE_DIM": value_dim,
         "BLOCK_DV": padded_dim(value_dim),
