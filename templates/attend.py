@@ -436,8 +436,36 @@ def attend_around(
 
 
 @triton.jit
+def load_queries(
+    q_ptr, sequence, kv_head, row_tile, q_len, q_batch_stride, q_head_stride, q_row_stride, GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, Q_STRIDE_UNIT: tl.constexpr,
+    CHAINS: tl.constexpr,
+):  # fmt: skip
+    """One tile of query rows, [BLOCK_M, BLOCK_D]; as a tuple of CHAINS equal parts of its columns where there are
+    several."""
+    _, row_valid, row_head, row_query = rows_of_tile(row_tile, kv_head, q_len, GROUP, BLOCK_M)
+    rows = (
+        sequence.to(tl.int64) * q_batch_stride + row_head.to(tl.int64) * q_head_stride + row_query * q_row_stride
+    ) * Q_STRIDE_UNIT
+    if CHAINS > 1:
+        q = ()
+        for part in tl.static_range(CHAINS):
+            columns = part * (BLOCK_D // CHAINS) + tl.arange(0, BLOCK_D // CHAINS)
+            inside = row_valid[:, None] & (columns < HEAD_DIM)[None, :]
+            q = q + (tl.load(q_ptr + rows[:, None] + columns[None, :], mask=inside, other=0.0),)  # type: ignore[assignment]
+    else:
+        columns = tl.arange(0, BLOCK_D)
+        q = tl.load(
+            q_ptr + rows[:, None] + columns[None, :],
+            mask=row_valid[:, None] & (columns < HEAD_DIM)[None, :],
+            other=0.0,
+        )
+    return q
+
+
+@triton.jit
 def attend_share(
-    q_ptr,
+    q,
     k_ptr,
     v_ptr,
     k_descriptor,
@@ -448,9 +476,6 @@ def attend_share(
     score_scale,
     softcap,
     q_len,
-    q_batch_stride,
-    q_head_stride,
-    q_row_stride,
     k_batch_stride,
     k_head_stride,
     k_row,
@@ -480,7 +505,6 @@ def attend_share(
     BLOCK_KV: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr,
-    Q_STRIDE_UNIT: tl.constexpr,
     KV_STRIDE_UNIT: tl.constexpr,
     MASK: tl.constexpr,
     MASK_PER_ROW: tl.constexpr,
@@ -518,22 +542,6 @@ def attend_share(
     if CAUSAL_TAIL:
         row_last = row_query + (end_key - q_len)
 
-    columns = tl.arange(0, BLOCK_D)
-    q_rows = (
-        sequence_wide * q_batch_stride + row_head.to(tl.int64) * q_head_stride + row_query * q_row_stride
-    ) * Q_STRIDE_UNIT
-    if CHAINS > 1:
-        q = ()
-        for part in tl.static_range(CHAINS):
-            columns = part * (BLOCK_D // CHAINS) + tl.arange(0, BLOCK_D // CHAINS)
-            inside = row_valid[:, None] & (columns < HEAD_DIM)[None, :]
-            q = q + (tl.load(q_ptr + q_rows[:, None] + columns[None, :], mask=inside, other=0.0),)  # type: ignore[assignment]
-    else:
-        q = tl.load(
-            q_ptr + q_rows[:, None] + columns[None, :],
-            mask=row_valid[:, None] & (columns < HEAD_DIM)[None, :],
-            other=0.0,
-        )
     mask_rows = (
         sequence_wide * mask_batch_stride + row_head.to(tl.int64) * mask_head_stride + row_query * mask_row_stride
     )

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .attend import attend_share
+from .attend import attend_share, load_queries
 from .heads import head_start
 from .prefetch import prefetch_tile_l2
 from .results import write_output, write_partial
@@ -210,6 +210,11 @@ def split_kv_decode(
             # the loop, keep it throughout, and spill up to 736 bytes of a thread for it (Triton 3.6, 32 rows).
             row_tile += (count < 0).to(tl.int32)
             slot = stream_slot(kv_head, batch, num_splits, split, sequence)
+            # Before the bounds are waited for: keys are asked for when queries are in shared memory.
+            q = load_queries(
+                q_ptr, sequence, kv_head, row_tile, q_len, q_batch_stride, q_head_stride, q_row_stride, GROUP, HEAD_DIM,
+                BLOCK_M, BLOCK_D, Q_STRIDE_UNIT, CHAINS,
+            )  # fmt: skip
             first_key, end_key, clean_first, clean_end = valid_keys(
                 bounds_ptr, bounds_stride, sequence, kv_len, q_len, bounds_ptr is not None, CAUSAL, lengths_ptr,
                 lengths_ptr is not None,
@@ -217,12 +222,12 @@ def split_kv_decode(
             first = first_key + tl.maximum(begin - start, 0) * BLOCK_KV
             limit = tl.minimum(first_key + tl.minimum(end - start, count) * BLOCK_KV, end_key)
             maximum, total, accumulator = attend_share(
-                q_ptr, k_ptr, v_ptr, k_descriptor, v_descriptor, mask_ptr, table_ptr, sink_ptr, score_scale, softcap,
-                q_len, q_batch_stride, q_head_stride, q_row_stride, k_batch_stride, k_head_stride, k_row,
+                q, k_ptr, v_ptr, k_descriptor, v_descriptor, mask_ptr, table_ptr, sink_ptr, score_scale, softcap,
+                q_len, k_batch_stride, k_head_stride, k_row,
                 v_batch_stride, v_head_stride, v_row, mask_batch_stride, mask_head_stride, mask_row_stride,
                 mask_key_stride, table_stride, sequence, kv_head, row_tile, first, limit, BLOCK_KV, first_key, end_key,
                 clean_first, clean_end, begin <= start, GROUP, HEAD_DIM, VALUE_DIM, BLOCK_M, BLOCK_KV, BLOCK_D,
-                BLOCK_DV, Q_STRIDE_UNIT, KV_STRIDE_UNIT, MASK, MASK_PER_ROW, CLEAN_APART, CAUSAL, TMA, KEYS_FIRST,
+                BLOCK_DV, KV_STRIDE_UNIT, MASK, MASK_PER_ROW, CLEAN_APART, CAUSAL, TMA, KEYS_FIRST,
                 PREFETCH_DEPTH, PREFETCH_BULK, EVICTION, ROWS_ADJACENT, EXP2_SCALE, UPCAST, CHAINS, CAUSAL_TAIL, PAGED,
                 PAGE_SIZE, TILES_IN_PAGES,
             )  # fmt: skip
@@ -270,6 +275,10 @@ def split_kv_decode(
         else:
             splits = num_splits
             slot = (sequence.to(tl.int64) * KV_HEADS + kv_head) * num_splits + split
+        q = load_queries(
+            q_ptr, sequence, kv_head, row_tile, q_len, q_batch_stride, q_head_stride, q_row_stride, GROUP, HEAD_DIM,
+            BLOCK_M, BLOCK_D, Q_STRIDE_UNIT, CHAINS,
+        )  # fmt: skip
         first_key, end_key, clean_first, clean_end = valid_keys(
             bounds_ptr, bounds_stride, sequence, kv_len, q_len, bounds_ptr is not None, CAUSAL, lengths_ptr,
             lengths_ptr is not None,
@@ -282,12 +291,12 @@ def split_kv_decode(
 
         if works:
             maximum, total, accumulator = attend_share(
-                q_ptr, k_ptr, v_ptr, k_descriptor, v_descriptor, mask_ptr, table_ptr, sink_ptr, score_scale, softcap,
-                q_len, q_batch_stride, q_head_stride, q_row_stride, k_batch_stride, k_head_stride, k_row,
+                q, k_ptr, v_ptr, k_descriptor, v_descriptor, mask_ptr, table_ptr, sink_ptr, score_scale, softcap,
+                q_len, k_batch_stride, k_head_stride, k_row,
                 v_batch_stride, v_head_stride, v_row, mask_batch_stride, mask_head_stride, mask_row_stride,
                 mask_key_stride, table_stride, sequence, kv_head, row_tile, first, limit, step, first_key, end_key,
                 clean_first, clean_end, split == 0, GROUP, HEAD_DIM, VALUE_DIM, BLOCK_M, BLOCK_KV, BLOCK_D, BLOCK_DV,
-                Q_STRIDE_UNIT, KV_STRIDE_UNIT, MASK, MASK_PER_ROW, CLEAN_APART, CAUSAL, TMA, KEYS_FIRST, PREFETCH_DEPTH,
+                KV_STRIDE_UNIT, MASK, MASK_PER_ROW, CLEAN_APART, CAUSAL, TMA, KEYS_FIRST, PREFETCH_DEPTH,
                 PREFETCH_BULK, EVICTION, ROWS_ADJACENT, EXP2_SCALE, UPCAST, CHAINS, CAUSAL_TAIL, PAGED, PAGE_SIZE,
                 TILES_IN_PAGES,
             )  # fmt: skip
