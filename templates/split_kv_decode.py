@@ -93,6 +93,8 @@ def split_kv_decode(
     SPLIT: tl.constexpr,
     Q_STRIDE_UNIT: tl.constexpr,
     KV_STRIDE_UNIT: tl.constexpr,
+    K_ROW_STRIDE: tl.constexpr,
+    V_ROW_STRIDE: tl.constexpr,
     OUT_STRIDE_UNIT: tl.constexpr,
     MASK: tl.constexpr,
     MASK_PER_ROW: tl.constexpr,
@@ -172,6 +174,11 @@ def split_kv_decode(
     sequence = flat // (row_tiles * KV_HEADS)
     k_row = tl.cast(k_row_stride, tl.int64) * KV_STRIDE_UNIT
     v_row = tl.cast(v_row_stride, tl.int64) * KV_STRIDE_UNIT
+    # Products with strides that are known take half of the registers of a tile's addresses, and few instructions.
+    if K_ROW_STRIDE > 0:
+        k_row = K_ROW_STRIDE
+    if V_ROW_STRIDE > 0:
+        v_row = V_ROW_STRIDE
     out_batch = tl.cast(out_batch_stride, tl.int64) * OUT_STRIDE_UNIT
     out_head = tl.cast(out_head_stride, tl.int64) * OUT_STRIDE_UNIT
     out_row = tl.cast(out_row_stride, tl.int64) * OUT_STRIDE_UNIT

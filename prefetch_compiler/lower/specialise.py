@@ -129,6 +129,13 @@ def stride_unit(*tensors: torch.Tensor) -> int:
     return common & -common
 
 
+def known_row_stride(cache: torch.Tensor) -> int:
+    """Elements between the rows of a head, (batch, kv_heads, kv_len, dim), where a model fixes them: with heads
+    outermost or innermost. 0 where they may depend on sizes that a launch may change."""
+    kv_heads, dim, stride = cache.shape[1], cache.shape[3], cache.stride(2)
+    return stride if stride in (dim, kv_heads * dim) else 0
+
+
 def mask_mode(mask: torch.Tensor | None) -> str:
     if mask is None:
         return "none"
@@ -231,6 +238,8 @@ def decode_call(
         "SPLIT": config.num_splits > 1,
         "Q_STRIDE_UNIT": q_unit,
         "KV_STRIDE_UNIT": kv_unit,
+        "K_ROW_STRIDE": known_row_stride(t.k),
+        "V_ROW_STRIDE": known_row_stride(t.v),
         "OUT_STRIDE_UNIT": out_unit,
         "MASK": mask_mode(t.mask),
         "MASK_PER_ROW": mask_strides[1] != 0 or mask_strides[2] != 0,
