@@ -225,6 +225,7 @@ def latent_decode(
     out_head_stride,
     out_row_stride,
     HEADS: tl.constexpr,
+    ONE_QUERY: tl.constexpr,
     LATENT_DIM: tl.constexpr,
     ROPE_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -258,6 +259,11 @@ def latent_decode(
     """
     KEYS_AXIS: tl.constexpr = 0 if KEYS_FIRST else 1
     BALANCED: tl.constexpr = PARTITION == "balanced"
+    # As in split_kv_decode.
+    if ONE_QUERY:
+        q_len = 1
+        if HEADS <= BLOCK_M:
+            row_tiles = 1
     flat = tl.program_id(0)
     split = tl.program_id(1)
     num_splits = tl.num_programs(1)
@@ -286,6 +292,24 @@ def latent_decode(
     else:
         splits = num_splits
         slot = sequence.to(tl.int64) * num_splits + split
+    # Queries before bounds, as in split_kv_decode.
+    sequence_wide = sequence.to(tl.int64)
+    rows = HEADS * q_len
+    row = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_valid = row < rows
+    row_head = row // q_len
+    row_query = row % q_len
+    latent_columns = tl.arange(0, BLOCK_L)
+    rope_columns = LATENT_DIM + tl.arange(0, ROPE_DIM)
+    q_rows = (
+        sequence_wide * q_batch_stride + row_head.to(tl.int64) * q_head_stride + row_query * q_row_stride
+    ) * Q_STRIDE_UNIT
+    q_latent = tl.load(
+        q_ptr + q_rows[:, None] + latent_columns[None, :],
+        mask=row_valid[:, None] & (latent_columns < LATENT_DIM)[None, :],
+        other=0.0,
+    )
+    q_rope = tl.load(q_ptr + q_rows[:, None] + rope_columns[None, :], mask=row_valid[:, None], other=0.0)
     first_key, end_key, clean_first, clean_end = valid_keys(
         bounds_ptr, bounds_stride, sequence, kv_len, q_len, bounds_ptr is not None, CAUSAL, lengths_ptr,
         lengths_ptr is not None,
@@ -297,29 +321,11 @@ def latent_decode(
         works = split < splits
 
     if works:
-        sequence_wide = sequence.to(tl.int64)
         own_latent_ptr = head_start(latent_ptr, sequence, split * 0, latent_batch_stride, 0, KV_STRIDE_UNIT, False)
         own_rope_ptr = head_start(rope_ptr, sequence, split * 0, rope_batch_stride, 0, KV_STRIDE_UNIT, False)
-        rows = HEADS * q_len
-        row = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
-        row_valid = row < rows
-        row_head = row // q_len
-        row_query = row % q_len
         row_last = None
         if CAUSAL_TAIL:
             row_last = row_query + (end_key - q_len)
-
-        latent_columns = tl.arange(0, BLOCK_L)
-        rope_columns = LATENT_DIM + tl.arange(0, ROPE_DIM)
-        q_rows = (
-            sequence_wide * q_batch_stride + row_head.to(tl.int64) * q_head_stride + row_query * q_row_stride
-        ) * Q_STRIDE_UNIT
-        q_latent = tl.load(
-            q_ptr + q_rows[:, None] + latent_columns[None, :],
-            mask=row_valid[:, None] & (latent_columns < LATENT_DIM)[None, :],
-            other=0.0,
-        )
-        q_rope = tl.load(q_ptr + q_rows[:, None] + rope_columns[None, :], mask=row_valid[:, None], other=0.0)
         mask_rows = (
             sequence_wide * mask_batch_stride + row_head.to(tl.int64) * mask_head_stride + row_query * mask_row_stride
         )

@@ -535,6 +535,21 @@ def quantised_decode(
     else:
         splits = num_splits
         slot = (sequence.to(tl.int64) * KV_HEADS + kv_head) * num_splits + split
+    # Queries before bounds, as in split_kv_decode.
+    rows = GROUP * q_len
+    row = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_valid = row < rows
+    row_head = kv_head * GROUP + row // q_len
+    row_query = row % q_len
+    sequence_wide = sequence.to(tl.int64)
+
+    q_rows = (
+        sequence_wide * q_batch_stride + row_head.to(tl.int64) * q_head_stride + row_query * q_row_stride
+    ) * Q_STRIDE_UNIT
+    q_pointers = q_ptr + q_rows[:, None] + even_columns(K_PAIRS, HEAD_DIM, FORMAT)[None, :]
+    q_inside = row_valid[:, None] & (tl.arange(0, K_PAIRS) < HEAD_DIM // 2)[None, :]
+    even_queries = tl.load(q_pointers, mask=q_inside, other=0.0)
+    odd_queries = tl.load(q_pointers + 1, mask=q_inside, other=0.0)
     first_key, end_key, clean_first, clean_end = valid_keys(
         bounds_ptr, bounds_stride, sequence, kv_len, q_len, bounds_ptr is not None, CAUSAL, lengths_ptr,
         lengths_ptr is not None,
@@ -546,23 +561,11 @@ def quantised_decode(
         works = split < splits
 
     if works:
-        rows = GROUP * q_len
-        row = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
-        row_valid = row < rows
-        row_head = kv_head * GROUP + row // q_len
-        row_query = row % q_len
         row_last = None
         if CAUSAL_TAIL:
             row_last = row_query + (end_key - q_len)
-        sequence_wide = sequence.to(tl.int64)
-
-        q_rows = (
-            sequence_wide * q_batch_stride + row_head.to(tl.int64) * q_head_stride + row_query * q_row_stride
-        ) * Q_STRIDE_UNIT
-        q_pointers = q_ptr + q_rows[:, None] + even_columns(K_PAIRS, HEAD_DIM, FORMAT)[None, :]
-        q_inside = row_valid[:, None] & (tl.arange(0, K_PAIRS) < HEAD_DIM // 2)[None, :]
-        q_even = tl.load(q_pointers, mask=q_inside, other=0.0)
-        q_odd = tl.load(q_pointers + 1, mask=q_inside, other=0.0)
+        q_even = even_queries
+        q_odd = odd_queries
         row_scale = tl.full([BLOCK_M], 1.0, tl.float32)
         if K_GROUP == "none":
             q_even = q_even.to(tl.float32)

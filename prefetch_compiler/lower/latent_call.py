@@ -82,6 +82,7 @@ def latent_call(
     }
     constants = {
         "HEADS": heads,
+        "ONE_QUERY": q_len == 1,
         "LATENT_DIM": latent_dim,
         "ROPE_DIM": rope_dim,
         "BLOCK_M": block_m,

@@ -307,8 +307,8 @@ SEEDED_BUGS: dict[str, SeededBug] = {
         "mask=(columns < UNITS)[None, :]",
     ),
     "partial results of a quantised cache in one place": quantised(
-        QUANTISED_BOOL, QUANTISED_SPLIT, "slot = (sequence.to(tl.int64) * kv_heads + kv_head) * num_splits + split",
-        "slot = (sequence.to(tl.int64) * kv_heads + kv_head) * num_splits",
+        QUANTISED_BOOL, QUANTISED_SPLIT, "slot = (sequence.to(tl.int64) * KV_HEADS + kv_head) * num_splits + split",
+        "slot = (sequence.to(tl.int64) * KV_HEADS + kv_head) * num_splits",
     ),
     "dropped rotary keys": latent(
         LATENT_BOOL, ONE_SPLIT, "scores = multiply(q_rope, tl.trans(rope), scores, UPCAST)", "pass"
