@@ -315,7 +315,9 @@ def latent_decode(
         lengths_ptr is not None,
     )  # fmt: skip
     first, limit, step = split_range(first_key, end_key, kv_len, split, splits, BLOCK_KV, PARTITION)
-    if not BALANCED:
+    if not SPLIT:
+        works = True
+    elif not BALANCED:
         # Split 0 goes on even with no keys: it must write the zeros of rows that see nothing.
         splits = tl.maximum(active_splits(first_key, end_key, kv_len, num_splits, BLOCK_KV, PARTITION), 1)
         works = split < splits
