@@ -11,6 +11,8 @@ from typing import Any
 from .errors import InvalidConfigError
 
 MAX_PREFETCH_DEPTH = 8
+MIN_BLOCK_KV, MAX_BLOCK_KV = 16, 256
+MAX_STAGES = 8
 MAX_SPLITS = 512
 
 
@@ -113,11 +115,11 @@ class KernelConfig:
     prologue_prefetch: bool = False
 
     def __post_init__(self) -> None:
-        whole_tiles = _power_of_two(self.block_kv) and 16 <= self.block_kv <= 256
-        self._require("block_kv", whole_tiles, "a power of two in 16..256")
+        whole_tiles = _power_of_two(self.block_kv) and MIN_BLOCK_KV <= self.block_kv <= MAX_BLOCK_KV
+        self._require("block_kv", whole_tiles, f"a power of two in {MIN_BLOCK_KV}..{MAX_BLOCK_KV}")
         self._require("num_splits", 1 <= self.num_splits <= MAX_SPLITS, f"in 1..{MAX_SPLITS}")
         self._require("num_warps", self.num_warps in (1, 2, 4, 8), "1, 2, 4 or 8")
-        self._require("num_stages", 1 <= self.num_stages <= 8, "in 1..8")
+        self._require("num_stages", 1 <= self.num_stages <= MAX_STAGES, f"in 1..{MAX_STAGES}")
         self._require("prefetch_depth", 0 <= self.prefetch_depth <= MAX_PREFETCH_DEPTH, f"in 0..{MAX_PREFETCH_DEPTH}")
 
     def _require(self, name: str, holds: bool, rule: str) -> None:

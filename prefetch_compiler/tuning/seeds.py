@@ -7,7 +7,17 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
-from ..config import MAX_SPLITS, KernelConfig, LoadPath, Merge, OperandOrder, Partition
+from ..config import (
+    MAX_BLOCK_KV,
+    MAX_SPLITS,
+    MAX_STAGES,
+    MIN_BLOCK_KV,
+    KernelConfig,
+    LoadPath,
+    Merge,
+    OperandOrder,
+    Partition,
+)
 from ..database.key import TuningKey, bucket
 from ..database.record import TuningRecord
 from ..device import DeviceProfile
@@ -83,6 +93,10 @@ def _recorded(key: TuningKey, records: Sequence[TuningRecord]) -> Iterable[Seed]
             configs.append(record.config)
             yield Seed(record.config, f"recorded for {record.key.name}")
             if len(configs) == 1:
+                yield from (
+                    Seed(config, "the nearest record's, with other programs at once")
+                    for config in _other_residency(record.config)
+                )
                 yield from (
                     Seed(config, "the nearest record's, divided otherwise") for config in _divided(record.config)
                 )
@@ -163,6 +177,18 @@ def _pipelined(key: TuningKey, default: KernelConfig, profile: DeviceProfile) ->
         yield Seed(choose_without_producer(key.spec(), profile), "the heuristic's without a producer warp")
 
 
+def _other_residency(config: KernelConfig) -> Iterable[KernelConfig]:
+    """The same tiles, with another number of programs on an SM, or with none that wait there for the kernel before.
+
+    How many an SM holds follows from registers and shared memory, so it changes with the kernels and with Triton. A
+    few more of them may be worse: the last of them run alone, or programs that are launched early fill the SMs that
+    have room first, and others stay idle.
+    """
+    if config.num_stages < MAX_STAGES and config.load_path is not LoadPath.PRODUCER:
+        yield replace(config, num_stages=config.num_stages + 1)
+    yield replace(config, launch_overlap=not config.launch_overlap)
+
+
 def _divided(config: KernelConfig) -> Iterable[KernelConfig]:
     """The same tiles in other partitions."""
     for partition in Partition:
@@ -188,8 +214,8 @@ def _variants(default: KernelConfig) -> Iterable[Seed]:
         replace(default, load_path=other_path),
         default.with_producer(),
         replace(default, num_splits=max(1, splits // 2), partition=default.partition if splits > 2 else Partition.EVEN),
-        replace(default, block_kv=min(256, default.block_kv * 2), num_warps=4, num_stages=3),
-        replace(default, block_kv=default.block_kv // 2),
+        replace(default, block_kv=min(MAX_BLOCK_KV, default.block_kv * 2), num_warps=4, num_stages=3),
+        replace(default, block_kv=max(MIN_BLOCK_KV, default.block_kv // 2)),
         replace(default, operand_order=OperandOrder.KQ, num_stages=max(2, default.num_stages), num_warps=4),
     ]
     return [Seed(config, "variant of the heuristic's") for config in changed]
