@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 import pytest
 
-from prefetch_compiler.config import KernelConfig, Merge, Partition
+from prefetch_compiler.config import MAX_STAGES, MIN_BLOCK_KV, KernelConfig, Merge, Partition
 from prefetch_compiler.database.key import TuningKey, parse_key
 from prefetch_compiler.database.record import Evidence, TuningRecord
 from prefetch_compiler.lower.precompile import CompiledKernel
@@ -220,6 +220,27 @@ def test_records_of_near_keys_come_before_the_sampler() -> None:
     assert [seed.config for seed in seeds[:3]] == [DEFAULT, near, far]
     assert "b8" in seeds[1].source
     assert MAX_NEIGHBOURS == 3
+
+
+def test_the_nearest_record_is_tried_with_other_programs_at_once() -> None:
+    config = replace(DEFAULT, num_warps=4, num_stages=2, launch_overlap=True)
+    evidence = Evidence(TOOLCHAIN, 1, 0, "2026-01-01", None, 1.0)
+    seeds = [seed.config for seed in seeds_for(KEY, H200, [TuningRecord(KEY, config, evidence)])]
+    assert seeds[:4] == [DEFAULT, config, replace(config, num_stages=3), replace(config, launch_overlap=False)]
+    deepest = replace(config, num_stages=MAX_STAGES, block_kv=16)
+    with_deepest = seeds_for(KEY, H200, [TuningRecord(KEY, deepest, evidence)])
+    assert deepest in [seed.config for seed in with_deepest]
+
+
+@pytest.mark.parametrize("name", [
+    "bfloat16 32q/8kv d128 q1 b256 s128 bhsd-tma bool",
+    "bfloat16 32q/1kv d128 q1 b256 s128 bhsd-tma bool",
+])  # fmt: skip
+def test_there_are_seeds_where_the_heuristic_takes_the_smallest_tiles(name: str) -> None:
+    key = parse_key(name)
+    seeds = seeds_for(key, H200)
+    assert seeds[0].config.block_kv == MIN_BLOCK_KV
+    assert len(seeds) > 1
 
 
 def test_distance_counts_doublings_and_other_fields_weigh_more() -> None:
