@@ -13,8 +13,8 @@ measured on an H200 over batch 1 to 256 and 512 to 131,072 keys:
 - *many*: one after another on each SM, with large tiles again; with the smallest, and one warp, in the shortest caches.
 
 In a long cache the sequences of a batch hold different numbers of keys, and the longest are waited for: few or fitting
-programs are split evenly by what each holds (*balanced*). Where there are about as many as run at once, those that do
-divide all that the batch holds (*streamed*).
+programs are split evenly by what each holds (*balanced*). Where there are about as many as run at once, or more of wide
+heads or pages, those that do divide all that the batch holds (*streamed*).
 
 Tiles come by pointers where latency counts, by TMA where bandwidth does, and by TMA wherever head_dim is no power of
 two, which pointers would fetch lines for and throw away.
@@ -65,10 +65,16 @@ SMALLEST_RAGGED_BATCH = 4
 LONG_KEYS = 32768
 SOMEWHAT_LONG_KEYS = 8192
 FITTING_BALANCED_PROGRAMS_PER_SM = 8
-# From so many keys on streamed programs repay what crossing from one sequence to the next costs a full cache: sooner
-# where one key is more bytes, or is looked up in a table first.
+# From so many keys on streamed programs repay what crossing from one sequence to the next costs a full cache: sooner of
+# wide heads, whose keys are more bytes, where there is no second program on an SM that reads meanwhile, and of pages,
+# which are looked up first, the sooner the more programs there are.
 KEYS_WORTH_STREAMING = 8192
-KEYS_WORTH_STREAMING_WIDE_OR_PAGED = 4096
+KEYS_WORTH_STREAMING_PAGES = 4096
+KEYS_WORTH_STREAMING_SOONEST = 2048
+# With more programs an SM before splitting those of one sequence each keep it as busy: of plain heads, and of wide or
+# paged ones.
+STREAMED_PROGRAMS_PER_SM = 2
+STREAMED_PROGRAMS_PER_SM_WIDE_OR_PAGED = 8
 MOST_ROWS_OF_LARGE_TILES = 32
 KEYS_OF_MANY_LARGE_TILES = 4096
 # With an unsplit program for every second SM or three of four, the others idle: longer caches are split.
@@ -254,17 +260,23 @@ def _regime(family: Family, programs: int, spec: AttentionSpec, profile: DeviceP
 def _streamed_regime(family: Family, programs: int, spec: AttentionSpec, profile: DeviceProfile) -> Regime | None:
     """That of programs which divide the keys of a whole batch, where that pays; else None."""
     ragged = (spec.masked or spec.mask is MaskKind.LENGTHS) and spec.batch >= SMALLEST_RAGGED_BATCH
-    # Measured at 128 to 256 programs, of 128 and 256 columns. A growing cache is as long as its sequences, mostly.
+    # Measured at 128 to 256 programs of 128 columns, to 1,024 of 256, and to 512 of pages. A growing cache is as long
+    # as its sequences, mostly.
     one_query = spec.q_len == 1 and row_tile_of(spec) == MIN_DOT_ROWS and spec.element_bytes == 2
     known = one_query and min(spec.head_dim, spec.value_dim) >= 128 and "kv_len" not in spec.symbolic
-    fills_once = profile.sm_count <= 2 * programs <= 4 * profile.sm_count
     wide, paged = max(spec.head_dim, spec.value_dim) > 128, bool(spec.page_size)
-    keys = KEYS_WORTH_STREAMING_WIDE_OR_PAGED if wide or paged else KEYS_WORTH_STREAMING
-    if not (ragged and known and fills_once and spec.kv_len >= keys):
+    many = programs > profile.sm_count
+    most = STREAMED_PROGRAMS_PER_SM_WIDE_OR_PAGED if wide or paged else STREAMED_PROGRAMS_PER_SM
+    enough = profile.sm_count <= 2 * programs <= 2 * most * profile.sm_count
+    if not (ragged and known and enough and spec.kv_len >= _keys_worth_streaming(wide, paged, many)):
         return None
-    if paged or programs > profile.sm_count:
-        return None if wide else family.streamed_paired
-    return family.streamed
+    return family.streamed_paired if paged or many else family.streamed
+
+
+def _keys_worth_streaming(wide: bool, paged: bool, many: bool) -> int:
+    if (paged and many) or (wide and not many and not paged):
+        return KEYS_WORTH_STREAMING_SOONEST
+    return KEYS_WORTH_STREAMING_PAGES if paged else KEYS_WORTH_STREAMING
 
 
 def _padded_regime(family: Family, programs: int, spec: AttentionSpec, profile: DeviceProfile) -> Regime | None:

@@ -57,7 +57,7 @@ def test_many_programs_over_short_caches_keep_small_tiles() -> None:
         ("b4 s32768", "32q/8kv d128"),
         ("b8 s8192", "32q/8kv d128"),
         ("b16 s32768", "32q/8kv d80"),
-        ("b16 s8192", "20q/10kv d256"),
+        ("b16 s8192", "320q/10kv d256"),  # 32 query rows, which are not streamed
     ],
 )
 def test_long_caches_of_a_batch_are_balanced(sizes: str, heads: str) -> None:
@@ -88,6 +88,11 @@ def test_where_balancing_gains_nothing_splits_are_not_balanced(sizes: str, mask:
         ("b16 s4096", "32q/8kv d256", "bool", 16, 64, 8),
         ("b16 s4096", "32q/8kv d128", "lengths page64", 33, 64, 4),
         ("b16 s4096", "32q/8kv d128", "lengths page16", 33, 64, 4),
+        ("b16 s2048", "16q/8kv d256", "bool", 16, 64, 8),
+        ("b16 s8192", "20q/10kv d256", "bool", 26, 32, 4),
+        ("b64 s8192", "8q/4kv d256", "bool", 64, 32, 4),
+        ("b256 s8192", "8q/4kv d256", "bool", 66, 32, 4),  # more than run at once, of wide heads
+        ("b64 s2048", "32q/8kv d128", "lengths page16", 33, 64, 4),  # and of pages
     ],
 )
 def test_as_many_programs_as_run_at_once_are_streamed(
@@ -110,7 +115,10 @@ def test_as_many_programs_as_run_at_once_are_streamed(
         "32q/1kv d128 q1 b128 s8192 bhsd-tma bool",  # 32 query rows
         "32q/8kv d128 q2 b16 s8192 bhsd-tma bool_rows",
         "32q/8kv d64 q1 b32 s8192 bhsd-tma bool",
-        "32q/8kv d256 q1 b32 s8192 bhsd-tma bool",
+        "32q/8kv d256 q1 b32 s4096 bhsd-tma bool",
+        "16q/8kv d256 q1 b256 s8192 bhsd-tma bool",
+        "32q/8kv d128 q1 b16 s2048 bshd-tma lengths page16",
+        "32q/8kv d128 q1 b256 s2048 bshd-tma lengths page16",
     ],
 )
 def test_what_streaming_was_not_seen_to_pay_for_is_not_streamed(name: str) -> None:
