@@ -66,15 +66,15 @@ LONG_KEYS = 32768
 SOMEWHAT_LONG_KEYS = 8192
 FITTING_BALANCED_PROGRAMS_PER_SM = 8
 # From so many keys on streamed programs repay what crossing from one sequence to the next costs a full cache: sooner of
-# wide heads, whose keys are more bytes, where there is no second program on an SM that reads meanwhile, and of pages,
-# which are looked up first, the sooner the more programs there are.
+# wide heads, whose keys are more bytes, where there is one program an SM at most, and of pages, which are looked up
+# first, the sooner the more programs there are.
 KEYS_WORTH_STREAMING = 8192
 KEYS_WORTH_STREAMING_PAGES = 4096
 KEYS_WORTH_STREAMING_SOONEST = 2048
-# With more programs an SM before splitting those of one sequence each keep it as busy: of plain heads, and of wide or
-# paged ones.
+# Up to so many programs an SM before splitting: of pages and of wide heads, as far as it was measured.
 STREAMED_PROGRAMS_PER_SM = 2
-STREAMED_PROGRAMS_PER_SM_WIDE_OR_PAGED = 8
+STREAMED_PROGRAMS_PER_SM_PAGES = 4
+STREAMED_PROGRAMS_PER_SM_WIDE = 8
 MOST_ROWS_OF_LARGE_TILES = 32
 KEYS_OF_MANY_LARGE_TILES = 4096
 # With an unsplit program for every second SM or three of four, the others idle: longer caches are split.
@@ -266,17 +266,17 @@ def _streamed_regime(family: Family, programs: int, spec: AttentionSpec, profile
     known = one_query and min(spec.head_dim, spec.value_dim) >= 128 and "kv_len" not in spec.symbolic
     wide, paged = max(spec.head_dim, spec.value_dim) > 128, bool(spec.page_size)
     many = programs > profile.sm_count
-    most = STREAMED_PROGRAMS_PER_SM_WIDE_OR_PAGED if wide or paged else STREAMED_PROGRAMS_PER_SM
+    most, keys = STREAMED_PROGRAMS_PER_SM, KEYS_WORTH_STREAMING
+    if paged:
+        most = STREAMED_PROGRAMS_PER_SM_PAGES
+        keys = KEYS_WORTH_STREAMING_SOONEST if many else KEYS_WORTH_STREAMING_PAGES
+    elif wide:
+        most = STREAMED_PROGRAMS_PER_SM_WIDE
+        keys = KEYS_WORTH_STREAMING if many else KEYS_WORTH_STREAMING_SOONEST
     enough = profile.sm_count <= 2 * programs <= 2 * most * profile.sm_count
-    if not (ragged and known and enough and spec.kv_len >= _keys_worth_streaming(wide, paged, many)):
+    if (wide and paged) or not (ragged and known and enough and spec.kv_len >= keys):
         return None
     return family.streamed_paired if paged or many else family.streamed
-
-
-def _keys_worth_streaming(wide: bool, paged: bool, many: bool) -> int:
-    if (paged and many) or (wide and not many and not paged):
-        return KEYS_WORTH_STREAMING_SOONEST
-    return KEYS_WORTH_STREAMING_PAGES if paged else KEYS_WORTH_STREAMING
 
 
 def _padded_regime(family: Family, programs: int, spec: AttentionSpec, profile: DeviceProfile) -> Regime | None:

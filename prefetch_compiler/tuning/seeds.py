@@ -180,9 +180,8 @@ def _pipelined(key: TuningKey, default: KernelConfig, profile: DeviceProfile) ->
 def _other_residency(config: KernelConfig) -> Iterable[KernelConfig]:
     """The same tiles, with another number of programs on an SM, or with none that wait there for the kernel before.
 
-    How many an SM holds follows from registers and shared memory, so it changes with the kernels and with Triton. A
-    few more of them may be worse: the last of them run alone, or programs that are launched early fill the SMs that
-    have room first, and others stay idle.
+    How many an SM holds follows from registers and shared memory, so it changes with the kernels and with Triton, and
+    more of them may be worse than fewer.
     """
     if config.num_stages < MAX_STAGES and config.load_path is not LoadPath.PRODUCER:
         yield replace(config, num_stages=config.num_stages + 1)
