@@ -93,6 +93,7 @@ def merge_splits(
     OUT_STRIDE_UNIT: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     BLOCK_DV: tl.constexpr,
+    COLUMNS: tl.constexpr,
     BLOCK_KV: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -106,7 +107,8 @@ def merge_splits(
     EXP2_SCALE: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Grid (batch * kv_heads * group * q_len,); where STREAMED, a program for STREAM_ROWS of the rows of a KV head.
+    """Grid (batch * kv_heads * group * q_len, BLOCK_DV / COLUMNS): a program has COLUMNS of a row. Where STREAMED, one has
+    all columns of STREAM_ROWS of the rows of a KV head.
 
     Only splits that had keys count, in order, CHUNK at a time, so the result does not depend on which program finished
     first. Layouts as in ``split_kv_decode``."""
@@ -153,7 +155,7 @@ def merge_splits(
             slot = head_slot.to(tl.int64) * num_splits
             slots = num_splits
 
-        columns = tl.arange(0, BLOCK_DV)
+        columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
         if CHUNK == BLOCK_SPLITS:
             # All loads are issued before any is used, the bounds' among them: one memory latency instead of three. What
             # splits without keys hold is left over from other launches, and dropped here.
@@ -172,7 +174,7 @@ def merge_splits(
                 stats_ptr + ((slot + splits) * rows + row) * 2, mask=splits < active, other=float("-inf")
             )
             reference = finite_maximum(tl.max(all_maxima, 0))
-            accumulator = tl.zeros([BLOCK_DV], tl.float32)
+            accumulator = tl.zeros([COLUMNS], tl.float32)
             total = tl.sum(tl.zeros([CHUNK], tl.float32), 0)
             for chunk_first in range(0, active, CHUNK):
                 split = chunk_first + tl.arange(0, CHUNK)
@@ -189,4 +191,4 @@ def merge_splits(
         result = round_to(accumulator / denominator, out_ptr.dtype.element_ty, UPCAST)
         tl.store(out_ptr + out_base + columns, result, mask=columns < VALUE_DIM)
         if lse_ptr is not None:
-            store_lse(lse_ptr, reference, total, flat, True, EXP2_SCALE)
+            store_lse(lse_ptr, reference, total, flat, tl.program_id(1) == 0, EXP2_SCALE)

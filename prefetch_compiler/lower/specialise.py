@@ -29,6 +29,8 @@ MERGE_TILE_ELEMENTS = 32768
 # many programs as query rows, and each warp of a program computes the addresses anew: 2,048 rows of four splits took
 # 4 us longer with four warps than with one (NVIDIA H200).
 MERGE_THREAD_ELEMENTS, MERGE_WARP_SPLITS, MOST_MERGE_WARPS = 128, 32, 8
+# Columns of a row that a program merges: 16 bytes a thread of a warp at least, and more of few splits.
+MIN_MERGE_COLUMNS, MERGE_ROW_ELEMENTS = 128, 1024
 # Balanced splits of a sequence that a merge holds at once: the even share, but no fewer. Few sequences have four times
 # that, and what is computed for all splits that a sequence may have is computed for every row.
 BALANCED_PARTS = 16
@@ -316,12 +318,15 @@ def _stream_merge_tile(batch: int, rows: int, block_dv: int, config: KernelConfi
     return parts, max(1, min(STREAM_ROWS, 1 << (rows - 1).bit_length(), values // parts))
 
 
-def _merge_chunk(block_dv: int, config: KernelConfig) -> int:
-    """Splits that a merge holds at once: all of a sequence's, or as many as most sequences have."""
-    chunk = min(most_splits(config), MERGE_TILE_ELEMENTS // block_dv)
+def _merge_split_tile(block_dv: int, config: KernelConfig) -> tuple[int, int]:
+    """Splits and columns of a row that a merge holds at once: all of a sequence's splits, or as many as most sequences
+    have, and the fewer columns the more splits there are: of 256 columns of 8 splits, or of 512 of 32, ptxas asks for a
+    few partial results at a time, and of 128 for all."""
+    chunk = most_splits(config)
     if config.partition is Partition.BALANCED:
         chunk = min(chunk, max(BALANCED_PARTS, 1 << (config.num_splits - 1).bit_length()))
-    return chunk
+    columns = min(block_dv, max(MIN_MERGE_COLUMNS, MERGE_ROW_ELEMENTS // chunk))
+    return min(chunk, MERGE_TILE_ELEMENTS // columns), columns
 
 
 def _merge_warps(splits: int, values: int) -> int:
@@ -341,9 +346,13 @@ def merge_call(
     out_unit = stride_unit(t.out)
     block_splits = most_splits(config)
     rows = query_heads // kv_heads * q_len
-    chunk, at_once = _merge_chunk(padded_dim(value_dim), config), 0
+    block_dv = padded_dim(value_dim)
+    columns, stream_rows = block_dv, 0
     if config.streams:
-        chunk, at_once = _stream_merge_tile(batch, rows, padded_dim(value_dim), config)
+        chunk, stream_rows = _stream_merge_tile(batch, rows, block_dv, config)
+    else:
+        chunk, columns = _merge_split_tile(block_dv, config)
+    rows_at_once = max(1, stream_rows)
     arguments: dict[str, Any] = {
         "partial_ptr": t.partial,
         "stats_ptr": t.stats,
@@ -363,13 +372,14 @@ def merge_call(
         "ONE_QUERY": q_len == 1,
         "OUT_STRIDE_UNIT": out_unit,
         "VALUE_DIM": value_dim,
-        "BLOCK_DV": padded_dim(value_dim),
+        "BLOCK_DV": block_dv,
+        "COLUMNS": columns,
         "BLOCK_KV": config.block_kv,
         "BLOCK_SPLITS": block_splits,
         "CHUNK": chunk,
         **partition_constants(batch, config),
         "STREAMED": config.streams,
-        "STREAM_ROWS": at_once,
+        "STREAM_ROWS": stream_rows,
         "CAUSAL": is_causal and t.lengths is None,
         "LAUNCH_OVERLAP": config.launch_overlap and not interpreting(),
         "EXP2_SCALE": exp2_scale(t.mask, softcap),
@@ -377,12 +387,11 @@ def merge_call(
     }
     kernel = SPLIT_KV.load("merge_splits").merge_splits
     options = {
-        "num_warps": _merge_warps(chunk, chunk * max(1, at_once) * padded_dim(value_dim)),
+        "num_warps": _merge_warps(chunk, chunk * rows_at_once * columns),
         "num_stages": 1,
         **overlap_option(config),
     }
-    programs = batch * kv_heads * (-(-rows // at_once) if config.streams else rows)
-    return KernelCall(kernel, (programs,), arguments, constants, options)
+    return KernelCall(kernel, (batch * kv_heads * -(-rows // rows_at_once), block_dv // columns), arguments, constants, options)
 
 
 def bounds_stride(bounds: torch.Tensor | None) -> int:
