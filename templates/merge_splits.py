@@ -24,17 +24,28 @@ _RUNTIME_INTEGERS = [
 
 
 @triton.jit
-def load_chunk(partial_ptr, stats_ptr, slot, split, end, rows, row, columns, VALUE_DIM: tl.constexpr):
-    """Maxima, totals and partial rows of some splits of one query row; empty ones for splits from ``end`` on."""
-    inside = split < end
-    split_row = (slot + split) * rows + row
-    maxima = tl.load(stats_ptr + split_row * 2, mask=inside, other=float("-inf"))
-    totals = tl.load(stats_ptr + split_row * 2 + 1, mask=inside, other=0.0)
-    partials = tl.load(
-        partial_ptr + (split_row * VALUE_DIM)[:, None] + columns[None, :],
-        mask=inside[:, None] & (columns < VALUE_DIM)[None, :],
-        other=0.0,
-    )
+def load_chunk(
+    partial_ptr, stats_ptr, slot, split, end, rows, row, columns, VALUE_DIM: tl.constexpr, WHOLE_TILE: tl.constexpr
+):  # fmt: skip
+    """Maxima, totals and partial rows of some splits of one query row; empty ones for splits from ``end`` on. In a
+    WHOLE_TILE there are none of these, and all columns are of the row.
+
+    Volatile loads stay in this order. In any other ptxas compares the maxima before it asks for the last partial rows:
+    two memory latencies, one after the other.
+    """
+    first_row = slot * rows + row
+    split_stats = stats_ptr + first_row * 2 + split * (rows * 2)
+    split_partials = partial_ptr + first_row * VALUE_DIM + (split * (rows * VALUE_DIM))[:, None] + columns[None, :]
+    if WHOLE_TILE:
+        partials = tl.load(split_partials, volatile=True)
+        maxima = tl.load(split_stats, volatile=True)
+        totals = tl.load(split_stats + 1, volatile=True)
+    else:
+        inside = split < end
+        inside_row = inside[:, None] & (columns < VALUE_DIM)[None, :]
+        partials = tl.load(split_partials, mask=inside_row, other=0.0, volatile=True)
+        maxima = tl.load(split_stats, mask=inside, other=float("-inf"), volatile=True)
+        totals = tl.load(split_stats + 1, mask=inside, other=0.0, volatile=True)
     return maxima, totals, partials
 
 
@@ -97,6 +108,7 @@ def merge_splits(
     BLOCK_KV: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
     CHUNK: tl.constexpr,
+    WHOLE_TILE: tl.constexpr,
     PARTITION: tl.constexpr,
     STREAMED: tl.constexpr,
     STREAM_ROWS: tl.constexpr,
@@ -134,6 +146,9 @@ def merge_splits(
         kv_head = head_slot % KV_HEADS
         sequence = head_slot // KV_HEADS
 
+        columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+        splits = tl.arange(0, BLOCK_SPLITS)
+        ALL_AT_ONCE: tl.constexpr = CHUNK == BLOCK_SPLITS
         if PARTITION == "balanced":
             batch = tl.num_programs(0) // (KV_HEADS * rows)
             counts, up_to = balanced_counts(
@@ -142,34 +157,37 @@ def merge_splits(
             )  # fmt: skip
             batch_slot, active = balanced_slots(counts, up_to, sequence, BLOCK_BATCH)
             slot = kv_head.to(tl.int64) * batch * num_splits + batch_slot
-            slots = active
+            if ALL_AT_ONCE:
+                maxima, totals, partials = load_chunk(
+                    partial_ptr, stats_ptr, slot, splits, active, rows, row, columns, VALUE_DIM, False
+                )
         else:
+            slot = head_slot.to(tl.int64) * num_splits
+            if ALL_AT_ONCE:
+                # Before the bounds, and not after them: one memory latency instead of two. What splits without keys
+                # hold is left over from other launches, and dropped below.
+                maxima, totals, partials = load_chunk(
+                    partial_ptr, stats_ptr, slot, splits, num_splits, rows, row, columns, VALUE_DIM, WHOLE_TILE
+                )
             first_key, end_key, _, _ = valid_keys(
                 bounds_ptr, bounds_stride, sequence, kv_len, q_len, bounds_ptr is not None, CAUSAL, lengths_ptr,
-                lengths_ptr is not None,
+                lengths_ptr is not None, ALL_AT_ONCE,
             )  # fmt: skip
             active = active_splits(first_key, end_key, kv_len, num_splits, BLOCK_KV, PARTITION)
             if lse_ptr is not None:
                 # Split 0 of a sequence without keys has its sinks, which the output does without.
                 active = tl.maximum(active, 1)
-            slot = head_slot.to(tl.int64) * num_splits
-            slots = num_splits
 
-        columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-        if CHUNK == BLOCK_SPLITS:
-            # All loads are issued before any is used, the bounds' among them: one memory latency instead of three. What
-            # splits without keys hold is left over from other launches, and dropped here.
-            split = tl.arange(0, BLOCK_SPLITS)
-            maxima, totals, partials = load_chunk(
-                partial_ptr, stats_ptr, slot, split, slots, rows, row, columns, VALUE_DIM
-            )
-            maxima = tl.where(split < active, maxima, float("-inf"))
+        if ALL_AT_ONCE:
+            if active < BLOCK_SPLITS:
+                maxima = tl.where(splits < active, maxima, float("-inf"))
+                totals = tl.where(splits < active, totals, 0.0)
+                partials = tl.where((splits < active)[:, None], partials, 0.0)
             reference = finite_maximum(tl.max(maxima, 0))
             weight = tl.exp2((maxima - reference) * EXP2_SCALE)
-            total = tl.sum(tl.where(split < active, totals, 0.0) * weight, 0)
-            accumulator = tl.sum(tl.where((split < active)[:, None], partials, 0.0) * weight[:, None], 0)
+            total = tl.sum(totals * weight, 0)
+            accumulator = tl.sum(partials * weight[:, None], 0)
         else:
-            splits = tl.arange(0, BLOCK_SPLITS)
             all_maxima = tl.load(
                 stats_ptr + ((slot + splits) * rows + row) * 2, mask=splits < active, other=float("-inf")
             )
@@ -179,7 +197,7 @@ def merge_splits(
             for chunk_first in range(0, active, CHUNK):
                 split = chunk_first + tl.arange(0, CHUNK)
                 maxima, totals, partials = load_chunk(
-                    partial_ptr, stats_ptr, slot, split, active, rows, row, columns, VALUE_DIM
+                    partial_ptr, stats_ptr, slot, split, active, rows, row, columns, VALUE_DIM, False
                 )
                 weight = tl.exp2((maxima - reference) * EXP2_SCALE)
                 total += tl.sum(totals * weight, 0)

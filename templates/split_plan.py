@@ -21,21 +21,21 @@ import triton.language as tl
 @triton.jit
 def valid_keys(
     bounds_ptr, bounds_stride, sequence, kv_len, q_len, HAS_BOUNDS: tl.constexpr, CAUSAL: tl.constexpr, lengths_ptr,
-    HAS_LENGTHS: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr, VOLATILE: tl.constexpr = False,
 ):  # fmt: skip
     """The keys [first, end) that any query of ``sequence`` may see, and [clean_first, clean_end) within it, where the
     mask hides nothing. ``bounds`` is int32 (1|batch, 4). In its place ``lengths`` (batch,) may say how many keys there
     are; what lies outside of the capacity counts as the nearest that does not. Without either all keys are valid.
-    A causal mask is aligned top-left, as in SDPA: query i sees keys 0..i."""
+    A causal mask is aligned top-left, as in SDPA: query i sees keys 0..i. VOLATILE loads stay behind other volatile ones."""
     if HAS_BOUNDS:
         row = bounds_ptr + sequence * bounds_stride
-        first = tl.maximum(tl.load(row), 0)
-        end = tl.minimum(tl.load(row + 1), kv_len)
+        first = tl.maximum(tl.load(row, volatile=VOLATILE), 0)
+        end = tl.minimum(tl.load(row + 1, volatile=VOLATILE), kv_len)
         clean_first = tl.load(row + 2)
         clean_end = tl.load(row + 3)
     elif HAS_LENGTHS:
         first = kv_len * 0
-        end = tl.minimum(tl.maximum(tl.load(lengths_ptr + sequence), 0), kv_len).to(tl.int32)
+        end = tl.minimum(tl.maximum(tl.load(lengths_ptr + sequence, volatile=VOLATILE), 0), kv_len).to(tl.int32)
         clean_first = first
         clean_end = end
     else:

@@ -29,8 +29,9 @@ MERGE_TILE_ELEMENTS = 32768
 # many programs as query rows, and each warp of a program computes the addresses anew: 2,048 rows of four splits took
 # 4 us longer with four warps than with one (NVIDIA H200).
 MERGE_THREAD_ELEMENTS, MERGE_WARP_SPLITS, MOST_MERGE_WARPS = 128, 32, 8
-# Columns of a row that a program merges: 16 bytes a thread of a warp at least, and more of few splits.
-MIN_MERGE_COLUMNS, MERGE_ROW_ELEMENTS = 128, 1024
+# Columns of a row that a program merges: 16 bytes a thread of a warp, half of that with more splits than a warp has
+# lanes, and more where splits are so few that these make no more values.
+MERGE_COLUMNS, MERGE_ROW_ELEMENTS = 128, 1024
 # Balanced splits of a sequence that a merge holds at once: the even share, but no fewer. Few sequences have four times
 # that, and what is computed for all splits that a sequence may have is computed for every row.
 BALANCED_PARTS = 16
@@ -325,7 +326,8 @@ def _merge_split_tile(block_dv: int, config: KernelConfig) -> tuple[int, int]:
     chunk = most_splits(config)
     if config.partition is Partition.BALANCED:
         chunk = min(chunk, max(BALANCED_PARTS, 1 << (config.num_splits - 1).bit_length()))
-    columns = min(block_dv, max(MIN_MERGE_COLUMNS, MERGE_ROW_ELEMENTS // chunk))
+    fewest = MERGE_COLUMNS if chunk <= MERGE_WARP_SPLITS else MERGE_COLUMNS // 2
+    columns = min(block_dv, max(fewest, MERGE_ROW_ELEMENTS // chunk))
     return min(chunk, MERGE_TILE_ELEMENTS // columns), columns
 
 
@@ -377,6 +379,7 @@ def merge_call(
         "BLOCK_KV": config.block_kv,
         "BLOCK_SPLITS": block_splits,
         "CHUNK": chunk,
+        "WHOLE_TILE": config.num_splits == chunk == block_splits and value_dim % columns == 0,
         **partition_constants(batch, config),
         "STREAMED": config.streams,
         "STREAM_ROWS": stream_rows,
@@ -391,7 +394,9 @@ def merge_call(
         "num_stages": 1,
         **overlap_option(config),
     }
-    return KernelCall(kernel, (batch * kv_heads * -(-rows // rows_at_once), block_dv // columns), arguments, constants, options)
+    return KernelCall(
+        kernel, (batch * kv_heads * -(-rows // rows_at_once), block_dv // columns), arguments, constants, options
+    )
 
 
 def bounds_stride(bounds: torch.Tensor | None) -> int:

@@ -178,14 +178,19 @@ def _pipelined(key: TuningKey, default: KernelConfig, profile: DeviceProfile) ->
 
 
 def _other_residency(config: KernelConfig) -> Iterable[KernelConfig]:
-    """The same tiles, with another number of programs on an SM, or with none that wait there for the kernel before.
+    """The same tiles, with another number of programs or warps on an SM, or with no programs that wait there for the
+    kernel before.
 
     How many an SM holds follows from registers and shared memory, so it changes with the kernels and with Triton, and
     more of them may be worse than fewer.
     """
-    if config.num_stages < MAX_STAGES and config.load_path is not LoadPath.PRODUCER:
+    settled = config.load_path is LoadPath.PRODUCER
+    if config.num_stages < MAX_STAGES and not settled:
         yield replace(config, num_stages=config.num_stages + 1)
     yield replace(config, launch_overlap=not config.launch_overlap)
+    if config.num_warps > 1 and not settled:
+        # Fewer warps exchange less: one alone compares the scores of a tile without a barrier.
+        yield replace(config, num_warps=config.num_warps // 2)
 
 
 def _divided(config: KernelConfig) -> Iterable[KernelConfig]:

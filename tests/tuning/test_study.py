@@ -226,7 +226,8 @@ def test_the_nearest_record_is_tried_with_other_programs_at_once() -> None:
     config = replace(DEFAULT, num_warps=4, num_stages=2, launch_overlap=True)
     evidence = Evidence(TOOLCHAIN, 1, 0, "2026-01-01", None, 1.0)
     seeds = [seed.config for seed in seeds_for(KEY, H200, [TuningRecord(KEY, config, evidence)])]
-    assert seeds[:4] == [DEFAULT, config, replace(config, num_stages=3), replace(config, launch_overlap=False)]
+    otherwise = (replace(config, num_stages=3), replace(config, launch_overlap=False), replace(config, num_warps=2))
+    assert seeds[:5] == [DEFAULT, config, *otherwise]
     deepest = replace(config, num_stages=MAX_STAGES, block_kv=16)
     with_deepest = seeds_for(KEY, H200, [TuningRecord(KEY, deepest, evidence)])
     assert deepest in [seed.config for seed in with_deepest]
