@@ -119,8 +119,8 @@ def merge_splits(
     EXP2_SCALE: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Grid (batch * kv_heads * group * q_len, BLOCK_DV / COLUMNS): a program has COLUMNS of a row. Where STREAMED, one has
-    all columns of STREAM_ROWS of the rows of a KV head.
+    """Grid (batch * kv_heads * group * q_len, BLOCK_DV / COLUMNS): a program has COLUMNS of a row. Where STREAMED, one
+    has all columns of STREAM_ROWS of the rows of a KV head.
 
     Only splits that had keys count, in order, CHUNK at a time, so the result does not depend on which program finished
     first. Layouts as in ``split_kv_decode``."""

@@ -26,7 +26,7 @@ def valid_keys(
     """The keys [first, end) that any query of ``sequence`` may see, and [clean_first, clean_end) within it, where the
     mask hides nothing. ``bounds`` is int32 (1|batch, 4). In its place ``lengths`` (batch,) may say how many keys there
     are; what lies outside of the capacity counts as the nearest that does not. Without either all keys are valid.
-    A causal mask is aligned top-left, as in SDPA: query i sees keys 0..i. VOLATILE loads stay behind other volatile ones."""
+    A causal mask is aligned top-left, as in SDPA: query i sees keys 0..i. VOLATILE loads stay behind volatile ones."""
     if HAS_BOUNDS:
         row = bounds_ptr + sequence * bounds_stride
         first = tl.maximum(tl.load(row, volatile=VOLATILE), 0)

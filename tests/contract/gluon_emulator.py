@@ -303,7 +303,7 @@ def debug_barrier() -> None:
     MACHINE.agent().synchronise()
 
 
-def load(pointer: Pointer, mask: Any = None, other: float = 0.0) -> Value:
+def load(pointer: Pointer, mask: Any = None, other: float = 0.0, volatile: bool = False) -> Value:
     if mask is None:
         return value(pointer.load(pointer.offset))
     at, wanted = np.broadcast_arrays(pointer.offset, mask)

@@ -25,6 +25,8 @@ ADDITIVE = replace(BOOL, mask=MaskClass.ADDITIVE, mask_dtype="float16")
 PLAIN = replace(BOOL, mask=MaskClass.NONE)
 # More tiles than splits.
 LONGER = replace(BOOL, capacity_bucket=max(64, CAPACITY))
+# Whose values are merged by two programs a row, where eight splits are.
+WIDE_VALUES = replace(BOOL, kv_heads=1, value_dim=256, capacity_bucket=max(128, CAPACITY))
 PAGE16 = replace(BOOL, kv_heads=1, mask=MaskClass.LENGTHS, features=(Feature.PAGE16,))
 CAUSAL_PAGE16 = replace(PAGE16, mask=MaskClass.CAUSAL_LENGTHS, q_len_bucket=4)
 PAGE64 = replace(PAGE16, capacity_bucket=LONGER.capacity_bucket, features=(Feature.PAGE64,))
@@ -35,6 +37,7 @@ ONE_SPLIT = KernelConfig(block_kv=16, num_splits=1, num_warps=4, num_stages=2)
 SPLIT = replace(ONE_SPLIT, num_splits=3)
 IN_PLACE = replace(SPLIT, merge=Merge.INPLACE)
 STRIDED = replace(SPLIT, partition=Partition.STRIDED)
+EIGHT_SPLITS = replace(SPLIT, num_splits=8)
 CHUNKED = replace(SPLIT, partition=Partition.CHUNKED)
 BALANCED = replace(SPLIT, partition=Partition.BALANCED)
 STREAMED = replace(SPLIT, partition=Partition.STREAMED)
@@ -67,6 +70,7 @@ RIGHT = {
     "bool, balanced in place": (BOOL, replace(BALANCED, merge=Merge.INPLACE)),
     "bool, streamed": (BOOL, STREAMED),
     "bool, streamed in place": (BOOL, replace(STREAMED, merge=Merge.INPLACE)),
+    "bool, wide values, eight splits": (WIDE_VALUES, EIGHT_SPLITS),
     "bool, TMA": (BOOL, TMA),
     "bool, keys first": (BOOL, KEYS_FIRST),
     "rows": (ROWS, ONE_SPLIT),
@@ -151,8 +155,12 @@ SEEDED_BUGS: dict[str, SeededBug] = {
         BOOL, ONE_SPLIT, "(keys < clean_first) | (keys >= clean_end)", "(keys >= clean_end)"
     ),
     "tail too long by one": attend(BOOL, ONE_SPLIT, "keys < end", "keys <= end"),
-    "tail too short by one": plan(BOOL, ONE_SPLIT, "tl.load(row + 1)", "tl.load(row + 1) - 1"),
-    "head late by one": plan(BOOL, ONE_SPLIT, "tl.load(row), 0)", "tl.load(row) + 1, 0)"),
+    "tail too short by one": plan(
+        BOOL, ONE_SPLIT, "tl.load(row + 1, volatile=VOLATILE)", "tl.load(row + 1, volatile=VOLATILE) - 1"
+    ),
+    "head late by one": plan(
+        BOOL, ONE_SPLIT, "tl.load(row, volatile=VOLATILE), 0)", "tl.load(row, volatile=VOLATILE) + 1, 0)"
+    ),
     "last tile dropped": plan(PLAIN, ONE_SPLIT, "end - first + BLOCK_KV - 1, 0)", "end - first, 0)"),
     "the first tile's page for all": attend(PAGE16, ONE_SPLIT, "pages = next_pages", "pages = pages"),
     "every tile from its page's first row": paging(PAGE64, ONE_SPLIT, "first % PAGE_SIZE + tl", "0 + tl"),
@@ -162,7 +170,7 @@ SEEDED_BUGS: dict[str, SeededBug] = {
         "(first % PAGE_SIZE + tl.arange(0, BLOCK_KV))",
     ),
     "lengths short by one": plan(
-        PAGE16, ONE_SPLIT, "tl.load(lengths_ptr + sequence), 0)", "tl.load(lengths_ptr + sequence) - 1, 0)"
+        PAGE16, ONE_SPLIT, "tl.maximum(tl.load(lengths_ptr + sequence", "tl.maximum(-1 + tl.load(lengths_ptr + sequence"
     ),
     "the next query's key seen": attend(
         CAUSAL_PAGE16, ONE_SPLIT, "row_query + (end_key - q_len)", "row_query + 1 + (end_key - q_len)"
@@ -219,7 +227,10 @@ SEEDED_BUGS: dict[str, SeededBug] = {
         BOOL, ONE_SPLIT, "k_head_ptr = head_start(k_ptr, sequence,", "k_head_ptr = head_start(k_ptr, sequence * 0,"
     ),
     "merge reads what nobody wrote": merge(
-        BOOL, SPLIT, "tl.where((split < active)[:, None], partials, 0.0)", "partials"
+        BOOL, SPLIT, "tl.where((splits < active)[:, None], partials, 0.0)", "partials"
+    ),
+    "merge of the first columns for all": merge(
+        WIDE_VALUES, EIGHT_SPLITS, "tl.program_id(1) * COLUMNS + tl.arange", "tl.arange"
     ),
     "merge without the others' arrival": results(
         BOOL, IN_PLACE, "arrived == splits - 1", "arrived == 0"
