@@ -24,7 +24,7 @@ def compact(path: Path) -> None:
     plain = read_run(path).to_dict()
     settings = {name: value for name, value in plain["settings"].items() if name != "cases"}
     # Where the program lay on that machine is of no use to others.
-    command = "kvprefetch bench " + plain["environment"]["command"].split("__main__.py ", 1)[1]
+    command = "kvprefetch bench " + plain["environment"]["command"].split(" bench ", 1)[1]
     environment = {**plain["environment"], "command": command.replace("/root/out/", "")}
     cases = [_compact_case(case) for case in plain["cases"]]
     written = {"settings": settings, "environment": environment, "cases": cases}
