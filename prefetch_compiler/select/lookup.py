@@ -15,6 +15,9 @@ measured before unmeasured, fresh before stale, a higher overlay before a lower 
 
 A record of another size or GPU model is made to fit first (``transfer``). Every configuration must be admissible for
 the spec itself; one that is not is passed over, with the reason.
+
+A measured neighbour of another size that kept the heuristic's choice says of its size what the heuristic says of every
+size, so the heuristic is asked about this one: its choice for twice as long a cache has tiles of that cache's size.
 """
 
 from __future__ import annotations
@@ -61,7 +64,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Missed:
-    """Nothing on record can be used; ``passed_over`` says why not, for what there was."""
+    """Nothing on record is to be used; ``passed_over`` says why not, for what there was."""
 
     passed_over: tuple[str, ...] = ()
 
@@ -83,6 +86,9 @@ def lookup(
     log.debug("looking up %s on %s", key.name, profile.name)
     passed_over = []
     for verdict, candidate in _in_order(candidates, key, template):
+        if _confirms_heuristic(candidate.record, key):
+            passed_over.append(f"{candidate.record.key.name}: the heuristic's choice was the fastest there")
+            break
         config = _fitted(candidate, key, verdict, profile)
         why_not = _why_not(candidate, config, spec, profile, allow_unmeasured, objection)
         outcome = "used" if why_not is None else f"passed over: {why_not}"
@@ -127,6 +133,14 @@ def _twin(key: TuningKey) -> TuningKey | None:
 def _stepped(batch: int, capacity: int, step: tuple[int, int]) -> tuple[int, int]:
     """Powers of two up or down; below 1 there is 0, which no key has."""
     return batch << 1 >> 1 - step[0], capacity << 1 >> 1 - step[1]
+
+
+def _confirms_heuristic(record: TuningRecord, key: TuningKey) -> bool:
+    """Whether ``record`` is of another size than ``key``, and measuring left the heuristic's choice in place there."""
+    sizes = ("batch_bucket", "capacity_bucket")
+    elsewhere = any(getattr(record.key, name) != getattr(key, name) for name in sizes)
+    measurement = record.evidence.measurement
+    return elsewhere and measurement is not None and measurement.default.config == record.config
 
 
 def _fitted(candidate: Candidate, key: TuningKey, verdict: Verdict, profile: DeviceProfile) -> KernelConfig:

@@ -14,10 +14,9 @@ beat the default.
 from __future__ import annotations
 
 import math
-import statistics
 
 from ..database.record import Timing
-from .protocol import TrialResult
+from .protocol import TrialResult, objective_us
 
 MIN_GAIN = 0.005
 MAX_LUCK = 0.01
@@ -33,18 +32,18 @@ def percentile(samples: tuple[float, ...], share: float) -> float:
 
 
 def timing_of(result: TrialResult) -> Timing:
-    """Means over fill levels of the median and the percentiles. The median is the objective itself."""
+    """Geometric means over fill levels of the median and the percentiles. The median is the objective itself."""
     median = result.objective_us
     samples = [fill for fill in result.samples_us if fill]
     if not samples:
         return Timing(median, median, median)
-    low, high = (statistics.fmean(percentile(fill, share) for fill in samples) for share in (0.2, 0.8))
+    low, high = (objective_us([percentile(fill, share) for fill in samples]) for share in (0.2, 0.8))
     return Timing(median, min(low, median), max(high, median))
 
 
 def rounds_us(result: TrialResult) -> list[float]:
-    """The objective of each round: the mean over fill levels of their i-th samples."""
-    return [statistics.fmean(samples) for samples in zip(*result.samples_us, strict=False)]
+    """The objective of each round: of the i-th samples of the fill levels."""
+    return [objective_us(samples) for samples in zip(*result.samples_us, strict=False)]
 
 
 def luck(faster: int, rounds: int) -> float:

@@ -164,15 +164,16 @@ def prefix_mask(spec: AttentionSpec, held: int, device: torch.device) -> Tensor 
     return mask_of(spec, visible.expand(spec.batch, spec.kv_len))
 
 
-def ragged_mask(spec: AttentionSpec, device: torch.device) -> Tensor | None:
+def ragged_mask(spec: AttentionSpec, device: torch.device, order: int = 0) -> Tensor | None:
     """Prefixes of ``ragged_lengths``."""
-    return mask_of(spec, torch.arange(spec.kv_len, device=device) < ragged_lengths(spec, device)[:, None])
+    return mask_of(spec, torch.arange(spec.kv_len, device=device) < ragged_lengths(spec, device, order)[:, None])
 
 
-def ragged_lengths(spec: AttentionSpec, device: torch.device) -> Tensor:
-    """Lengths in equal steps up to the capacity, half of it on average, in a fixed random order: int64 (batch,)."""
-    order = torch.randperm(spec.batch, generator=torch.Generator().manual_seed(0)).to(device)
-    return torch.ceil((order + 0.5) * (spec.kv_len / spec.batch)).long()
+def ragged_lengths(spec: AttentionSpec, device: torch.device, order: int = 0) -> Tensor:
+    """Lengths in equal steps up to the capacity, half of it on average, in the ``order``-th random order: int64
+    (batch,)."""
+    places = torch.randperm(spec.batch, generator=torch.Generator().manual_seed(order)).to(device)
+    return torch.ceil((places + 0.5) * (spec.kv_len / spec.batch)).long()
 
 
 def mask_of(spec: AttentionSpec, visible: Tensor, hidden_value: float = -math.inf) -> Tensor | None:

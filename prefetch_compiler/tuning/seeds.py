@@ -1,11 +1,12 @@
-"""Configurations that a study tries first: the heuristic's, what is recorded for similar keys, and the heuristic's with
-one decision taken the other way."""
+"""Configurations that a study tries first: the heuristic's, what is recorded for similar keys, and then each kind of
+change to these in turn, so that a search of a few trials has seen something of every kind."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain, zip_longest
 
 from ..config import (
     MAX_BLOCK_KV,
@@ -40,6 +41,8 @@ _UNEQUAL_SHARES = (Partition.CHUNKED, Partition.BALANCED)
 _LARGE_TILE_KEYS, _LARGE_TILE_WARPS = 128, 8
 # Streamed programs that an SM holds at once, the bytes of K and V that each of three stages then has, and warps.
 _STREAMED = ((1, 64 << 10, 8), (2, 32 << 10, 4))
+# Unsplit programs that an SM may hold all at once, and the warps that then suit each.
+_AT_ONCE, _AT_ONCE_WARPS = range(2, 9), (4, 2)
 
 
 @dataclass(frozen=True)
@@ -70,19 +73,27 @@ def seeds_for(key: TuningKey, profile: DeviceProfile, records: Sequence[TuningRe
     if default.streams:
         default = choose_without_streaming(key.spec(), profile)
         found.append(Seed(default, "the heuristic's without streamed programs"))
-    known = (
-        *_recorded(key, records),
-        *_streamed(key, default, profile),
-        *_large_tiles(key, default, profile),
-        *_padded_rows(key, default, profile),
-        *_in_chunks(key, profile),
-        *_variants(default),
+    recorded = list(_recorded(key, records))
+    kinds = (
+        _nearest_otherwise(recorded),
+        _all_at_once(key, default, profile),
+        _streamed(key, default, profile),
+        _large_tiles(key, default, profile),
+        _padded_rows(key, default, profile),
+        _in_chunks(key, profile),
+        _pipelined(key, default, profile),
+        _variants(default),
     )
-    for seed in (*known, *_pipelined(key, default, profile)):
+    for seed in (*recorded, *_in_turn(kinds)):
         new = all(seed.config != known.config for known in found)
         if new and why_infeasible(key, seed.config, profile) is None:
             found.append(seed)
     return found
+
+
+def _in_turn(kinds: Iterable[Iterable[Seed]]) -> Iterator[Seed]:
+    """The first of each kind, then the second of each that has one, and so on."""
+    return (seed for seed in chain.from_iterable(zip_longest(*kinds)) if seed is not None)
 
 
 def _recorded(key: TuningKey, records: Sequence[TuningRecord]) -> Iterable[Seed]:
@@ -92,14 +103,41 @@ def _recorded(key: TuningKey, records: Sequence[TuningRecord]) -> Iterable[Seed]
         if record.config not in configs and len(configs) < MAX_NEIGHBOURS:
             configs.append(record.config)
             yield Seed(record.config, f"recorded for {record.key.name}")
-            if len(configs) == 1:
-                yield from (
-                    Seed(config, "the nearest record's, with other programs at once")
-                    for config in _other_residency(record.config)
-                )
-                yield from (
-                    Seed(config, "the nearest record's, divided otherwise") for config in _divided(record.config)
-                )
+
+
+def _nearest_otherwise(recorded: Sequence[Seed]) -> Iterable[Seed]:
+    """The nearest record's with one decision taken the other way."""
+    for nearest in recorded[:1]:
+        config = nearest.config
+        if config.num_splits > 1 and config.load_path is not LoadPath.PRODUCER:
+            other = Merge.SEPARATE if config.merge is Merge.INPLACE else Merge.INPLACE
+            yield Seed(replace(config, merge=other), "the nearest record's, merged the other way")
+        for changed in _other_residency(config):
+            yield Seed(changed, "the nearest record's, with other programs at once")
+        for changed in _divided(config):
+            yield Seed(changed, "the nearest record's, divided otherwise")
+
+
+def _all_at_once(key: TuningKey, default: KernelConfig, profile: DeviceProfile) -> Iterable[Seed]:
+    """Unsplit programs of which an SM holds all that it will get, in tiles that leave room for them: where they are
+    done soon, one that waits for another to end begins with nothing in flight."""
+    spec = key.spec()
+    per_sm = -(-programs_before_splitting(spec) // profile.sm_count)
+    if per_sm not in _AT_ONCE or spec.cache is not None or spec.rope_dim:
+        return
+    fits = profile.shared_memory_bytes // per_sm // 3 // kv_tile_bytes(spec, 1)
+    block_kv = min(128, max(MIN_BLOCK_KV, 1 << max(0, fits.bit_length() - 1)))
+    for warps in _AT_ONCE_WARPS:
+        tiles = replace(
+            default, block_kv=block_kv, num_splits=1, num_warps=warps, num_stages=3, partition=Partition.EVEN
+        )
+        yield Seed(_by_tma(key, tiles, profile), "all programs at once")
+
+
+def _by_tma(key: TuningKey, config: KernelConfig, profile: DeviceProfile) -> KernelConfig:
+    """``config`` with its tiles by TMA where they can come so, else by pointers."""
+    by_tma = replace(config, load_path=LoadPath.TMA)
+    return by_tma if why_infeasible(key, by_tma, profile) is None else replace(config, load_path=LoadPath.POINTER)
 
 
 def _large_tiles(key: TuningKey, default: KernelConfig, profile: DeviceProfile) -> Iterable[Seed]:
@@ -158,11 +196,12 @@ def _streamed(key: TuningKey, default: KernelConfig, profile: DeviceProfile) -> 
             num_stages=3,
             partition=Partition.STREAMED,
         )
-        by_tma = replace(tiles, load_path=LoadPath.TMA)
-        tiles = by_tma if why_infeasible(key, by_tma, profile) is None else replace(tiles, load_path=LoadPath.POINTER)
-        yield Seed(tiles, "streamed")
+        tiles = _by_tma(key, tiles, profile)
+        # In place: a sequence that no two programs share is not merged, and there is no second kernel to find that out.
+        yield Seed(replace(tiles, merge=Merge.INPLACE), "streamed, merged in place")
         # Merges that are there before there is anything to merge hold registers that a second program wants.
         yield Seed(replace(tiles, launch_overlap=False), "streamed")
+        yield Seed(tiles, "streamed")
 
 
 def _in_chunks(key: TuningKey, profile: DeviceProfile) -> Iterable[Seed]:

@@ -8,6 +8,9 @@ lies outside the timed stretch.
 
 Mask, bounds and lengths are the same tensors in every launch, as layers share them, so that filling them anew makes the
 same graph run at another fill level. So is the table of a paged cache, whose pages are shuffled.
+
+In which order the sequences of a ragged batch hold more or fewer keys decides which programs wait for which, and no
+order is a user's: round by round a ragged fill takes the next of RAGGED_ORDERS.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from .ceilings import Ceilings
 from .cuda_graph import graph_of
 from .errors import KeyTooLargeError
 from .inputs import prefix_mask, ragged_lengths, ragged_mask, random_cache, random_queries, random_sink, shuffled_table
-from .protocol import RAGGED_FILL, TrialResult, fills_of
+from .protocol import RAGGED_FILL, TrialResult, fills_of, objective_us
 
 # What is read between two replays, in multiples of L2.
 FLUSH_L2_MULTIPLE = 4
@@ -44,19 +47,28 @@ MEMORY_FRACTION = 0.6
 FIRST_REPLAYS = 3
 REPLAYS = 9
 FINAL_ROUNDS = 21
+# Of the lengths of a ragged batch. The finals see each equally often.
+RAGGED_ORDERS = 7
 # A trial that is slower than the best of its key by this much is not measured further.
 HOPELESS = 1.4
 
 
 @dataclass(frozen=True)
-class Fill:
-    """One fill level, ready to be copied into the tensors that the graphs read."""
+class Held:
+    """What each sequence holds, ready to be copied into the tensors that the graphs read."""
 
-    held: int
-    kv_bytes: int
     mask: Tensor | None = None
     bounds: Tensor | None = None
     lengths: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Fill:
+    """One fill level: ``held`` keys a sequence on average, in each of ``orders``."""
+
+    held: int
+    kv_bytes: int
+    orders: tuple[Held, ...]
 
 
 @dataclass
@@ -86,9 +98,8 @@ class Session:
         self.attention_sink = random_sink(spec, generator)
         self.queries = [torch.empty_like(self.q_source) for _ in self.caches]
         self.fills = [self._fill(share) for share in fills_of(self.key)]
-        self.mask = _like(self.fills[-1].mask)
-        self.bounds = _like(self.fills[-1].bounds)
-        self.lengths = _like(self.fills[-1].lengths)
+        full = self.fills[-1].orders[0]
+        self.mask, self.bounds, self.lengths = _like(full.mask), _like(full.bounds), _like(full.lengths)
         self.table = shuffled_table(spec, self.device, self.seed) if spec.page_size else None
         self.expanded = (
             None if self.mask is None else self.mask.expand(spec.batch, spec.query_heads, spec.q_len, spec.kv_len)
@@ -106,22 +117,31 @@ class Session:
         ragged = share == RAGGED_FILL and spec.batch > 1
         read = min(spec.q_len, held) if spec.is_causal and spec.mask is MaskKind.NONE else held
         kv_bytes = spec.kv_bytes_per_key * read
-        if spec.mask is MaskKind.LENGTHS:
-            same = torch.full((spec.batch,), held, device=self.device)
-            lengths = ragged_lengths(spec, self.device) if ragged else same
-            return Fill(held, kv_bytes, lengths=lengths.to(torch.int32))
-        mask = ragged_mask(spec, self.device) if ragged else prefix_mask(spec, held, self.device)
-        bounds = None if mask is None else mask_bounds(mask, spec.kv_len)
-        return Fill(held, kv_bytes, mask, bounds)
+        if not ragged:
+            return Fill(held, kv_bytes, (self._uniform(held),))
+        return Fill(held, kv_bytes, tuple(self._ragged(order) for order in range(RAGGED_ORDERS)))
+
+    def _uniform(self, held: int) -> Held:
+        if self.spec.mask is MaskKind.LENGTHS:
+            return Held(lengths=torch.full((self.spec.batch,), held, dtype=torch.int32, device=self.device))
+        return self._masked(prefix_mask(self.spec, held, self.device))
+
+    def _ragged(self, order: int) -> Held:
+        if self.spec.mask is MaskKind.LENGTHS:
+            return Held(lengths=ragged_lengths(self.spec, self.device, order).to(torch.int32))
+        return self._masked(ragged_mask(self.spec, self.device, order))
+
+    def _masked(self, mask: Tensor | None) -> Held:
+        return Held(mask, None if mask is None else mask_bounds(mask, self.spec.kv_len))
 
     # One configuration
 
     def trial(self, config: KernelConfig, error: float) -> TrialResult:
         """Time ``config`` at every fill level; only roughly when it has no hope of being the best."""
         graph = self._graph(lambda: self._launches(config))
-        samples = self._rounds([graph], FIRST_REPLAYS)[0]
+        samples = self._rounds([graph], range(FIRST_REPLAYS))[0]
         if _objective(samples) < HOPELESS * self.best_us:
-            more = self._rounds([graph], REPLAYS - FIRST_REPLAYS)[0]
+            more = self._rounds([graph], range(FIRST_REPLAYS, REPLAYS))[0]
             samples = [first + second for first, second in zip(samples, more, strict=True)]
         result = self._result(samples, error)
         self.best_us = min(self.best_us, result.objective_us)
@@ -130,7 +150,7 @@ class Session:
     def finals(self, configs: Sequence[KernelConfig], errors: Sequence[float]) -> list[TrialResult]:
         """Time all in interleaved rounds, whose order rotates."""
         graphs = [self._graph(lambda config=config: self._launches(config)) for config in configs]  # type: ignore[misc]
-        measured = self._rounds(graphs, FINAL_ROUNDS)
+        measured = self._rounds(graphs, range(FINAL_ROUNDS))
         return [self._result(samples, error) for samples, error in zip(measured, errors, strict=True)]
 
     def _result(self, samples: list[list[float]], error: float) -> TrialResult:
@@ -163,25 +183,25 @@ class Session:
             )  # fmt: skip
 
     def _graph(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        self._set(self.fills[-1])
+        self._set(self.fills[-1].orders[0])
         return graph_of(work, self.device)
 
     # Time
 
-    def _set(self, fill: Fill) -> None:
-        for used, filled in ((self.mask, fill.mask), (self.bounds, fill.bounds), (self.lengths, fill.lengths)):
+    def _set(self, held: Held) -> None:
+        for used, filled in ((self.mask, held.mask), (self.bounds, held.bounds), (self.lengths, held.lengths)):
             if used is not None and filled is not None:
                 used.copy_(filled)
 
-    def _rounds(self, graphs: list[torch.cuda.CUDAGraph], rounds: int) -> list[list[list[float]]]:
+    def _rounds(self, graphs: list[torch.cuda.CUDAGraph], rounds: range) -> list[list[list[float]]]:
         """Microseconds per launch: for each graph, for each fill level, a sample a round. The spacers are timed in the
         same rounds; their median is taken off."""
         taken: list[list[list[float]]] = [[] for _ in graphs]
         for fill in self.fills:
-            self._set(fill)
             events: list[list[tuple[torch.cuda.Event, torch.cuda.Event]]] = [[] for _ in [*graphs, None]]
             everyone = [*graphs, self.spacers]
-            for number in range(rounds):
+            for number in rounds:
+                self._set(fill.orders[number % len(fill.orders)])
                 for offset in range(len(everyone)):
                     index = (number + offset) % len(everyone)
                     events[index].append(self._timed(everyone[index]))
@@ -207,4 +227,4 @@ def _like(tensor: Tensor | None) -> Tensor | None:
 
 
 def _objective(samples: list[list[float]]) -> float:
-    return statistics.fmean(statistics.median(taken) for taken in samples)
+    return objective_us([statistics.median(taken) for taken in samples])

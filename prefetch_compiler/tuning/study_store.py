@@ -12,6 +12,7 @@ from optuna.storages import BaseStorage
 from ..database.key import TuningKey
 from ..database.record import Toolchain
 from ..device import DeviceProfile
+from .protocol import OBJECTIVE
 from .sampler import sampler_choice
 from .seeds import Seed
 from .study import KeyStudy
@@ -24,10 +25,10 @@ _SETTLING_FOR_S = 600.0
 
 
 def study_name(key: TuningKey, profile: DeviceProfile, toolchain: Toolchain) -> str:
-    """One line: key, device, kernels and compiler. A change of any of them is another study."""
+    """One line: key, device, kernels, compiler and objective. A change of any of them is another study."""
     device = f"{profile.name} sm_{profile.arch} {profile.sm_count} SMs"
     kernels = f"{toolchain.template}@{toolchain.template_hash[:12]}"
-    return f"{key.name} | {device} | {kernels} | triton {toolchain.triton_minor}"
+    return f"{key.name} | {device} | {kernels} | triton {toolchain.triton_minor} | {OBJECTIVE}"
 
 
 def open_study(

@@ -137,6 +137,37 @@ def at(batch_step: int, capacity_step: int) -> TuningKey:
     return KEY.at(batch=int(KEY.batch_bucket * 2.0**batch_step), capacity=int(KEY.capacity_bucket * 2.0**capacity_step))
 
 
+def kept(key: TuningKey) -> TuningRecord:
+    """A record of ``key`` that nothing beat the heuristic's choice for."""
+    config = choose(key.spec(), ON_H200)
+    made = record(key, config, toolchain=replace(FRESH, template_hash=hash_for(SPLIT_KV, key, config)))
+    measurement = made.evidence.measurement
+    assert measurement is not None
+    measurement = replace(measurement, default=replace(measurement.default, config=config))
+    return replace(made, evidence=replace(made.evidence, measurement=measurement))
+
+
+def test_a_neighbour_that_kept_the_heuristics_choice_leaves_the_choice_to_it() -> None:
+    """Here the two differ: half as long a cache gets fewer splits than are right for the whole."""
+    longer = at(0, 1)
+    assert transferred(choose(longer.spec(), ON_H200), longer, 132, KEY, 132) != choose(KEY.spec(), ON_H200)
+    found = selected(overlays([kept(longer), record(at(0, -1), SECOND)]))
+    assert (found.verdict, found.config) == (Verdict.HEURISTIC, choose(KEY.spec(), ON_H200))
+    assert f"{longer.name}: the heuristic's choice was the fastest there" in found.reason
+
+
+def test_the_own_key_and_its_twin_serve_the_heuristics_choice_as_it_was_measured() -> None:
+    assert selected(overlays(kept(KEY))).verdict is Verdict.EXACT
+    twin = replace(KEY, dtype="float16", kv_dtype="float16")
+    found = selected(overlays(kept(twin)))
+    assert (found.verdict, found.config) == (Verdict.BUCKET, choose(twin.spec(), ON_H200))
+
+
+def test_a_nearer_neighbour_that_beat_the_heuristic_is_used() -> None:
+    found = selected(overlays([record(at(0, 1), SECOND), kept(at(1, 0))]))
+    assert (found.verdict, found.tuned_at) == (Verdict.BUCKET, at(0, 1))
+
+
 @pytest.mark.parametrize("batch_step", [-2, -1, 0, 1, 2])
 @pytest.mark.parametrize("capacity_step", [-2, -1, 0, 1, 2])
 def test_a_neighbour_is_one_power_of_two_away(batch_step: int, capacity_step: int) -> None:

@@ -24,7 +24,7 @@ from prefetch_compiler.tuning.ceilings import Ceilings
 from prefetch_compiler.tuning.errors import WrongResultError
 from prefetch_compiler.tuning.measurer import GpuMeasurer, Worker
 from prefetch_compiler.tuning.protocol import FailureKind, Outcome, TrialFailure, TrialRequest, TrialResult
-from prefetch_compiler.tuning.session import Session
+from prefetch_compiler.tuning.session import FINAL_ROUNDS, RAGGED_ORDERS, Session
 from prefetch_compiler.tuning.verification import verify
 
 from ..tuning.mutants import mutated_templates
@@ -114,6 +114,20 @@ def test_time_follows_the_bytes_that_are_held() -> None:
     assert all(0.3 < share < 1.1 for share in shares), shares
 
 
+@pytest.mark.parametrize("name", ["llama, batch 64", "pages of 64, batch 64", "several queries"])
+def test_ragged_batches_are_timed_in_several_orders_of_the_same_lengths(name: str) -> None:
+    """Else a configuration could be chosen for which programs it happens to make wait for which."""
+    key = KEYS[name].at(batch=16, capacity=4096)
+    eighth, ragged, full = session(key).fills
+    assert (len(eighth.orders), len(ragged.orders), len(full.orders)) == (1, RAGGED_ORDERS, 1)
+    assert FINAL_ROUNDS % RAGGED_ORDERS == 0
+    held = [order.lengths if order.lengths is not None else order.bounds[:, 1] for order in ragged.orders]
+    drawn = {tuple(lengths.tolist()) for lengths in held}
+    assert len(drawn) == RAGGED_ORDERS
+    assert len({tuple(sorted(lengths)) for lengths in drawn}) == 1
+    assert all(sum(lengths) == pytest.approx(16 * ragged.held, rel=0.01) for lengths in drawn)
+
+
 @pytest.mark.parametrize("name", ["pages of 16", "pages of 64, batch 64"])
 def test_paged_caches_take_longer_the_more_they_hold(name: str) -> None:
     key = KEYS[name]
@@ -140,7 +154,7 @@ def test_caches_are_found_cold() -> None:
             )  # fmt: skip
 
     graph = state._graph(read_again)
-    state._set(state.fills[-1])
+    state._set(state.fills[-1].orders[0])
     warm = min(device_us(graph.replay) / 50 for _ in range(5))
     assert cold > 1.1 * warm
 

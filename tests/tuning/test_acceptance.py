@@ -121,6 +121,32 @@ def test_the_best_without_prefetch_is_kept_beside_the_winner() -> None:
     assert verdict.measurement.default.timing.median_us == 20.0
 
 
+def at_fills(*medians_us: float, rounds: int = 21) -> TrialResult:
+    """Steady times that differ between fill levels."""
+    result = measured([1.0] * rounds)
+    fills = tuple(replace(fill, median_us=time) for fill, time in zip(result.fills, medians_us, strict=True))
+    return TrialResult(fills, tuple((time,) * rounds for time in medians_us), 0.25)
+
+
+def test_a_tenth_less_at_any_fill_level_counts_alike() -> None:
+    assert at_fills(2.0, 4.0, 8.0).objective_us == pytest.approx(4.0)
+    assert at_fills(90.0, 500.0, 1000.0).objective_us == pytest.approx(at_fills(100.0, 500.0, 900.0).objective_us)
+    assert at_fills(0.1, 0.1, 0.1).objective_us == 0.1
+
+
+def test_a_third_of_a_short_stretch_is_not_given_for_a_twentieth_of_a_long_one() -> None:
+    """As the arithmetic mean would have it."""
+    greedy, default = at_fills(40.0, 200.0, 380.0), at_fills(30.0, 200.0, 400.0)
+    assert sum(fill.median_us for fill in greedy.fills) < sum(fill.median_us for fill in default.fills) * 0.995
+    assert not beats(greedy, default)
+    assert beats(default, greedy)
+
+
+def test_percentiles_are_of_the_objective_too() -> None:
+    timing = timing_of(at_fills(2.0, 4.0, 8.0))
+    assert (timing.p20_us, timing.median_us, timing.p80_us) == pytest.approx((4.0, 4.0, 4.0))
+
+
 def test_percentiles_and_shares() -> None:
     assert percentile((1.0, 2.0, 3.0, 4.0, 5.0, 6.0), 0.2) == pytest.approx(2.0)
     assert percentile((7.0,), 0.8) == 7.0
