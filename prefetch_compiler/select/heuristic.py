@@ -10,6 +10,8 @@ measured on an H200 over batch 1 to 256 and 512 to 131,072 keys:
 - *fitting* (half to one and a half times the SMs): one program per SM, unsplit: the largest tiles keep enough bytes in
   flight, and nothing is spent on merging. Short caches take smaller ones, by pointers.
 - *paired* (up to twice the SMs, or short caches): two at once on each SM, which share its memory.
+- *crowded* (up to four times the SMs, in caches that are not long): all at once, one warp each, whose scores need no
+  exchange between warps; none waits for another to end before it asks for its first keys.
 - *many*: one after another on each SM, with large tiles again; with the smallest, and one warp, in the shortest caches.
 
 In a long cache the sequences of a batch hold different numbers of keys, and the longest are waited for: few or fitting
@@ -77,6 +79,8 @@ STREAMED_PROGRAMS_PER_SM_PAGES = 4
 STREAMED_PROGRAMS_PER_SM_WIDE = 8
 MOST_ROWS_OF_LARGE_TILES = 32
 KEYS_OF_MANY_LARGE_TILES = 4096
+# Unsplit programs that an SM holds at once, of 64 to 128 columns and 16 rows.
+CROWDED_PROGRAMS_PER_SM = 4
 # With an unsplit program for every second SM or three of four, the others idle: longer caches are split.
 KEYS_WORTH_OCCUPYING_IDLE_SMS = 2048
 # Where one program an SM reads fewer, latency counts, and not how many bytes are in flight.
@@ -86,6 +90,8 @@ KEYS_OF_THE_SHORTEST_CACHE = 128
 _KIB = 1024
 # Of the 255 that a thread may have. Compiled for sm_80 to sm_120, what needs more spills (Triton 3.6).
 MAX_TILE_REGISTERS = 150
+# One warp's by TMA, which holds no addresses (sm_90 and sm_100).
+MAX_TILE_REGISTERS_OF_ONE_WARP = 180
 # Of one tile over a quantised cache, for its two warps: 16 registers a thread. With more, sm_80 to sm_120 spill.
 MAX_QUANTISED_SCORES = 1024
 # Of a tile that is dequantised in registers, a warp: with more, sm_80 to sm_100 spill.
@@ -110,8 +116,8 @@ class Regime:
 class Family:
     """The regimes of one GPU family. ``wide`` heads have more than 128 columns. Without ``streamed`` and
     ``streamed_paired`` nothing is streamed, and without ``padded`` no rows are padded to a warpgroup's. Without
-    ``shortest`` the shortest caches are read as others are, and without ``fitting_many_rows`` more than 32 rows as wide
-    heads are."""
+    ``shortest`` the shortest caches are read as others are, without ``crowded`` three or four programs an SM as more
+    are, and without ``fitting_many_rows`` more than 32 rows as wide heads are."""
 
     few: Regime
     few_wide: Regime
@@ -123,6 +129,7 @@ class Family:
     streamed_paired: Regime | None = None
     padded: Regime | None = None
     shortest: Regime | None = None
+    crowded: Regime | None = None
     fitting_many_rows: Regime | None = None
 
 
@@ -147,6 +154,7 @@ _LARGE_SHARED_MEMORY = Family(
     streamed_paired=Regime(32 * _KIB, 4, 3, _TMA, 2),
     padded=Regime(32 * _KIB, 4, 3, _TMA, 1, KEYS_OF_A_LONG_SHARE_OF_PADDED_ROWS),
     shortest=Regime(8 * _KIB, 1, 3, _TMA, 0),
+    crowded=Regime(16 * _KIB, 1, 3, _TMA, 0),
     fitting_many_rows=Regime(64 * _KIB, 8, 3, _TMA, 1),
 )
 # sm_80 (163 KiB per program): the same reasoning, not measured.
@@ -229,7 +237,8 @@ def _tile_registers(spec: AttentionSpec, block_kv: int, warps: int) -> float:
 def _warps(spec: AttentionSpec, preferred: int, block_kv: int) -> int:
     """More warps than preferred when the tiles of one step would not stay in registers."""
     for warps in (1, 2, 4, 8):
-        if warps >= preferred and _tile_registers(spec, block_kv, warps) <= MAX_TILE_REGISTERS:
+        most = MAX_TILE_REGISTERS_OF_ONE_WARP if warps == 1 else MAX_TILE_REGISTERS
+        if warps >= preferred and _tile_registers(spec, block_kv, warps) <= most:
             return warps
     return 8
 
@@ -257,8 +266,24 @@ def _regime(family: Family, programs: int, spec: AttentionSpec, profile: DeviceP
     return family.paired if narrow_tiles or small else family.many
 
 
+def _crowded_regime(family: Family, programs: int, spec: AttentionSpec, profile: DeviceProfile) -> Regime | None:
+    """That of programs which an SM holds all at once, more than two, where that pays; else None."""
+    # Measured at 512 programs of 2,048 keys; at 4,096, where a program has more to do than to begin, it gained little.
+    dims = spec.head_dim, spec.value_dim
+    known = row_tile_of(spec) == MIN_DOT_ROWS and min(dims) >= 64 and max(dims) <= 128 and spec.element_bytes == 2
+    keys = KEYS_OF_THE_SHORTEST_CACHE < _planned_kv_len(spec) < KEYS_OF_MANY_LARGE_TILES
+    at_once = 2 * profile.sm_count < programs <= CROWDED_PROGRAMS_PER_SM * profile.sm_count
+    if family.crowded is None or not (known and keys and at_once) or spec.mask_per_row:
+        return None
+    if spec.tma_loadable and _pages_hold_tiles(spec, _block_kv(spec, family.crowded.tile_bytes)):
+        return family.crowded
+    return replace(family.crowded, warps=2, load_path=_POINTER)
+
+
 def _streamed_regime(family: Family, programs: int, spec: AttentionSpec, profile: DeviceProfile) -> Regime | None:
     """That of programs which divide the keys of a whole batch, where that pays; else None."""
+    if _crowded_regime(family, programs, spec, profile) is not None:
+        return None
     ragged = (spec.masked or spec.mask is MaskKind.LENGTHS) and spec.batch >= SMALLEST_RAGGED_BATCH
     # Measured at 128 to 256 programs of 128 columns, to 1,024 of 256, and to 512 of pages. A growing cache is as long
     # as its sequences, mostly.
@@ -335,10 +360,7 @@ def choose(spec: AttentionSpec, profile: DeviceProfile) -> KernelConfig:
     if regime is None:
         return choose_without_streaming(spec, profile)
     config = _of_regime(regime, _block_kv(spec, regime.tile_bytes), spec, profile)
-    # Merges that are there before there is anything to merge hold registers that a second program wants.
-    config = replace(
-        config, num_splits=_streams(regime, spec, profile), partition=Partition.STREAMED, launch_overlap=False
-    )
+    config = replace(config, num_splits=_streams(regime, spec, profile), partition=Partition.STREAMED)
     return _shrink_to_fit(spec, config, profile)
 
 
@@ -357,7 +379,8 @@ def choose_without_streaming(spec: AttentionSpec, profile: DeviceProfile) -> Ker
     family, programs = family_of(profile), programs_before_splitting(spec)
     balanced = _balanced_regime(family, programs, spec, profile)
     padded = _padded_regime(family, programs, spec, profile)
-    regime = padded or balanced or _regime(family, programs, spec, profile)
+    crowded = _crowded_regime(family, programs, spec, profile)
+    regime = padded or balanced or crowded or _regime(family, programs, spec, profile)
     block_kv = _block_kv(spec, regime.tile_bytes)
     splits = _splits(regime, programs, spec, profile, block_kv)
     partition = Partition.STRIDED if splits > 1 else Partition.EVEN

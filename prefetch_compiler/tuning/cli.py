@@ -40,6 +40,16 @@ def tune(
     kv_scales: Annotated[
         str, typer.Option(help="Scales of quantised caches: head (a tensor's too) or token, comma-separated.")
     ] = "head",
+    records: Annotated[
+        Path | None, typer.Option(help="The keys of a database file, to tune them again; into another --out.")
+    ] = None,
+    stale: Annotated[
+        bool,
+        typer.Option("--stale", help="Of --records only those of other kernels or another Triton."),
+    ] = False,
+    part: Annotated[
+        str, typer.Option(help="K/N: the K-th of N stretches of the keys, as for one of N GPUs.", show_default="all")
+    ] = "",
     out: Annotated[
         Path | None,
         typer.Option(help="Database file, or a folder of such.", show_default="your own folder, which is found"),
@@ -80,7 +90,9 @@ def tune(
     Each record is published as soon as its key is done; a job that was killed goes on where it stopped.
     Exits with 1 if a key got no record.
     """
+    from ..part import parse_part
     from .job import JobSettings
+    from .key_order import in_order
     from .keys_wanted import keys_wanted
     from .sampler import DEFAULT_SAMPLER, sampler_choice
 
@@ -94,7 +106,9 @@ def tune(
         modelled=compile_only,
     )
     sampler_choice(settings.sampler)
-    keys = keys_wanted(sites, preset, model, spec or [], batch, capacity, dtype, kv_dtype, kv_scales)
+    share = parse_part(part)
+    keys = keys_wanted(sites, preset, model, spec or [], batch, capacity, dtype, kv_dtype, kv_scales, records, stale)
+    keys = list(share.stretch_of(in_order(keys)))
     result = _run(keys, settings, out, storage, jobs, target, quiet, as_json)
     _show(result, quiet, as_json)
     raise typer.Exit(1 if result.finished.failed else 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from ..config import KernelConfig
 from ..database.key import TuningKey
@@ -98,7 +99,16 @@ class NothingToTuneError(KVPrefetchError, ValueError):
     """A command line that names no key."""
 
     def __init__(self) -> None:
-        super().__init__("nothing to tune: give a file of sites (kvprefetch capture), --preset, --model or --spec.")
+        super().__init__(
+            "nothing to tune: give a file of sites (kvprefetch capture), --preset, --model, --spec or --records."
+        )
+
+
+class NothingStaleError(KVPrefetchError, ValueError):
+    """Records to tune again, of which there are none."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"nothing to tune: {path} has no stale record; without --stale all its keys are tuned again.")
 
 
 class InvalidSizesError(KVPrefetchError, ValueError):

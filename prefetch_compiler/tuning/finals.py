@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from ..config import KernelConfig
-from ..database.key import TuningKey
 from ..database.record import FillTiming, Measurement, Rival, Timing
 from .acceptance import MIN_GAIN, beats, timing_of
 from .protocol import Measurer, Outcome, TrialFailure, TrialResult
@@ -117,11 +116,3 @@ def gb_per_s(result: TrialResult) -> float:
     """KV bytes that must be read over the time taken, over all fill levels."""
     total_us = sum(fill.median_us for fill in result.fills)
     return sum(fill.kv_bytes for fill in result.fills) / total_us / 1000 if total_us else 0.0
-
-
-def key_of_shape(key: TuningKey) -> tuple[object, ...]:
-    """Equal for keys whose kernels are the same: a job takes them one after the other."""
-    return (
-        key.dtype, key.kv_dtype, key.group, key.kv_heads, key.head_dim, key.value_dim, key.layout.value,
-        key.alignment.value, key.mask.value, key.mask_dtype, key.q_len_bucket,
-    )  # fmt: skip

@@ -20,7 +20,7 @@ from ..config import KernelConfig
 from ..database.device_identity import identity_of
 from ..database.document import Database
 from ..database.errors import DatabaseError
-from ..database.key import TuningKey, sort_key
+from ..database.key import TuningKey
 from ..database.record import Evidence, Measurement, TuningRecord
 from ..database.store import file_name, publish, read
 from ..device import DeviceProfile
@@ -29,7 +29,8 @@ from ..select.admissible import why_inadmissible
 from .acceptance import MIN_GAIN
 from .compile_pool import Compiler
 from .events import Ending, JobFinished, JobStarted, KeyFinished, KeyStarted, Report, TrialFinished, silent
-from .finals import FINALISTS, ceiling_share, decide, gb_per_s, key_of_shape
+from .finals import FINALISTS, ceiling_share, decide, gb_per_s
+from .key_order import in_order
 from .model_measurer import MODEL_MIN_GAIN
 from .pipeline import KeyRun
 from .protocol import Measurer, Outcome, TrialFailure, TrialResult
@@ -153,7 +154,7 @@ class _Job:
 
     def run(self, keys: Sequence[TuningKey]) -> JobResult:
         start = time.monotonic()
-        ordered = sorted(dict.fromkeys(keys), key=lambda key: (str(key_of_shape(key)), sort_key(key)))
+        ordered = in_order(keys)
         self.numbers = {key: number for number, key in enumerate(ordered, start=1)}
         self.report(JobStarted(self.profile.name, len(ordered), self.settings.trials, self.settings.sampler))
         queue = deque(ordered)

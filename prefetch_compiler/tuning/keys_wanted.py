@@ -1,12 +1,13 @@
-"""The keys that a command line names: a file of sites, a preset, a model, or keys by name."""
+"""The keys that a command line names: a file of sites, a preset, a model, a database's records, or keys by name."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from ..database.key import TuningKey, parse_key
+from ..errors import InvalidOptionError
 from .caches import quantised_key
-from .errors import InvalidSizesError, NothingToTuneError
+from .errors import InvalidSizesError, NothingStaleError, NothingToTuneError
 
 
 def keys_wanted(
@@ -19,13 +20,20 @@ def keys_wanted(
     dtype: str,
     kv_dtype: str | None = None,
     kv_scales: str = "head",
+    records: Path | None = None,
+    stale: bool = False,
 ) -> list[TuningKey]:
     """All keys that were named, each once, in order. With ``kv_dtype`` those of a preset and a model have their caches
     quantised to each of its formats, with each of the scales.
 
+    Args:
+        records: a database file, whose keys are tuned again.
+        stale: of these only the keys whose record is of other kernels or another Triton than are here.
+
     Raises:
-        NothingToTuneError, InvalidSizesError, InvalidKeyNameError, InvalidCacheError: the command line.
-        KVPrefetchError: the sites, the preset or the model.
+        NothingToTuneError, NothingStaleError, InvalidSizesError, InvalidKeyNameError, InvalidCacheError,
+        InvalidOptionError: the command line.
+        KVPrefetchError: the sites, the preset, the model or the database.
     """
     batches, capacities = sizes_of("--batch", batch), sizes_of("--capacity", capacity)
     dtypes = [name.strip() for name in dtype.split(",")]
@@ -47,9 +55,23 @@ def keys_wanted(
         caches = [(fmt.strip(), scales.strip()) for fmt in kv_dtype.split(",") for scales in kv_scales.split(",")]
         named = [quantised_key(key, *cache) for cache in caches for key in named]
     found += named
+    if records is not None:
+        found += _recorded(records, stale)
+    elif stale:
+        raise InvalidOptionError("stale", stale, "to be given with --records FILE")
     if not found:
         raise NothingToTuneError
     return list(dict.fromkeys(found))
+
+
+def _recorded(path: Path, stale: bool) -> list[TuningKey]:
+    from ..database.store import read
+    from ..select.candidates import why_stale
+
+    found = [record.key for record in read(path).records if not stale or why_stale(record)]
+    if not found:
+        raise NothingStaleError(path)
+    return found
 
 
 def sizes_of(option: str, text: str) -> list[int]:

@@ -42,7 +42,7 @@ _LARGE_TILE_KEYS, _LARGE_TILE_WARPS = 128, 8
 # Streamed programs that an SM holds at once, the bytes of K and V that each of three stages then has, and warps.
 _STREAMED = ((1, 64 << 10, 8), (2, 32 << 10, 4))
 # Unsplit programs that an SM may hold all at once, and the warps that then suit each.
-_AT_ONCE, _AT_ONCE_WARPS = range(2, 9), (4, 2)
+_AT_ONCE, _AT_ONCE_WARPS = range(2, 9), (1, 2, 4)
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,9 @@ def _recorded(key: TuningKey, records: Sequence[TuningRecord]) -> Iterable[Seed]
 def _nearest_otherwise(recorded: Sequence[Seed]) -> Iterable[Seed]:
     """The nearest record's with one decision taken the other way."""
     for nearest in recorded[:1]:
-        config = nearest.config
-        if config.num_splits > 1 and config.load_path is not LoadPath.PRODUCER:
-            other = Merge.SEPARATE if config.merge is Merge.INPLACE else Merge.INPLACE
-            yield Seed(replace(config, merge=other), "the nearest record's, merged the other way")
-        for changed in _other_residency(config):
+        for changed in _other_residency(nearest.config):
             yield Seed(changed, "the nearest record's, with other programs at once")
-        for changed in _divided(config):
+        for changed in _divided(nearest.config):
             yield Seed(changed, "the nearest record's, divided otherwise")
 
 
@@ -196,12 +192,7 @@ def _streamed(key: TuningKey, default: KernelConfig, profile: DeviceProfile) -> 
             num_stages=3,
             partition=Partition.STREAMED,
         )
-        tiles = _by_tma(key, tiles, profile)
-        # In place: a sequence that no two programs share is not merged, and there is no second kernel to find that out.
-        yield Seed(replace(tiles, merge=Merge.INPLACE), "streamed, merged in place")
-        # Merges that are there before there is anything to merge hold registers that a second program wants.
-        yield Seed(replace(tiles, launch_overlap=False), "streamed")
-        yield Seed(tiles, "streamed")
+        yield Seed(_by_tma(key, tiles, profile), "streamed")
 
 
 def _in_chunks(key: TuningKey, profile: DeviceProfile) -> Iterable[Seed]:

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from prefetch_compiler.bench.cli import app
 from prefetch_compiler.bench.errors import InvalidResultError
 from prefetch_compiler.bench.kernel.grid import QUICK, Sweep, declared, swept
-from prefetch_compiler.bench.kernel.parts import Part, parse_part, read_parts
+from prefetch_compiler.bench.kernel.parts import read_parts
 from prefetch_compiler.bench.kernel.result import NotRun
-from prefetch_compiler.errors import InvalidOptionError
+from prefetch_compiler.part import Part
 
 from .synthetic import synthetic_run
 
@@ -24,18 +24,6 @@ def test_every_case_is_in_one_part(count: int) -> None:
     parts = [Part(number, count).of(declared()) for number in range(1, count + 1)]
     assert sorted((case for part in parts for case in part), key=declared().index) == list(declared())
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
-
-
-def test_how_a_part_is_written() -> None:
-    assert parse_part("") == Part(1, 1)
-    assert parse_part(" 2/4 ") == Part(2, 4)
-    assert str(Part(2, 4)) == "2/4"
-
-
-@pytest.mark.parametrize("text", ["0/4", "5/4", "1", "1/", "/2", "a/b", "-1/2", "1/2/3", "1/99999"])
-def test_other_words_are_refused(text: str) -> None:
-    with pytest.raises(InvalidOptionError, match="K/N with K from 1 to N"):
-        parse_part(text)
 
 
 def written(tmp_path: Path, count: int = 3) -> list[Path]:

@@ -6,16 +6,28 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from prefetch_compiler.templates.manifest import SPLIT_KV
 from typer.testing import CliRunner
 
 from prefetch_compiler.cli import app
-from prefetch_compiler.database.store import read
+from prefetch_compiler.database.document import Database
+from prefetch_compiler.database.key import TuningKey, parse_key
+from prefetch_compiler.database.record import Toolchain
+from prefetch_compiler.database.store import publish, read
+from prefetch_compiler.database.template_hash import hash_for
 from prefetch_compiler.errors import KVPrefetchError
+from prefetch_compiler.select.candidates import triton_minor
+from prefetch_compiler.tuning import cli
+from prefetch_compiler.tuning.errors import NothingStaleError, NothingToTuneError
 from prefetch_compiler.tuning.keys_wanted import keys_wanted
+from prefetch_compiler.tuning.presets import preset_keys
+
+from ..database.examples import CONFIG, H200, measured
 
 SMALL = "float16 4q/4kv d64 q1 b1 s512 bhsd-tma bool"
 
@@ -62,6 +74,9 @@ def test_compile_only_publishes_unmeasured_records_into_a_file_that_says_so(tmp_
         (("--spec", SMALL, "--sampler", "simplex"), "simplex"),
         (("--preset", "llama-3-8b", "--batch", "1,x"), "--batch"),
         ((*COMPILE_ONLY, "--storage", "nosql://somewhere"), "nosql"),
+        ((*COMPILE_ONLY, "--part", "3/2"), "K/N"),
+        ((*COMPILE_ONLY, "--stale"), "--records"),
+        (("--records", "nowhere.json"), "nowhere.json"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_starts(
@@ -89,3 +104,34 @@ def test_an_interpreting_process_is_told_to_stop(tmp_path: Path) -> None:
 def test_keys_come_from_every_source_once() -> None:
     keys = keys_wanted(None, None, None, [SMALL, SMALL, "float16 4q/4kv d64 q1 b2 s512 bhsd-tma bool"], "1", "1", "f")
     assert [key.batch_bucket for key in keys] == [1, 2]
+
+
+def test_the_keys_of_a_database_are_tuned_again(tmp_path: Path) -> None:
+    key, other = (parse_key(f"float16 4q/4kv d64 q1 b{batch} s512 bhsd-tma bool") for batch in (1, 2))
+    here = Toolchain(SPLIT_KV.name, hash_for(SPLIT_KV, key, CONFIG), "2.11.0", f"{triton_minor()}.0", "580")
+    fresh, stale = measured(key, toolchain=here), measured(other, toolchain=replace(here, template_hash="0" * 64))
+
+    def wanted(name: str, stale: bool) -> list[TuningKey]:
+        return keys_wanted(None, None, None, [], "1", "1", "float16", records=tmp_path / name, stale=stale)
+
+    publish(tmp_path / "both.json", Database(H200, (fresh, stale)))
+    assert wanted("both.json", stale=False) == [key, other]
+    assert wanted("both.json", stale=True) == [other]
+    publish(tmp_path / "fresh.json", Database(H200, (fresh,)))
+    with pytest.raises(NothingStaleError, match=r"fresh\.json has no stale record"):
+        wanted("fresh.json", stale=True)
+
+
+def test_the_parts_of_a_job_tune_every_key_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[list[TuningKey]] = []
+
+    def run(keys: list[TuningKey], *_: object) -> None:
+        given.append(keys)
+        raise NothingToTuneError
+
+    monkeypatch.setattr(cli, "_run", run)
+    for part in ("1/2", "2/2"):
+        CliRunner().invoke(app, ["tune", "--preset", "llama-3-8b", "--part", part])
+    whole = preset_keys("llama-3-8b", [1, 16, 64], [4096, 32768])
+    assert [len(keys) for keys in given] == [3, 3]
+    assert sorted(key.name for part in given for key in part) == sorted(key.name for key in whole)

@@ -8,6 +8,7 @@ from prefetch_compiler.config import KernelConfig, LoadPath, OperandOrder, Parti
 from prefetch_compiler.database.key import parse_key
 from prefetch_compiler.device import REFERENCE_DEVICES, DeviceProfile
 from prefetch_compiler.select.admissible import why_inadmissible
+from prefetch_compiler.select.footprint import kv_tile_bytes
 from prefetch_compiler.select.heuristic import choose
 
 H200 = REFERENCE_DEVICES[90]
@@ -48,7 +49,43 @@ def test_one_program_an_sm_has_as_many_bytes_in_flight_as_two() -> None:
 
 
 def test_many_programs_over_short_caches_keep_small_tiles() -> None:
-    assert chosen("b64 s2048").block_kv == chosen("b32 s2048").block_kv < chosen("b64 s4096").block_kv
+    assert chosen("b128 s2048").block_kv == chosen("b32 s2048").block_kv < chosen("b128 s4096").block_kv
+
+
+@pytest.mark.parametrize(
+    ("sizes", "heads", "mask", "block_kv", "warps"),
+    [
+        ("b64 s2048", "32q/8kv d128", "bool", 32, 1),
+        ("b64 s2048", "32q/8kv d128", "none", 32, 1),
+        ("b64 s2048", "32q/8kv d80", "bool", 32, 1),
+        ("b64 s2048", "32q/8kv d64", "bool", 64, 1),
+        ("b128 s1024", "28q/4kv d128", "bool", 32, 1),
+        ("b64 s2048", "32q/8kv d128", "lengths page64", 32, 1),
+        ("b64 s2048", "32q/8kv d128", "lengths page16", 32, 2),  # by pointers, which want registers
+    ],
+)
+def test_three_or_four_programs_an_sm_run_all_at_once(
+    sizes: str, heads: str, mask: str, block_kv: int, warps: int
+) -> None:
+    config = chosen(sizes, mask, heads)
+    assert (config.num_splits, config.block_kv, config.num_warps) == (1, block_kv, warps)
+    assert (config.load_path is LoadPath.POINTER) is (warps > 1)
+    spec = parse_key(f"bfloat16 {heads} q1 {sizes} bhsd-tma {mask}").spec()
+    assert 4 * config.num_stages * kv_tile_bytes(spec, block_kv) <= H200.shared_memory_bytes
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "32q/8kv d128 q1 b32 s2048 bhsd-tma bool",  # two programs an SM
+        "32q/8kv d128 q1 b128 s2048 bhsd-tma bool",  # more than it can hold
+        "32q/8kv d128 q1 b64 s4096 bhsd-tma bool",  # large tiles have time to come
+        "32q/8kv d256 q1 b64 s2048 bhsd-tma bool",
+        "64q/2kv d128 q1 b256 s2048 bhsd-tma bool",  # 32 query rows
+    ],
+)
+def test_where_it_was_not_seen_to_pay_programs_have_several_warps(name: str) -> None:
+    assert choose(parse_key(f"bfloat16 {name}").spec(), H200).num_warps > 1
 
 
 @pytest.mark.parametrize(
@@ -92,14 +129,14 @@ def test_where_balancing_gains_nothing_splits_are_not_balanced(sizes: str, mask:
         ("b16 s8192", "20q/10kv d256", "bool", 26, 32, 4),
         ("b64 s8192", "8q/4kv d256", "bool", 64, 32, 4),
         ("b256 s8192", "8q/4kv d256", "bool", 66, 32, 4),  # more than run at once, of wide heads
-        ("b64 s2048", "32q/8kv d128", "lengths page16", 33, 64, 4),  # and of pages
+        ("b64 s4096", "32q/8kv d128", "lengths page16", 33, 64, 4),  # and of pages
     ],
 )
 def test_as_many_programs_as_run_at_once_are_streamed(
     sizes: str, heads: str, mask: str, streams: int, block_kv: int, warps: int
 ) -> None:
     config = chosen(sizes, mask, heads)
-    assert config.partition is Partition.STREAMED and not config.launch_overlap
+    assert config.partition is Partition.STREAMED and config.launch_overlap
     assert (config.num_splits, config.block_kv, config.num_warps) == (streams, block_kv, warps)
     assert (config.load_path is LoadPath.POINTER) is ("page16" in mask)
 

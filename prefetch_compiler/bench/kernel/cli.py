@@ -12,9 +12,9 @@ import torch
 import typer
 
 from ...errors import InvalidOptionError, KVPrefetchError
+from ...part import parse_part
 from ..errors import NoGpuError
 from .grid import Sweep, chosen
-from .parts import parse_part
 
 if TYPE_CHECKING:
     from .cases import Case

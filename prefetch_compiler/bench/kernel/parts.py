@@ -1,13 +1,10 @@
-"""A run in parts, one for each GPU of a machine: which cases a part has, and the parts' results as one."""
+"""The results of a run in parts, one for each GPU of a machine, as one."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import InvalidOptionError
 from ..errors import InvalidResultError
 from .cases import Case
 from .grid import Sweep, declared, swept
@@ -16,34 +13,6 @@ from .result import KernelRun, NotRun, read_run
 # What parts of one run may differ in.
 _OWN_SETTINGS = ("cases", "part")
 _OWN_ENVIRONMENT = ("command",)
-
-
-@dataclass(frozen=True)
-class Part:
-    """The ``number``-th of ``count``, from 1 on: every ``count``-th case, so that parts take about as long."""
-
-    number: int = 1
-    count: int = 1
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
-
-    def of(self, cases: Sequence[Case]) -> tuple[Case, ...]:
-        return tuple(cases[self.number - 1 :: self.count])
-
-
-def parse_part(text: str) -> Part:
-    """``K/N``; all there is where ``text`` is empty.
-
-    Raises:
-        InvalidOptionError: it is something else.
-    """
-    if not text.strip():
-        return Part()
-    found = re.fullmatch(r"\s*([0-9]{1,4})/([0-9]{1,4})\s*", text)
-    if found is None or not 1 <= int(found[1]) <= int(found[2]):
-        raise InvalidOptionError("part", text, "K/N with K from 1 to N, as in 2/4")
-    return Part(int(found[1]), int(found[2]))
 
 
 def read_parts(paths: Sequence[Path]) -> KernelRun:
