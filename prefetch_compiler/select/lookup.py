@@ -16,8 +16,8 @@ measured before unmeasured, fresh before stale, a higher overlay before a lower 
 A record of another size or GPU model is made to fit first (``transfer``). Every configuration must be admissible for
 the spec itself; one that is not is passed over, with the reason.
 
-A measured neighbour of another size that kept the heuristic's choice says of its size what the heuristic says of every
-size, so the heuristic is asked about this one: its choice for twice as long a cache has tiles of that cache's size.
+A measured neighbour of another size that kept the heuristic's choice is made to fit by asking the heuristic about this
+size: its choice for twice as long a cache has tiles of that cache's size.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from ..report import Verdict
 from ..spec import AttentionSpec
 from .admissible import why_inadmissible
 from .candidates import BySizes, Candidate, Candidates, candidates_for, kind_of
+from .heuristic import choose
 from .transfer import transferred
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Missed:
-    """Nothing on record is to be used; ``passed_over`` says why not, for what there was."""
+    """Nothing on record can be used; ``passed_over`` says why not, for what there was."""
 
     passed_over: tuple[str, ...] = ()
 
@@ -86,10 +87,7 @@ def lookup(
     log.debug("looking up %s on %s", key.name, profile.name)
     passed_over = []
     for verdict, candidate in _in_order(candidates, key, template):
-        if _confirms_heuristic(candidate.record, key):
-            passed_over.append(f"{candidate.record.key.name}: the heuristic's choice was the fastest there")
-            break
-        config = _fitted(candidate, key, verdict, profile)
+        config = _fitted(candidate, spec, key, verdict, profile)
         why_not = _why_not(candidate, config, spec, profile, allow_unmeasured, objection)
         outcome = "used" if why_not is None else f"passed over: {why_not}"
         log.debug(
@@ -97,7 +95,7 @@ def lookup(
             candidate.stale or "fresh", outcome,
         )  # fmt: skip
         if why_not is None:
-            return Found(verdict, config, candidate.record, _reason(verdict, candidate, config))
+            return Found(verdict, config, candidate.record, _reason(verdict, candidate, key, config))
         passed_over.append(f"{candidate.record.key.name}: {why_not}")
     return Missed(tuple(passed_over))
 
@@ -135,19 +133,22 @@ def _stepped(batch: int, capacity: int, step: tuple[int, int]) -> tuple[int, int
     return batch << 1 >> 1 - step[0], capacity << 1 >> 1 - step[1]
 
 
-def _confirms_heuristic(record: TuningRecord, key: TuningKey) -> bool:
-    """Whether ``record`` is of another size than ``key``, and measuring left the heuristic's choice in place there."""
-    sizes = ("batch_bucket", "capacity_bucket")
-    elsewhere = any(getattr(record.key, name) != getattr(key, name) for name in sizes)
-    measurement = record.evidence.measurement
-    return elsewhere and measurement is not None and measurement.default.config == record.config
-
-
-def _fitted(candidate: Candidate, key: TuningKey, verdict: Verdict, profile: DeviceProfile) -> KernelConfig:
+def _fitted(
+    candidate: Candidate, spec: AttentionSpec, key: TuningKey, verdict: Verdict, profile: DeviceProfile
+) -> KernelConfig:
     record = candidate.record
     if verdict is Verdict.EXACT:
         return record.config
+    if _confirms_heuristic(record, key):
+        return choose(spec, profile)
     return transferred(record.config, record.key, candidate.device.sm_count, key, profile.sm_count)
+
+
+def _confirms_heuristic(record: TuningRecord, key: TuningKey) -> bool:
+    """Whether ``record`` is of another size than ``key``, and measuring left the heuristic's choice in place there."""
+    same_size = (record.key.batch_bucket, record.key.capacity_bucket) == (key.batch_bucket, key.capacity_bucket)
+    measurement = record.evidence.measurement
+    return not same_size and measurement is not None and measurement.default.config == record.config
 
 
 def _why_not(
@@ -166,12 +167,14 @@ def _why_not(
     return objection(config, candidate.stale)
 
 
-def _reason(verdict: Verdict, candidate: Candidate, config: KernelConfig) -> str:
+def _reason(verdict: Verdict, candidate: Candidate, key: TuningKey, config: KernelConfig) -> str:
     """``tuned for NVIDIA H200: bfloat16 32q/8kv d128 q1 b16 s4096 ..., 33.1 us, 1.08x over the heuristic``."""
     record = candidate.record
     where = {Verdict.BUCKET: ", a neighbouring key", Verdict.FAMILY: ", a GPU of the same family"}.get(verdict, "")
     words = [f"tuned for {candidate.device.name}{where}: {record.key.name}", _evidence(record)]
-    if config.num_splits != record.config.num_splits:
+    if verdict is not Verdict.EXACT and _confirms_heuristic(record, key):
+        words.append("where nothing beat the heuristic, which chose for this size too")
+    elif config.num_splits != record.config.num_splits:
         words.append(f"{record.config.num_splits} splits there, {config.num_splits} here")
     if candidate.stale:
         words.append(candidate.stale)
