@@ -93,6 +93,8 @@ SPECS: dict[str, AttentionSpec] = {
     "causal": site(32, 8, 128, q_len=16, mask=NONE, is_causal=True),
     "wide heads, many rows": site(64, 1, 256, q_len=16, mask=ADDITIVE, mask_per_row=True),
     "wide heads, many rows, float32": site(16, 8, 256, q_len=16, dtype=SINGLE),
+    "Llama-8B batch 64, 2,048 keys": site(32, 8, 128, batch=64, kv_len=2048),
+    "Llama-8B batch 64, 2,048 keys, biased": site(32, 8, 128, batch=64, kv_len=2048, mask=ADDITIVE),
 }
 
 
