@@ -14,6 +14,9 @@ from .study import Candidate, KeyStudy
 
 # Of a study's trials at most this share is asked for before their predecessors are known.
 _LOOKAHEAD = 8
+# Of the first ones, which depend on nothing, a worker of several takes so many at a time even of a study of few trials:
+# with one, its compilers would wait for its measurements.
+_SHARED_WINDOW = 4
 _POLL_S = 0.5
 
 
@@ -29,7 +32,7 @@ class KeyRun:
     Args:
         window: configurations that are compiled ahead. Beyond the study's first ones, which depend on nothing, no more
             than a share of its trials.
-        shared: other workers ask for the same ones at the same time: no more than that share of them either.
+        shared: other workers ask for the same ones at the same time: no more than that share of them either, or a few.
         timeout_s: after which nothing more is asked for, counted from the first measurement.
     """
 
@@ -48,7 +51,7 @@ class KeyRun:
         self._compiler, self._measurer = compiler, measurer
         self._seed, self._timeout_s = seed, timeout_s
         self._lookahead = max(1, min(window, study.trials // _LOOKAHEAD))
-        self._window = self._lookahead if shared else max(1, window)
+        self._window = max(1, min(window, max(_SHARED_WINDOW, self._lookahead)) if shared else window)
         self._pending: list[_Pending] = []
         self._started: float | None = None
         self._spill_limit: int | None = None

@@ -246,6 +246,25 @@ def test_there_are_seeds_where_the_heuristic_takes_the_smallest_tiles(name: str)
     assert len(seeds) > 1
 
 
+@pytest.mark.parametrize(("trials", "shared", "ahead"), [(10, False, 10), (10, True, 4), (64, True, 8), (2, True, 2)])
+def test_what_depends_on_nothing_is_compiled_ahead(trials: int, shared: bool, ahead: int) -> None:
+    """All of it by a worker alone, and a few at a time by one of several, so that others find some too."""
+
+    class Counting:
+        submitted = 0
+
+        def submit(self, key: TuningKey, config: KernelConfig) -> Future[CompileOutcome]:
+            self.submitted += 1
+            return Future()
+
+        def close(self) -> None:
+            return
+
+    compiler = Counting()
+    KeyRun(study_of(trials=trials), compiler, FakeMeasurer(), seed=0, window=16, shared=shared).fill()
+    assert compiler.submitted == ahead
+
+
 def test_distance_counts_doublings_and_other_fields_weigh_more() -> None:
     assert distance(KEY, KEY) == 0
     assert distance(KEY, KEY.at(batch=32, capacity=1024)) == 3 + 2
