@@ -41,8 +41,8 @@ _UNEQUAL_SHARES = (Partition.CHUNKED, Partition.BALANCED)
 _LARGE_TILE_KEYS, _LARGE_TILE_WARPS = 128, 8
 # Streamed programs that an SM holds at once, the bytes of K and V that each of three stages then has, and warps.
 _STREAMED = ((1, 64 << 10, 8), (2, 32 << 10, 4))
-# Unsplit programs that an SM may hold all at once, and the warps that then suit each.
-_AT_ONCE, _AT_ONCE_WARPS = range(2, 9), (1, 2, 4)
+# Unsplit programs that an SM may hold at once, and the warps that then suit each.
+_MOST_AT_ONCE, _AT_ONCE_WARPS = 4, (1, 2, 4)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def seeds_for(key: TuningKey, profile: DeviceProfile, records: Sequence[TuningRe
     recorded = list(_recorded(key, records))
     kinds = (
         _nearest_otherwise(recorded),
-        _all_at_once(key, default, profile),
+        _several_at_once(key, default, profile),
         _streamed(key, default, profile),
         _large_tiles(key, default, profile),
         _padded_rows(key, default, profile),
@@ -114,20 +114,20 @@ def _nearest_otherwise(recorded: Sequence[Seed]) -> Iterable[Seed]:
             yield Seed(changed, "the nearest record's, divided otherwise")
 
 
-def _all_at_once(key: TuningKey, default: KernelConfig, profile: DeviceProfile) -> Iterable[Seed]:
-    """Unsplit programs of which an SM holds all that it will get, in tiles that leave room for them: where they are
-    done soon, one that waits for another to end begins with nothing in flight."""
+def _several_at_once(key: TuningKey, default: KernelConfig, profile: DeviceProfile) -> Iterable[Seed]:
+    """Unsplit programs of which an SM holds all that it will get, or four, in tiles that leave room for them: where
+    they are done soon, one that waits for another to end begins with nothing in flight."""
     spec = key.spec()
-    per_sm = -(-programs_before_splitting(spec) // profile.sm_count)
-    if per_sm not in _AT_ONCE or spec.cache is not None or spec.rope_dim:
+    at_once = min(-(-programs_before_splitting(spec) // profile.sm_count), _MOST_AT_ONCE)
+    if at_once < 2 or spec.cache is not None or spec.rope_dim:
         return
-    fits = profile.shared_memory_bytes // per_sm // 3 // kv_tile_bytes(spec, 1)
+    fits = profile.shared_memory_bytes // at_once // 3 // kv_tile_bytes(spec, 1)
     block_kv = min(128, max(MIN_BLOCK_KV, 1 << max(0, fits.bit_length() - 1)))
     for warps in _AT_ONCE_WARPS:
         tiles = replace(
             default, block_kv=block_kv, num_splits=1, num_warps=warps, num_stages=3, partition=Partition.EVEN
         )
-        yield Seed(_by_tma(key, tiles, profile), "all programs at once")
+        yield Seed(_by_tma(key, tiles, profile), "several programs at once")
 
 
 def _by_tma(key: TuningKey, config: KernelConfig, profile: DeviceProfile) -> KernelConfig:
